@@ -1,0 +1,42 @@
+# Every target sets itself up in $(VENV) and touches nothing outside this folder.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/
+STAMP := $(VENV)/.installed
+
+export PIP_NO_CACHE_DIR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help compare test check arviz slow clean
+
+help:  ## the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"pyro-vae needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is {v[0]}.{v[1]}: name another one, make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+compare: $(STAMP)  ## the main job: guides compared on real handwritten digits, into runs/digits/
+	$(RUN)pyro-vae compare digits
+
+check: $(STAMP)  ## ruff and mypy --strict
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)mypy
+
+test: check  ## check, then the whole test suite with the doctests
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto -m 'not slow'
+
+arviz: $(STAMP)  ## the tests that face ArviZ (for the other line: make arviz VENV=.venv-3.12 PYTHON=python3.12)
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto -m 'arviz and not slow' tests
+
+slow: $(STAMP)  ## the tests that take minutes
+	$(RUN)python -m pytest -m slow
+
+clean:  ## remove what these targets made, but not runs/
+	rm -rf .venv .venv-3.12 .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info
