@@ -1,0 +1,88 @@
+"""Running a model and a guide without touching, or being touched by, the rest of the process.
+
+Pyro keeps parameters in one global store. Two pairs whose modules share names then train each other's tensors, silently.
+Everything in this library therefore calls users' code inside :func:`isolated`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+
+__all__ = ["StoreState", "isolated", "modules_of", "owner"]
+
+StoreState = dict[str, dict[str, Any]]
+"""What ``pyro.get_param_store().get_state()`` returns: ``params`` (unconstrained) and ``constraints`` by name."""
+
+
+def owner(program: Callable[..., Any]) -> nn.Module | None:
+    """The module whose code this is: a module itself, or the module of a bound method such as ``vae.model``.
+
+    >>> owner(nn.Linear(2, 3))
+    Linear(in_features=2, out_features=3, bias=True)
+    >>> owner(print) is None
+    True
+    """
+    candidate = getattr(program, "__self__", program)
+    return candidate if isinstance(candidate, nn.Module) else None
+
+
+def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
+    """The distinct modules behind some models and guides, outermost only."""
+    found: dict[int, nn.Module] = {}
+    for program in programs:
+        module = owner(program)
+        if module is not None:
+            found.setdefault(id(module), module)
+    return list(found.values())
+
+
+@contextmanager
+def isolated(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    state: StoreState | None = None,
+    seed: int | None = None,
+    validate: bool = False,
+) -> Iterator[StoreState]:
+    """A parameter store, a random stream and validation flags of one's own, given back as they were.
+
+    Parameters
+    ----------
+    model, guide
+        The pair that will run inside.
+    state
+        What the parameter store holds inside. By default it is empty, or, where the model or the guide is a plain function
+        (whose parameters can be nowhere else), a copy of what the user's store holds now.
+    seed
+        Seeds torch's generators inside; ``None`` goes on with the current stream. Either way the stream outside does not move.
+    validate
+        Whether Pyro checks supports and shapes inside.
+
+    Yields
+    ------
+    StoreState
+        Filled with the store's contents when the block ends without an error.
+
+    Examples
+    --------
+    >>> def model():
+    ...     pyro.param("a", torch.zeros(()))
+    >>> with isolated(model, model, state={"params": {}, "constraints": {}}) as inside:
+    ...     model()
+    >>> list(inside["params"]), list(pyro.get_param_store())
+    (['a'], [])
+    """
+    store = pyro.get_param_store()
+    if state is None:
+        functions = owner(model) is None or owner(guide) is None
+        state = store.get_state() if functions else {"params": {}, "constraints": {}}
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=cuda), pyro.validation_enabled(validate), store.scope(state):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield state
