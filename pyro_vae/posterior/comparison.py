@@ -1,0 +1,239 @@
+"""Guides side by side: which explains the data better, by how much, and whether the data decide it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+__all__ = ["answer", "compare"]
+
+Array = NDArray[np.float64]
+Diagnostics = xr.Dataset | Mapping[str, ArrayLike]
+
+CONFIDENCE = 0.95
+
+
+def compare(
+    diagnostics: Mapping[str, Diagnostics | Sequence[Diagnostics]], *, shared_model: bool = False
+) -> pd.DataFrame:
+    """Compare guides by the log evidence of the same observations, in pairs.
+
+    Parameters
+    ----------
+    diagnostics
+        By guide: what :func:`~pyro_vae.posterior.importance.diagnose` returns, or any mapping with
+        ``log_evidence`` (and ``elbo`` for ``shared_model``) in nats per observation, from anywhere. One fit
+        has shape (observation,). Several seeds are a sequence of such, or one with shape (seed, observation);
+        a Dataset may have its dimensions in any order. Seed s of every guide must belong together: same
+        initial values, batches and noise.
+    shared_model
+        Say ``True`` if the guides approximate one and the same model. Its evidence is then one number, and
+        estimates of it differ by their error only; so the ELBO is compared, and there are no stacking
+        weights. Leave it ``False`` if each guide trained a model of its own.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per guide, best first:
+
+        - ``rank``; ``elpd``: total nats, the mean over seeds; ``se``: its standard error over observations;
+        - ``elpd_diff``: ``elpd`` minus the best guide's (≤ 0); ``dse``: standard error of that paired
+          difference over observations; ``p_worse``: normal approximation from these two to the probability
+          that the guide is worse than the best;
+        - ``weight``: stacking weight of the guide's predictive density (Yao, Vehtari, Simpson and Gelman,
+          2018, "Using stacking to average Bayesian predictive distributions");
+        - ``diff``: ``elpd_diff`` in nats per observation, and its 95% interval ``diff_low`` to ``diff_high``.
+          With several seeds: Student's t on the paired differences of the seeds, so it says how the
+          difference varies when both guides are trained again, for these observations. With one seed that
+          cannot be known; the interval is then over observations, and is about these two fits only. ``seeds``
+          says which. Which guide is best was read off the same numbers, so the intervals hold jointly for all
+          pairs of guides (Bonferroni);
+        - ``decided``: whether the interval excludes zero. In the first row: whether all others do.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two guides or observations, if numbers of observations or seeds differ, or if
+        a value is not finite.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> images = rng.normal(-100, 10, size=(1, 200))  # some are harder than others, for both guides
+    >>> a, b = images + rng.normal(0, 0.1, (3, 200)), images - 1 + rng.normal(0, 0.1, (3, 200))
+    >>> table = compare({"softplus": {"log_evidence": a}, "logvar": {"log_evidence": b}})
+    >>> table[["rank", "diff", "decided"]].round(1)
+              rank  diff  decided
+    guide
+    softplus     0   0.0     True
+    logvar       1  -1.0     True
+    """
+    values = _values(diagnostics, "elbo" if shared_model else "log_evidence")
+    seeds, n = next(iter(values.values())).shape
+    table = _arviz_table({name: value.mean(axis=0) for name, value in values.items()})
+    if shared_model:
+        table = table.drop(columns="weight")
+    best = table.index[0]
+    pairs = len(values) * (len(values) - 1) // 2
+    others = [_interval(values[name] - values[best], pairs) for name in table.index[1:]]
+    intervals = np.array([(np.nan, np.nan), *others])
+    table["diff"] = table["elpd_diff"] / n
+    table["diff_low"], table["diff_high"] = intervals.T
+    decided = [low > 0 or high < 0 for low, high in others]
+    table["decided"] = [all(decided), *decided]
+    table["seeds"] = seeds
+    return table
+
+
+def answer(comparison: pd.DataFrame) -> str:
+    """What a comparison says: which guide is better and by how much, or that the data do not decide.
+
+    Parameters
+    ----------
+    comparison
+        From :func:`compare`.
+
+    Examples
+    --------
+    >>> noise = np.random.default_rng(0).normal(0, 1, (2, 3, 100))
+    >>> table = compare({"a": {"log_evidence": noise[0]}, "b": {"log_evidence": noise[1]}})
+    >>> print(answer(table))
+    The data do not decide between b and a: b is ahead in log evidence by 0.026 nats per observation
+    (95% interval -0.302 to 0.354 over 3 seeds), and that interval contains zero.
+    """
+    best, rest = str(comparison.index[0]), comparison.iloc[1:]
+    measure = "log evidence" if "weight" in comparison else "ELBO"
+    seeds = int(comparison["seeds"].iloc[0])
+    over = f"over {seeds} seeds" if seeds > 1 else "over observations"
+    better, open_ = rest[rest["decided"]], rest[~rest["decided"]]
+    sentences = []
+    if len(better):
+        gains = _listed([f"{name} by {_gain(row, over)}" for name, row in better.iterrows()])
+        sentences.append(f"{best} has the higher {measure}: it beats {gains}.")
+    if len(open_):
+        names = [best, *map(str, open_.index)]
+        differences = _listed([_gain(row, over) for _, row in open_.iterrows()])
+        lead = "The data do not decide between" if not sentences else "Between"
+        verdict = "" if not sentences else " the data do not decide"
+        sentences.append(
+            f"{lead} {_listed(names)}{verdict}: {best} is ahead in {measure} by {differences}, "
+            f"and {'that interval contains' if len(open_) == 1 else 'these intervals contain'} zero."
+        )
+    if seeds == 1:
+        sentences.append("Each guide was fitted once, so this is about these fits and not about the guides.")
+    return " ".join(sentences)
+
+
+def _gain(row: pd.Series, over: str) -> str:
+    """The best guide's lead over another, with its interval."""
+    lead, low, high = -row["diff"], -row["diff_high"], -row["diff_low"]
+    digits = max(2, 1 - int(np.floor(np.log10(max(abs(lead), 1e-6)))))
+    return (
+        f"{lead:.{digits}f} nats per observation "
+        f"({CONFIDENCE:.0%} interval {low:.{digits}f} to {high:.{digits}f} {over})"
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _values(diagnostics: Mapping[str, Any], measure: str) -> dict[str, Array]:
+    """The measure by guide, of shape (seeds, observations), checked."""
+    if len(diagnostics) < 2:
+        raise ValueError(f"diagnostics has {len(diagnostics)} guide(s); a comparison needs at least two")
+    values = {str(name): _by_seed(name, given, measure) for name, given in diagnostics.items()}
+    shapes = {name: value.shape for name, value in values.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{name}: {shape[0]} × {shape[1]}" for name, shape in shapes.items())
+        raise ValueError(f"guides must have the same seeds and observations to be paired, but have {told}")
+    if next(iter(shapes.values()))[1] < 2:
+        raise ValueError("there is one observation; a comparison needs at least two")
+    return values
+
+
+def _by_seed(name: str, given: Any, measure: str) -> Array:
+    fits = [given] if isinstance(given, Mapping) else list(given)
+    if not fits:
+        raise ValueError(f"diagnostics of '{name}' is empty; give one mapping or one for each seed")
+    rows = []
+    for fit in fits:
+        if measure not in fit:
+            raise ValueError(
+                f"diagnostics of '{name}' have no '{measure}'; they have {sorted(map(str, fit))}"
+            )
+        value = fit[measure]
+        if isinstance(value, xr.DataArray):
+            value = value.transpose(..., "observation")
+        rows.append(np.atleast_2d(np.asarray(value, dtype=np.float64)))
+    sizes = {row.shape[1:] for row in rows}
+    if len(sizes) > 1 or len(next(iter(sizes))) != 1:
+        raise ValueError(
+            f"'{measure}' of '{name}' must have shape (observation,) or (seed, observation), "
+            f"with equally many observations for each seed; the shapes are {[row.shape for row in rows]}"
+        )
+    array = np.concatenate(rows)
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        raise ValueError(
+            f"'{measure}' of '{name}' is {array[tuple(bad[0])]} for observation {bad[0][1]}, and not finite "
+            f"for {len(np.unique(bad[:, 1]))} of {array.shape[1]} observations; leave these out for every "
+            "guide, or refit"
+        )
+    return array
+
+
+def _interval(difference: Array, pairs: int) -> tuple[float, float]:
+    """Of the mean difference, given (seeds, observations): over seeds if there are several."""
+    units = difference.mean(axis=1) if len(difference) > 1 else difference[0]
+    mean, error = units.mean(), units.std(ddof=1) / np.sqrt(units.size)
+    half = stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * pairs), units.size - 1) * error
+    return float(mean - half), float(mean + half)
+
+
+def _arviz_table(values: Mapping[str, Array]) -> pd.DataFrame:
+    """ArviZ's comparison of pointwise log densities (observation,), the same on all its versions."""
+    import arviz_stats
+
+    arviz: Any = arviz_stats  # untyped in part
+    n = next(iter(values.values())).size
+    # stacking takes exp(elpd): without the shift everything below -745 nats is zero and the weights are
+    # silently equal
+    top = np.max(list(values.values()), axis=0)
+    fields = inspect.signature(arviz.ELPDData).parameters
+    kind = {"kind": "loo"} if "kind" in fields else {}
+    shifted = {
+        name: arviz.ELPDData(
+            **kind,
+            elpd=float((value - top).sum()),
+            se=float(np.sqrt(n) * value.std(ddof=1)),
+            p=np.nan,
+            n_samples=n,
+            n_data_points=n,
+            scale="log",
+            warning=False,
+            good_k=0.7,
+            elpd_i=xr.DataArray(value - top, dims="observation"),
+            pareto_k=None,
+        )
+        for name, value in values.items()
+    }
+    exact = {"round_to": "none"} if "round_to" in inspect.signature(arviz.compare).parameters else {}
+    table = arviz.compare(shifted, method="stacking", **exact)
+    names = [str(name) for name in table.index]
+    out = pd.DataFrame(index=pd.Index(names, name="guide"))
+    out["rank"] = table["rank"].to_numpy(dtype=int)
+    out["elpd"] = [float(values[name].sum()) for name in names]
+    out["se"] = [float(np.sqrt(n) * values[name].std(ddof=1)) for name in names]
+    out["elpd_diff"] = 0.0 - table["elpd_diff"].abs().to_numpy(dtype=float)  # the sign depends on the version
+    out["dse"] = table["dse"].to_numpy(dtype=float)
+    out["weight"] = table["weight"].to_numpy(dtype=float)
+    out["p_worse"] = stats.norm.cdf(-out["elpd_diff"] / out["dse"].where(out["dse"] > 0))
+    return out

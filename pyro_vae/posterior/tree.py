@@ -1,0 +1,156 @@
+"""A fit as an ArviZ tree: draws of the guide, prior and predictive draws, densities, and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from pyro_vae.posterior.drawing import CHUNK, Block, prepare
+
+__all__ = ["from_pyro_svi"]
+
+Array = NDArray[Any]
+
+GROUPS = ("posterior", "prior", "posterior_predictive", "observed_data", "log_likelihood", "sample_stats")
+
+
+def from_pyro_svi(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    draws: int = 1000,
+    seed: int = 0,
+    *,
+    observations: Sequence[int] | None = None,
+    history: xr.Dataset | None = None,
+    name: str = "svi",
+    chunk: int = CHUNK,
+) -> xr.DataTree:
+    """Draws from a guide as the tree that every ArviZ function takes.
+
+    Parameters
+    ----------
+    model, guide, data, draws, seed, chunk
+        As in :func:`~pyro_vae.posterior.importance.log_weights`.
+    observations
+        Which observations to keep. All draws of all observations are stored: ten thousand images of 784
+        pixels with a thousand draws are 31 GB, so give a few here.
+    history
+        The history of a fit (``fit.history``); it becomes the group ``loss``.
+    name
+        Name of the tree, and its attribute ``model_name``, which also survives a file.
+
+    Returns
+    -------
+    xr.DataTree
+        Groups ``posterior`` and ``prior`` (latents), ``posterior_predictive`` (replicates drawn from the
+        unconditioned model, never the data back), ``observed_data``, ``log_likelihood`` (log p(x|z), nats),
+        ``sample_stats`` (``log_p``: log p(x, z), ``log_q``: log q(z|x), nats) and, if given, ``loss``.
+        Dimensions (chain, draw, observation, ...) with one chain: draws of a guide are independent, so their
+        R-hat and effective sample size mean nothing, and log_likelihood must not be given to ``arviz.loo``,
+        which assumes latents shared by the observations.
+
+        The only vector-valued latent has dimension ``latent``, the only vector-valued observed site
+        ``feature``; otherwise the dimensions are ``<site>_dim_0`` and so on.
+
+    Raises
+    ------
+    ValueError
+        As :func:`~pyro_vae.posterior.importance.log_weights`.
+    IndexError
+        If ``observations`` points outside the data.
+
+    Examples
+    --------
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    ...         pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(x[:, None] / 3, torch.full((2,), 0.7)).to_event(1))
+    >>> tree = from_pyro_svi(model, guide, torch.randn(5), draws=100)
+    >>> sorted(tree.children)
+    ['log_likelihood', 'observed_data', 'posterior', 'posterior_predictive', 'prior', 'sample_stats']
+    >>> dict(tree["posterior"].sizes)
+    {'chain': 1, 'draw': 100, 'observation': 5, 'latent': 2}
+    """
+    import arviz_base
+
+    index, subset = _select(data, observations)
+    pair = prepare(model, guide, subset)
+    groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
+    for block in pair.blocks(draws, seed, chunk, predictive=True):
+        for group, values in _values(block).items():
+            for site, value in values.items():
+                into = groups[group].setdefault(
+                    site, np.empty((1, draws, len(index), *value.shape[2:]), value.dtype)
+                )
+                into[0, block.draws, block.observations] = value
+        for site, observed in block.observed.items():
+            array = observed.numpy()
+            into = groups["observed_data"].setdefault(
+                site, np.empty((len(index), *array.shape[1:]), array.dtype)
+            )
+            into[block.observations] = array
+    dims = _dims(groups)
+    library = {"inference_library": "pyro_vae", "inference_library_version": version("pyro-vae")}
+    attrs = {"/": {"model_name": name, "seed": seed}} | {
+        group: dict(library) for group in GROUPS if group != "observed_data"
+    }
+    coords = {"observation": index}
+    tree = arviz_base.from_dict(
+        groups, name=name, dims=dims, coords=coords, sample_dims=["chain", "draw"], attrs=attrs
+    )
+    if history is not None:
+        tree["loss"] = xr.DataTree(dataset=history)
+    return tree
+
+
+def _select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.int64], Any]:
+    """The chosen observations, and their data."""
+    parts = data if isinstance(data, tuple) else (data,)
+    total = len(parts[0])
+    if observations is None:
+        return np.arange(total), data
+    index = np.asarray(observations, dtype=np.int64).ravel()
+    if index.size == 0:
+        raise ValueError("observations is empty; name at least one, or leave it out for all")
+    if index.min() < -total or index.max() >= total:
+        raise IndexError(
+            f"observations reach from {index.min()} to {index.max()}, but the data have only {total}"
+        )
+    index = index % total
+    chosen = tuple(part[index] for part in parts)
+    return index, chosen if isinstance(data, tuple) else chosen[0]
+
+
+def _values(block: Block) -> dict[str, dict[str, Array]]:
+    """What a block adds to each group, of shape (draws, observations, ...)."""
+    return {
+        "posterior": {site: value.numpy() for site, value in block.latents.items()},
+        "prior": {site: value.numpy() for site, value in block.prior.items()},
+        "posterior_predictive": {site: value.numpy() for site, value in block.replicates.items()},
+        "log_likelihood": {site: value.numpy() for site, value in block.log_likelihood.items()},
+        "sample_stats": {
+            "log_p": (block.log_prior + block.reconstruction).numpy(),
+            "log_q": block.log_guide.numpy(),
+        },
+    }
+
+
+def _dims(groups: dict[str, dict[str, Array]]) -> dict[str, list[str]]:
+    """Dimension names by variable, without chain and draw."""
+    dims = {name: ["observation"] for name in groups["sample_stats"]}
+    for group, lead, word in (("posterior", 3, "latent"), ("observed_data", 1, "feature")):
+        vectors = [site for site, value in groups[group].items() if value.ndim == lead + 1]
+        for site, value in groups[group].items():
+            event = [f"{site}_dim_{i}" for i in range(value.ndim - lead)]
+            dims[site] = ["observation", *([word] if vectors == [site] else event)]
+    return dims
