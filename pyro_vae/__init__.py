@@ -1,3 +1,64 @@
-"""Variational autoencoder guides, SVI and posterior diagnostics for Pyro."""
+"""Variational autoencoder guides, SVI and posterior diagnostics for Pyro.
+
+Everything public is here or one step below: ``pyro_vae.fit``, ``pyro_vae.guides.AmortizedNormal``. Names are
+imported when first used, so ``import pyro_vae`` costs nothing that is not needed.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Fit": "pyro_vae.svi",
+    "fit": "pyro_vae.svi",
+    "compare": "pyro_vae.posterior",
+    "diagnose": "pyro_vae.posterior",
+    "from_pyro_svi": "pyro_vae.posterior",
+    "log_weights": "pyro_vae.posterior",
+    "run_study": "pyro_vae.study",
+}
+_MODULES = {
+    "data": "pyro_vae.data",
+    "guides": "pyro_vae.guides",
+    "models": "pyro_vae.models",
+    "posterior": "pyro_vae.posterior",
+    "scales": "pyro_vae.guides.scales",
+    "svi": "pyro_vae.svi",
+}
+__all__ = [*_HOME, *_MODULES]
+
+__all__ = [
+    "Fit",
+    "compare",
+    "data",
+    "diagnose",
+    "fit",
+    "from_pyro_svi",
+    "guides",
+    "log_weights",
+    "models",
+    "posterior",
+    "run_study",
+    "scales",
+    "svi",
+]
+
+if TYPE_CHECKING:
+    from pyro_vae import data, guides, models, posterior, svi
+    from pyro_vae.guides import scales
+    from pyro_vae.posterior import compare, diagnose, from_pyro_svi, log_weights
+    from pyro_vae.study import run_study
+    from pyro_vae.svi import Fit, fit
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,7 +1,7 @@
 """Running a model and a guide without touching, or being touched by, the rest of the process.
 
-Pyro keeps parameters in one global store. Two pairs whose modules share names then train each other's tensors, silently.
-Everything in this library therefore calls users' code inside :func:`isolated`.
+Pyro keeps parameters in one global store. Two pairs whose modules share names then train each other's
+tensors, silently. Everything in this library therefore calls users' code inside :func:`isolated`.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,12 +10,15 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.params.param_store import StateDict
 from torch import nn
 
-__all__ = ["StoreState", "isolated", "modules_of", "owner"]
+__all__ = ["empty_store", "isolated", "modules_of", "owner"]
 
-StoreState = dict[str, dict[str, Any]]
-"""What ``pyro.get_param_store().get_state()`` returns: ``params`` (unconstrained) and ``constraints`` by name."""
+
+def empty_store() -> StateDict:
+    """The state of a parameter store that holds nothing."""
+    return {"params": {}, "constraints": {}}
 
 
 def owner(program: Callable[..., Any]) -> nn.Module | None:
@@ -45,10 +48,10 @@ def isolated(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *,
-    state: StoreState | None = None,
+    state: StateDict | None = None,
     seed: int | None = None,
     validate: bool = False,
-) -> Iterator[StoreState]:
+) -> Iterator[StateDict]:
     """A parameter store, a random stream and validation flags of one's own, given back as they were.
 
     Parameters
@@ -56,23 +59,24 @@ def isolated(
     model, guide
         The pair that will run inside.
     state
-        What the parameter store holds inside. By default it is empty, or, where the model or the guide is a plain function
-        (whose parameters can be nowhere else), a copy of what the user's store holds now.
+        What the parameter store holds inside. By default it is empty, or, where the model or the guide is a
+        plain function (whose parameters can be nowhere else), a copy of what the user's store holds now.
     seed
-        Seeds torch's generators inside; ``None`` goes on with the current stream. Either way the stream outside does not move.
+        Seeds torch's generators inside; ``None`` goes on with the current stream. Either way the stream
+        outside does not move.
     validate
         Whether Pyro checks supports and shapes inside.
 
     Yields
     ------
-    StoreState
+    StateDict
         Filled with the store's contents when the block ends without an error.
 
     Examples
     --------
     >>> def model():
     ...     pyro.param("a", torch.zeros(()))
-    >>> with isolated(model, model, state={"params": {}, "constraints": {}}) as inside:
+    >>> with isolated(model, model, state=empty_store()) as inside:
     ...     model()
     >>> list(inside["params"]), list(pyro.get_param_store())
     (['a'], [])
@@ -80,7 +84,7 @@ def isolated(
     store = pyro.get_param_store()
     if state is None:
         functions = owner(model) is None or owner(guide) is None
-        state = store.get_state() if functions else {"params": {}, "constraints": {}}
+        state = store.get_state() if functions else empty_store()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=cuda), pyro.validation_enabled(validate), store.scope(state):
         if seed is not None:

@@ -1,0 +1,38 @@
+"""Which device a fit runs on."""
+
+import torch
+
+__all__ = ["resolve_device"]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device by name; ``"auto"`` is CUDA where there is one and the CPU elsewhere.
+
+    Apple's ``"mps"`` is used when asked for, not by itself: it has no float64, in which the diagnostics are
+    computed.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or this machine has no such device.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}; give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is {device!r}, but torch {torch.__version__} sees no CUDA device here; use 'cpu'"
+        )
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices here")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device is {device!r}, but there is no Apple GPU here; use 'cpu' or 'auto'")
+    return resolved

@@ -1,0 +1,124 @@
+"""How a step's loss and gradients are computed: by Pyro itself, or by the graph that Pyro left behind."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_vae.svi.batches import Batch
+from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
+from pyro_vae.svi.isolation import modules_of
+from pyro_vae.svi.objective import ELBO, Program
+from pyro_vae.svi.verification import agree, changed_settings, settings_of
+
+__all__ = ["ENGINES", "CaptureError", "CapturedEngine", "EagerEngine", "Engine"]
+
+ENGINES = ("auto", "captured", "eager")
+logger = logging.getLogger(__name__)
+
+
+class CaptureError(Exception):
+    """This pair cannot be replayed as a graph; the message says why."""
+
+
+class Engine(Protocol):
+    """``engine(batch, kl_weight)`` returns loss, KL, reconstruction (totals in nats) and a gradient for each
+    parameter."""
+
+    name: str
+
+    def __call__(self, batch: Batch, kl_weight: Tensor) -> Sequence[Tensor]: ...
+
+    def verify(self, batch: Batch, kl_weight: Tensor) -> None:
+        """Compare with Pyro; called once per epoch. Raises CaptureError if the two cannot be brought
+        together."""
+
+
+class EagerEngine:
+    """Plain Pyro: the pair runs at every step."""
+
+    name = "eager"
+
+    def __init__(self, objective: ELBO, model: Program, guide: Program, parameters: Sequence[Tensor]) -> None:
+        self.objective, self.model, self.guide, self.parameters = objective, model, guide, list(parameters)
+
+    def __call__(self, batch: Batch, kl_weight: Tensor) -> Sequence[Tensor]:
+        return gradient_step(self.objective, self.model, self.guide, self.parameters, batch, kl_weight)
+
+    def verify(self, batch: Batch, kl_weight: Tensor) -> None:
+        """Nothing to compare: this is Pyro."""
+
+
+class CapturedEngine:
+    """Pyro runs once per signature (shapes, dtypes, training flags); its graph of loss and gradients is
+    replayed."""
+
+    name = "captured"
+
+    def __init__(self, objective: ELBO, model: Program, guide: Program, parameters: Sequence[Tensor]) -> None:
+        self.eager = EagerEngine(objective, model, guide, parameters)
+        self.parameters = list(parameters)
+        self.modules = [module for root in modules_of(model, guide) for module in root.modules()]
+        self.graphs: dict[Any, Callable[..., Sequence[Tensor]]] = {}
+        self.settings: dict[str, Any] = {}
+
+    def __call__(self, batch: Batch, kl_weight: Tensor) -> Sequence[Tensor]:
+        graph = self.graphs.get(self._signature(batch))
+        if graph is None:
+            graph = self._build(batch, kl_weight)
+        with torch.no_grad():
+            return graph(*self.parameters, kl_weight, *batch)
+
+    def verify(self, batch: Batch, kl_weight: Tensor) -> None:
+        graph = self.graphs.get(self._signature(batch))
+        if graph is None or self._agrees(graph, batch, kl_weight, gradients=False):
+            return
+        now = settings_of(self.eager.model, self.eager.guide)
+        logger.info(
+            "the captured step no longer equals Pyro and is captured again: %s",
+            changed_settings(self.settings, now),
+        )
+        self.graphs.clear()
+        self._build(batch, kl_weight)
+
+    def _signature(self, batch: Batch) -> Any:
+        return tuple((x.shape, x.dtype) for x in batch), tuple(module.training for module in self.modules)
+
+    def _build(self, batch: Batch, kl_weight: Tensor) -> Callable[..., Sequence[Tensor]]:
+        eager = self.eager
+        try:
+            graph = capture_step(
+                eager.objective, eager.model, eager.guide, self.parameters, batch, kl_weight
+            ).forward
+        except Exception as error:  # whatever the user's program does that a tracer cannot follow
+            reason = str(error).strip().split("\n")[0]
+            raise CaptureError(f"tracing it failed with {type(error).__name__}: {reason}") from error
+        if not self._agrees(graph, batch, kl_weight, gradients=True):
+            raise CaptureError(
+                "its graph and Pyro give different numbers from the same seed, so it depends on something "
+                "outside torch: numpy or Python random numbers, or state that changes at every call"
+            )
+        self.settings = settings_of(eager.model, eager.guide)
+        self.graphs[self._signature(batch)] = graph
+        return graph
+
+    def _agrees(
+        self, graph: Callable[..., Sequence[Tensor]], batch: Batch, kl_weight: Tensor, *, gradients: bool
+    ) -> bool:
+        def by_pyro() -> Sequence[Tensor]:
+            if gradients:
+                return self.eager(batch, kl_weight)
+            with torch.no_grad():
+                return [
+                    self.eager.objective.estimate(self.eager.model, self.eager.guide, batch, kl_weight).loss
+                ]
+
+        def by_graph() -> Sequence[Tensor]:
+            with torch.no_grad():
+                outputs = graph(*self.parameters, kl_weight, *batch)
+            return outputs if gradients else outputs[:1]
+
+        with untouched_buffers(self.eager.model, self.eager.guide):
+            return agree(by_pyro, by_graph)

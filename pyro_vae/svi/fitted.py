@@ -1,0 +1,104 @@
+"""What a fit returns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyro
+from pyro.params.param_store import StateDict
+
+from pyro_vae.svi import checkpoint
+from pyro_vae.svi.isolation import empty_store
+from pyro_vae.svi.objective import Program
+from pyro_vae.svi.parameters import PendingStore, bound, named_tensors
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Fit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted pair and how it was fitted.
+
+    ``model`` and ``guide`` are the objects that were given, trained in place; a plain function comes back
+    wrapped, so that it runs with the ``pyro.param`` values of this fit (:meth:`parameters` does the same for
+    code that calls the function itself).
+    """
+
+    model: Program
+    guide: Program
+    history: "xr.Dataset"
+    """``loss`` over ``step``; ``validation``, ``kl``, ``reconstruction``, ``grad_norm``, ``nonfinite`` over
+    ``epoch``. Losses in nats per observation."""
+    seed: int
+    device: str
+    engine: str
+    steps_per_second: float
+    _state: StateDict = field(repr=False, default_factory=empty_store)
+    _pending: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def __repr__(self) -> str:
+        steps, last = self.history.sizes["step"], float(self.history["loss"][-1])
+        return (
+            f"Fit({steps} steps, last loss {last:.4g} nats per observation, seed={self.seed}, "
+            f"device={self.device!r}, engine={self.engine!r}, {self.steps_per_second:.0f} steps/s)"
+        )
+
+    @contextmanager
+    def parameters(self) -> Iterator[None]:
+        """Puts what the fit's plain functions keep by ``pyro.param`` and ``pyro.module`` into Pyro's store,
+        for this block.
+
+        Examples
+        --------
+        ``with fit.parameters(): Predictive(model, guide=guide, num_samples=100)(x)``
+        """
+        with pyro.get_param_store().scope(self._state), PendingStore(self._pending):
+            yield
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``params.safetensors``, ``fit.json`` and ``history.nc`` into the folder ``path``; nothing is
+        pickled.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written.
+        """
+        tensors = named_tensors(self.model, self.guide, self._state)
+        record = checkpoint.FitRecord(self.seed, self.device, self.engine, self.steps_per_second)
+        return checkpoint.write(Path(path), tensors, record, self.history)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Program, guide: Program) -> "Fit":
+        """Read a saved fit into ``model`` and ``guide``, which must have the structure of the pair that was
+        fitted.
+
+        Parameters go into the modules in place; those of plain functions come back with the fit's ``model``
+        and ``guide``.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no fit.
+        ValueError
+            If the pair does not match, naming the first parameter that differs; or if a file is damaged.
+        """
+        saved = checkpoint.read(Path(path))
+        pending = checkpoint.load_into(saved.tensors, model, guide)
+        state = empty_store()
+        return cls(
+            bound(model, state, pending),
+            bound(guide, state, pending),
+            saved.history,
+            saved.record.seed,
+            saved.record.device,
+            saved.record.engine,
+            saved.record.steps_per_second,
+            _state=state,
+            _pending=pending,
+        )

@@ -1,0 +1,293 @@
+"""``fit``: stochastic variational inference for any Pyro pair."""
+
+import functools
+import math
+import numbers as numbers_abc
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae.svi.batches import Batch, as_batches, as_tensors
+from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.engines import ENGINES, CapturedEngine, EagerEngine
+from pyro_vae.svi.fitted import Fit
+from pyro_vae.svi.history import EpochRecord
+from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
+from pyro_vae.svi.loop import Loop, training_mode
+from pyro_vae.svi.objective import ELBO, Program, observation_count
+from pyro_vae.svi.parameters import bound, trainable_parameters
+from pyro_vae.svi.progress import progress_bar
+
+__all__ = ["fit"]
+
+
+def fit(
+    model: Program,
+    guide: Program,
+    data: Any,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    optimizer: Callable[..., Optimizer] | None = None,
+    schedule: Callable[[Optimizer], LRScheduler] | None = None,
+    objective: ELBO | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    engine: str = "auto",
+    validation: Any = None,
+    patience: int | None = None,
+    lr_multiplier: str | None = None,
+    max_norm: float | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callable[[EpochRecord], None]] = (),
+) -> Fit:
+    """Fit a guide, and the parameters of its model, by minibatch SVI.
+
+    Any Pyro pair ``model(x)``, ``guide(x)`` will do whose latents sit in a plate over observations (dim −1):
+    modules, autoguides, plain functions with ``pyro.param``. Nothing of it touches Pyro's global parameter
+    store, the random stream, the validation flag or the modules' training flags, so any number of pairs can
+    be fitted in one process, with equal names or not.
+
+    Parameters
+    ----------
+    model, guide
+        The pair; modules are trained in place and moved to the device.
+    data
+        A tensor or array (observation first), a tuple of them (passed as positional arguments), a ``Dataset``
+        or a ``DataLoader``. Tensors are kept on the device. Floating point is cast to the dtype of the
+        parameters.
+    epochs, steps
+        How long: passes over the data, or optimizer steps; 100 epochs if neither is given, the earlier end if
+        both are.
+    batch_size
+        Observations per step; the last batch of an epoch may be smaller.
+    lr, optimizer
+        The learning rate, and a factory such as ``torch.optim.AdamW`` that is called as ``optimizer(groups,
+        lr=lr)``. By default Adam.
+    schedule
+        A factory of a learning-rate schedule, called with the optimizer; it advances once per step.
+    objective
+        :class:`ELBO` by default.
+    seed
+        Of the data's order and of the noise; two guides fitted with one seed see the same batches and the
+        same draws.
+    device
+        ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+    engine
+        ``"captured"`` replays the graph that Pyro leaves behind when it runs once; ``"eager"`` runs Pyro at
+        every step; both give the same numbers. ``"auto"`` is captured. What cannot be captured runs eagerly,
+        and the log says why.
+    validation
+        Held-out data in the form of ``data`` (no loaders); its loss is evaluated after every epoch with the
+        same noise.
+    patience
+        Stop when the validation loss has not improved for so many epochs, and go back to the best parameters.
+    lr_multiplier
+        ``"matched"`` gives the layers that put out the raw scale their own rate lr / slope, where slope is d
+        log σ / d raw at the start, so that log σ moves equally fast under every map (exactly so for
+        ``logvar`` and ``logstd`` under Adam).
+    max_norm
+        Clips the norm of the whole gradient.
+    progress
+        A bar on a terminal, lines of the log elsewhere.
+    callbacks
+        Each is called with an :class:`~pyro_vae.svi.history.EpochRecord` after every epoch.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that cannot be used; the message names the argument and the remedy.
+    NonFiniteError
+        If three steps in a row have a loss or gradient that is not finite. Such steps are skipped; the
+        parameters are the last good ones.
+
+    Examples
+    --------
+    >>> import torch, pyro_vae
+    >>> x = torch.randn(256, 5)
+    >>> model = pyro_vae.models.VAE(torch.nn.Linear(2, 5), 2, "normal")
+    >>> guide = pyro_vae.guides.AmortizedNormal(model, torch.nn.Linear(5, 16), scale="softplus")
+    >>> fitted = pyro_vae.fit(model, guide, x, epochs=2, progress=False)
+    >>> fitted.history.sizes["step"]
+    4
+    """
+    objective = ELBO() if objective is None else objective
+    _check_arguments(
+        model=model, guide=guide, objective=objective, engine=engine, lr_multiplier=lr_multiplier
+    )
+    _check_numbers(
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        patience=patience,
+        max_norm=max_norm,
+    )
+    if patience is not None and validation is None:
+        raise ValueError(
+            f"patience is {patience}, but there is no validation data to be patient about; give validation="
+        )
+    resolved = resolve_device(device)
+    for module in modules_of(model, guide):
+        module.to(resolved)
+    dtype = _float_dtype(model, guide)
+    batches = as_batches(data, batch_size=batch_size, seed=seed, device=resolved, dtype=dtype)
+    held_out = (
+        None
+        if validation is None
+        else as_tensors(validation, device=resolved, dtype=dtype, name="validation")
+    )
+    _check_support(model, data, "data")
+    _check_support(model, validation, "validation")
+    state = empty_store()
+    with isolated(model, guide, state=state, seed=seed), training_mode((model, guide), training=True):
+        count = _set_up(model, guide, batches.first())
+        parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
+        made = _make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
+        loop = Loop(
+            model,
+            guide,
+            objective,
+            parameters,
+            (EagerEngine if engine == "eager" else CapturedEngine)(
+                objective, model, guide, list(parameters.values())
+            ),
+            made,
+            None if schedule is None else schedule(made),
+            max_norm,
+            count,
+        )
+        total = (
+            min(steps or math.inf, (epochs or math.inf) * len(batches))
+            if epochs or steps
+            else 100 * len(batches)
+        )
+        started = time.perf_counter()
+        with progress_bar(int(total), "fit", enabled=progress) as show:
+            loop.run(
+                batches,
+                int(total),
+                held_out,
+                patience,
+                [lambda r: show(r.step, f"loss {r.loss:.4g} nats"), *callbacks],
+            )
+        seconds = time.perf_counter() - started
+    return Fit(
+        bound(model, state),
+        bound(guide, state),
+        loop.recorder.dataset(),
+        seed,
+        str(resolved),
+        loop.engine.name,
+        loop.step / max(seconds, 1e-9),
+        _state=state,
+    )
+
+
+def _set_up(model: Program, guide: Program, batch: Batch) -> Callable[[Batch], int]:
+    """Run the pair once, so that lazy parameters exist; returns how many observations the totals of a batch
+    are about.
+
+    Without drawing from the stream, with Pyro's own checks of the pair on.
+    """
+    with (
+        torch.random.fork_rng(),
+        pyro.validation_enabled(True),
+        torch.no_grad(),
+        training_mode((model, guide), training=False),
+    ):
+        model_trace, _ = get_importance_trace("flat", float("inf"), model, guide, batch, {})
+    full = observation_count(model_trace)
+    return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full)
+
+
+def _make_optimizer(
+    factory: Callable[..., Optimizer] | None,
+    parameters: dict[str, Tensor],
+    guide: Program,
+    lr: float,
+    lr_multiplier: str | None,
+) -> Optimizer:
+    """The optimizer; under ``lr_multiplier="matched"`` the raw scales are a group each, with rate lr / slope.
+
+    Adam divides a gradient by its own size plus eps. The gradient of raw is that of log σ times the slope, so
+    eps takes the slope too: then the step of raw is that of log σ / slope, exactly, and log σ moves as it
+    would if the optimizer moved it itself.
+    """
+    factory = functools.partial(torch.optim.Adam, fused=True) if factory is None else factory
+    from pyro_vae.guides.heads import raw_parameters
+
+    module = owner(guide)
+    raw = raw_parameters(module) if lr_multiplier == "matched" and module is not None else {}
+    slopes = {id(parameter): slope for parameter, slope in raw.values()}
+    plain = [parameter for parameter in parameters.values() if id(parameter) not in slopes]
+    made = factory([{"params": plain}] if plain else [], lr=lr)
+    for parameter in parameters.values():
+        if id(parameter) in slopes:
+            slope = slopes[id(parameter)]
+            group: dict[str, Any] = {"params": [parameter], "lr": lr / slope}
+            if "eps" in made.defaults:
+                group["eps"] = made.defaults["eps"] * slope
+            made.add_param_group(group)
+    return made
+
+
+def _float_dtype(model: Program, guide: Program) -> torch.dtype:
+    for module in modules_of(model, guide):
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return torch.get_default_dtype()
+
+
+def _check_support(model: Program, data: Any, name: str) -> None:
+    """Let a model that knows the support of its data (``model.likelihood.check``) look at them once."""
+    check = getattr(getattr(owner(model), "likelihood", None), "check", None)
+    observed = data[0] if isinstance(data, tuple) else data
+    if check is not None and isinstance(observed, Tensor | np.ndarray):
+        check(torch.as_tensor(observed), name)
+
+
+def _check_arguments(
+    *, model: Any, guide: Any, objective: Any, engine: str, lr_multiplier: str | None
+) -> None:
+    for name, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise TypeError(
+                f"{name} is a {type(program).__name__}; give a Pyro program: a PyroModule or a function"
+            )
+    if not isinstance(objective, ELBO):
+        raise TypeError(f"objective is a {type(objective).__name__}; give pyro_vae.svi.ELBO(...)")
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}; give one of {', '.join(map(repr, ENGINES))}")
+    if lr_multiplier not in (None, "matched"):
+        raise ValueError(f"lr_multiplier is {lr_multiplier!r}; give None or 'matched'")
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        whole = name not in ("lr", "max_norm")
+        kind = numbers_abc.Integral if whole else numbers_abc.Real
+        article = (
+            "an integer of at least 0" if name == "seed" else f"a positive {'integer' if whole else 'number'}"
+        )
+        bad = isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value)
+        if bad or value < 0 or (value == 0 and name != "seed"):
+            raise ValueError(f"{name} is {value!r}; give {article}")

@@ -1,0 +1,94 @@
+"""What a fit writes down: the loss of every step, and a line per epoch."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["EpochRecord", "Recorder"]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One pass over the data; what callbacks receive. Losses in nats per observation."""
+
+    epoch: int
+    step: int
+    """Steps taken when the epoch ended."""
+    loss: float
+    kl: float
+    reconstruction: float
+    grad_norm: float
+    """Mean over the epoch's finite steps of the norm of the whole gradient, of totals as Pyro differentiates
+    them."""
+    nonfinite: int
+    """Steps that were skipped because the loss or the gradient was not finite."""
+    validation: float = math.nan
+
+
+@dataclass
+class Recorder:
+    """Collects terms of steps on the device; nothing is read back before the epoch ends."""
+
+    step_losses: list[float] = field(default_factory=list)
+    epochs: list[EpochRecord] = field(default_factory=list)
+    _terms: list[Tensor] = field(default_factory=list)
+    _weights: list[int] = field(default_factory=list)
+
+    def step(
+        self, loss: Tensor, kl: Tensor, reconstruction: Tensor, grad_norm: Tensor, observations: int
+    ) -> None:
+        """Note a step; ``observations`` is what the totals are about."""
+        self._terms.append(torch.stack([loss, kl, reconstruction, grad_norm.to(loss.dtype)]))
+        self._weights.append(observations)
+
+    def close_epoch(self, step: int, nonfinite: int, validation: float = math.nan) -> EpochRecord:
+        """Average the epoch over its finite steps, each weighted by its observations."""
+        terms = torch.stack(self._terms).double().cpu()
+        weights = torch.tensor(self._weights, dtype=torch.float64)
+        self.step_losses += (terms[:, 0] / weights).tolist()
+        finite = torch.isfinite(terms).all(-1)
+        mean = terms[finite].sum(0) / weights[finite].sum()
+        record = EpochRecord(
+            epoch=len(self.epochs),
+            step=step,
+            loss=float(mean[0]),
+            kl=float(mean[1]),
+            reconstruction=float(mean[2]),
+            grad_norm=float(terms[finite, 3].mean()),
+            nonfinite=nonfinite,
+            validation=validation,
+        )
+        self.epochs.append(record)
+        self._terms, self._weights = [], []
+        return record
+
+    def dataset(self) -> "xr.Dataset":
+        """The history as xarray: ``loss`` over ``step``, the rest over ``epoch``."""
+        import xarray as xr
+
+        def by_epoch(name: str) -> tuple[str, list[float]]:
+            return "epoch", [getattr(record, name) for record in self.epochs]
+
+        history = xr.Dataset(
+            {
+                "loss": ("step", self.step_losses),
+                **{
+                    name: by_epoch(name)
+                    for name in ("validation", "kl", "reconstruction", "grad_norm", "nonfinite")
+                },
+            },
+            coords={
+                "step": list(range(1, len(self.step_losses) + 1)),
+                "epoch": list(range(1, len(self.epochs) + 1)),
+                "epoch_step": by_epoch("step"),
+            },
+        )
+        for name in ("loss", "validation", "kl", "reconstruction"):
+            history[name].attrs["units"] = "nats per observation"
+        return history

@@ -1,0 +1,186 @@
+"""The loop of a fit: epochs of guarded steps."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae.svi.batches import Batch, Batches
+from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
+from pyro_vae.svi.history import EpochRecord, Recorder
+from pyro_vae.svi.isolation import modules_of
+from pyro_vae.svi.nonfinite import NonFiniteError, explain
+from pyro_vae.svi.objective import ELBO, Program
+from pyro_vae.svi.parameters import copy_tensors, named_tensors, restore_tensors
+
+__all__ = ["EarlyStopping", "Loop", "training_mode"]
+
+logger = logging.getLogger(__name__)
+BAD_STEPS_IN_A_ROW = 3
+"""One bad step can be a rare draw; three in a row are a fit that will not come back."""
+
+VALIDATION_SEED = 7_368_787
+"""Validation draws the same noise at every epoch, so that two epochs differ by the parameters alone."""
+
+
+@dataclass
+class Loop:
+    """Everything that changes during a fit, and the steps that change it."""
+
+    model: Program
+    guide: Program
+    objective: ELBO
+    parameters: dict[str, Tensor]
+    engine: Engine
+    optimizer: Optimizer
+    schedule: LRScheduler | None
+    max_norm: float | None
+    count: Callable[[Batch], int]
+    """Observations that the totals of a batch are about: the batch's rows, or the full data where a plate
+    rescales to it."""
+    step: int = 0
+    recorder: Recorder = field(default_factory=Recorder)
+    _bad_in_a_row: int = 0
+    _bad_in_epoch: int = 0
+    _kl_weight: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        leaf = next(iter(self.parameters.values()))
+        self._kl_weight = torch.ones((), dtype=leaf.dtype, device=leaf.device)
+
+    def run(
+        self,
+        batches: Batches,
+        steps: int,
+        validation: Batch | None,
+        patience: int | None,
+        callbacks: Sequence[Callable[[EpochRecord], None]],
+    ) -> None:
+        """Epochs until so many steps are taken or the validation loss has stopped to improve."""
+        stopping = None if patience is None else EarlyStopping(patience)
+        while self.step < steps:
+            record = self._run_epoch(batches, steps, validation)
+            for callback in callbacks:
+                callback(record)
+            if stopping is not None and stopping.should_stop(record.validation, self._tensors()):
+                break
+        if stopping is not None:
+            stopping.restore_best(self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, which early stopping takes back together."""
+        return named_tensors(self.model, self.guide, pyro.get_param_store().get_state())
+
+    def _run_epoch(self, batches: Batches, steps: int, validation: Batch | None) -> EpochRecord:
+        """One pass over the data, or less where the last step comes first."""
+        index = len(self.recorder.epochs)
+        self._bad_in_epoch = 0
+        for i, batch in enumerate(batches.epoch(index)):
+            if self.step >= steps:
+                break
+            self._kl_weight.fill_(self.objective.weight_at(self.step))
+            if i == 0:
+                self._verify(batch)
+            self._take_step(batch)
+        held_out = math.nan if validation is None else self._validate(validation)
+        return self.recorder.close_epoch(self.step, self._bad_in_epoch, held_out)
+
+    def _verify(self, batch: Batch) -> None:
+        try:
+            self.engine.verify(batch, self._kl_weight)
+        except CaptureError as error:
+            self._fall_back(error)
+
+    def _fall_back(self, error: CaptureError) -> None:
+        logger.warning("this fit runs plain Pyro at every step (engine 'eager'): %s", error)
+        self.engine = EagerEngine(self.objective, self.model, self.guide, list(self.parameters.values()))
+
+    def _gradients(self, batch: Batch) -> Sequence[Tensor]:
+        try:
+            return self.engine(batch, self._kl_weight)
+        except CaptureError as error:
+            self._fall_back(error)
+            return self.engine(batch, self._kl_weight)
+
+    def _take_step(self, batch: Batch) -> None:
+        """Gradients, guard, clip, update: what is not finite never reaches the parameters."""
+        loss, kl, reconstruction, *gradients = self._gradients(batch)
+        norm = nn.utils.get_total_norm(gradients)
+        self.recorder.step(loss, kl, reconstruction, norm, self.count(batch))
+        self.step += 1
+        if not (math.isfinite(float(norm)) and math.isfinite(float(loss))):
+            self._note_bad_step(batch, gradients)
+            return
+        self._bad_in_a_row = 0
+        if self.max_norm is not None and float(norm) > self.max_norm:
+            torch._foreach_mul_(gradients, self.max_norm / float(norm))
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def _note_bad_step(self, batch: Batch, gradients: Sequence[Tensor]) -> None:
+        self._bad_in_a_row += 1
+        self._bad_in_epoch += 1
+        if self._bad_in_a_row == BAD_STEPS_IN_A_ROW:
+            named = dict(zip(self.parameters, gradients, strict=True))
+            raise NonFiniteError(
+                f"{BAD_STEPS_IN_A_ROW} steps in a row were not finite; the last good parameters are kept. "
+                + explain(self.model, self.guide, batch, named, self.step)
+            )
+
+    def _validate(self, batch: Batch) -> float:
+        """The loss on held-out data, in nats per observation, with the KL at full weight and layers in
+        evaluation mode."""
+        with (
+            training_mode((self.model, self.guide), training=False),
+            torch.no_grad(),
+            torch.random.fork_rng(),
+        ):
+            torch.manual_seed(VALIDATION_SEED)
+            estimate = self.objective.estimate(self.model, self.guide, batch, 1.0)
+        return float(estimate.loss) / self.count(batch)
+
+
+@dataclass
+class EarlyStopping:
+    """Remembers the best validation loss and its parameters; says when it has not improved for ``patience``
+    epochs."""
+
+    patience: int
+    best: float = math.inf
+    epochs_since: int = 0
+    snapshot: dict[str, Tensor] = field(default_factory=dict)
+
+    def should_stop(self, validation: float, tensors: dict[str, Tensor]) -> bool:
+        if validation < self.best:
+            self.best, self.epochs_since, self.snapshot = validation, 0, copy_tensors(tensors)
+        else:
+            self.epochs_since += 1
+        return self.epochs_since >= self.patience
+
+    def restore_best(self, tensors: dict[str, Tensor]) -> None:
+        restore_tensors(tensors, self.snapshot)
+
+
+@contextmanager
+def training_mode(programs: Sequence[Any], *, training: bool) -> Iterator[None]:
+    """Sets every module's training flag inside, and gives each back as it was."""
+    modules = [module for root in modules_of(*programs) for module in root.modules()]
+    flags = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = training
+        yield
+    finally:
+        for module, flag in zip(modules, flags, strict=True):
+            module.training = flag

@@ -1,0 +1,59 @@
+"""Progress: a bar on a terminal, plain lines of the log elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Show", "progress_bar"]
+
+logger = logging.getLogger(__name__)
+
+Show = Callable[[int, str], None]
+"""``show(done, note)``: so many units are done; the note says how it stands."""
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def progress_bar(total: int, description: str, *, enabled: bool = True) -> Iterator[Show]:
+    """Shows how far a job is: with rich on a terminal (rate, time left, note), by ``logging`` at level INFO
+    elsewhere."""
+    if not enabled:
+        yield lambda _done, _note: None
+    elif sys.stderr.isatty():
+        with _bar(total, description) as show:
+            yield show
+    else:
+        yield _lines(total, description)
+
+
+@contextmanager
+def _bar(total: int, description: str) -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, note="")
+        yield lambda done, note: bar.update(task, completed=done, note=note)
+
+
+def _lines(total: int, description: str) -> Show:
+    last = time.monotonic()
+
+    def show(done: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            logger.info("%s: %d of %d, %s", description, done, total, note)
+
+    return show
