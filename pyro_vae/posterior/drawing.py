@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -142,26 +142,35 @@ class Pair:
         with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
             yield
 
-    def _trace(
-        self, program: Callable[..., Any], state: StoreState, args: tuple[Tensor, ...], count: int
+    def _traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
+        guide_trace = self._run(self.guide, self.guide_state, args, count)
+        return guide_trace, self._run(self.model, self.model_state, args, count, given=guide_trace)
+
+    def _run(
+        self,
+        program: Callable[..., Any],
+        state: StoreState,
+        args: tuple[Tensor, ...],
+        count: int,
+        *,
+        given: Any = None,
+        free: bool = False,
     ) -> Any:
-        """One run of one program, alone with its own parameters: the other's may have the same names."""
+        """The trace of one program, alone with its own parameters: the other's may have the same names.
+
+        ``given`` is a trace whose latents it takes; ``free`` lets it draw what it observes.
+        """
         if self.layout == "rows":
             args = tuple(arg.expand(count, *arg.shape).reshape(-1, *arg.shape[1:]) for arg in args)
-        with pyro.get_param_store().scope(state), self._draws_plate(count):
+        else:
+            # inside of the other handlers, so that sites are expanded before their values are replayed
+            program = pyro.plate("_draws", count, dim=-1 - self.nesting)(program)
+        if free:
+            program = poutine.uncondition(program)
+        if given is not None:
+            program = poutine.replay(program, trace=given)
+        with pyro.get_param_store().scope(state):
             return poutine.trace(program).get_trace(*args)
-
-    def _draws_plate(self, count: int) -> AbstractContextManager[Any]:
-        if self.layout == "rows":
-            return nullcontext()
-        return pyro.plate("_draws", count, dim=-1 - self.nesting)
-
-    def _traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
-        guide_trace = self._trace(self.guide, self.guide_state, args, count)
-        model_trace = self._trace(
-            poutine.replay(self.model, trace=guide_trace), self.model_state, args, count
-        )
-        return guide_trace, model_trace
 
     def _read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
         rows, count = observations.stop - observations.start, draws.stop - draws.start
@@ -187,9 +196,8 @@ class Pair:
     def _predict(self, block: Block, guide_trace: Any, args: tuple[Tensor, ...]) -> Block:
         """From the unconditioned model: conditioned, it would hand the data back as their own replicates."""
         rows, count = len(args[0]), block.draws.stop - block.draws.start
-        free = poutine.uncondition(self.model)
-        given = self._trace(poutine.replay(free, trace=guide_trace), self.model_state, args, count).nodes
-        alone = self._trace(free, self.model_state, args, count).nodes
+        given = self._run(self.model, self.model_state, args, count, given=guide_trace, free=True).nodes
+        alone = self._run(self.model, self.model_state, args, count, free=True).nodes
         return replace(
             block,
             prior={name: self._split(alone[name], count, rows) for name in block.latents},
