@@ -1,5 +1,6 @@
 """Data as minibatches on the device: every source looks the same to the fit."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -109,9 +110,13 @@ class LoaderBatches:
         return next(self.epoch(0))
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        if isinstance(self.loader.generator, torch.Generator):
-            self.loader.generator.manual_seed(_epoch_seed(self.seed, index))
-        for batch in self.loader:
+        # A loader draws its order from torch's stream when it starts; give it a stream of its own, so that
+        # the order follows from the seed and the noise of the fit does not depend on it.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_epoch_seed(self.seed, index))
+            batches = iter(self.loader)
+            first = next(batches)
+        for batch in itertools.chain([first], batches):
             parts = tuple(batch) if isinstance(batch, list | tuple) else batch
             yield as_tensors(parts, device=self.device, dtype=self.dtype, name="a batch of data")
 
@@ -121,8 +126,7 @@ def as_batches(data: Any, *, batch_size: int, seed: int, device: torch.device, d
     if isinstance(data, DataLoader):
         return LoaderBatches(data, device, dtype, seed)
     if isinstance(data, Dataset):
-        loader = DataLoader(data, batch_size=batch_size, shuffle=True, generator=torch.Generator())
-        return LoaderBatches(loader, device, dtype, seed)
+        return LoaderBatches(DataLoader(data, batch_size, shuffle=True), device, dtype, seed)
     return ArrayBatches(as_tensors(data, device=device, dtype=dtype), batch_size, seed)
 
 

@@ -69,7 +69,9 @@ class Fit:
         OSError
             If the folder cannot be written.
         """
+        not_yet_called = {k: v for k, v in self._pending.items() if k not in self._state["params"]}
         tensors = named_tensors(self.model, self.guide, self._state)
+        tensors |= {f"store.{name}": value for name, value in not_yet_called.items()}
         record = checkpoint.FitRecord(self.seed, self.device, self.engine, self.steps_per_second)
         return checkpoint.write(Path(path), tensors, record, self.history)
 

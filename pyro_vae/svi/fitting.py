@@ -230,11 +230,7 @@ def _make_optimizer(
     would if the optimizer moved it itself.
     """
     factory = functools.partial(torch.optim.Adam, fused=True) if factory is None else factory
-    from pyro_vae.guides.heads import raw_parameters
-
-    module = owner(guide)
-    raw = raw_parameters(module) if lr_multiplier == "matched" and module is not None else {}
-    slopes = {id(parameter): slope for parameter, slope in raw.values()}
+    slopes = _raw_slopes(guide) if lr_multiplier == "matched" else {}
     plain = [parameter for parameter in parameters.values() if id(parameter) not in slopes]
     made = factory([{"params": plain}] if plain else [], lr=lr)
     for parameter in parameters.values():
@@ -245,6 +241,18 @@ def _make_optimizer(
                 group["eps"] = made.defaults["eps"] * slope
             made.add_param_group(group)
     return made
+
+
+def _raw_slopes(guide: Program) -> dict[int, float]:
+    """d log σ / d raw at the start, by the identity of each parameter that puts out a raw scale."""
+    from pyro_vae.guides.heads import raw_parameters
+
+    module = owner(guide)
+    return (
+        {}
+        if module is None
+        else {id(parameter): slope for parameter, slope in raw_parameters(module).values()}
+    )
 
 
 def _float_dtype(model: Program, guide: Program) -> torch.dtype:
