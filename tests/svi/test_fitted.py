@@ -65,7 +65,7 @@ def test_the_wrong_pair_is_refused_by_name(tmp_path: Path) -> None:
         Fit.load(tmp_path, flow.model, flow.guide)
     smaller = PAIRS["normal"]()
     smaller.guide.loc = torch.nn.Linear(5, 3)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="does not suit this guide: .*loc"):
+    with pytest.raises(ValueError, match=r"does not suit this guide: .*loc"):
         Fit.load(tmp_path, smaller.model, smaller.guide)
 
 
