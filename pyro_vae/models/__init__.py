@@ -1,7 +1,29 @@
-"""Models p(x|z) p(z): the VAE with its likelihoods, networks and priors, and one whose posterior is known."""
+"""Models p(x|z) p(z): variational autoencoders with their parts, and a model whose posterior is known.
 
-__all__ = ["VAE", "MLPDecoder", "MLPEncoder", "likelihoods"]
+Models know nothing of guides: both are plain Pyro and meet in SVI.
+"""
+
+__all__ = [
+    "PPCA",
+    "VAE",
+    "Conditional",
+    "ConvDecoder",
+    "ConvEncoder",
+    "HierarchicalVAE",
+    "MLPDecoder",
+    "MLPEncoder",
+    "MixturePrior",
+    "VampPrior",
+    "likelihoods",
+    "reconstruct",
+    "traverse",
+]
 
 from pyro_vae.models import likelihoods
-from pyro_vae.models.networks import MLPDecoder, MLPEncoder
+from pyro_vae.models.conditional import Conditional
+from pyro_vae.models.hierarchical import HierarchicalVAE
+from pyro_vae.models.linear_gaussian import PPCA
+from pyro_vae.models.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from pyro_vae.models.priors import MixturePrior, VampPrior
+from pyro_vae.models.reconstruction import reconstruct, traverse
 from pyro_vae.models.vae import VAE

@@ -1,19 +1,21 @@
-"""Distributions that are told the log of their scale or rate, and whose density uses that log itself.
+"""Distributions that are told the log of their scale, rate or odds, and whose density uses it directly.
 
-A decoder computes log σ (or log λ) on the way to σ. A density that is only given σ has to take log(exp(·)),
-which is −inf, and its gradient NaN, as soon as σ underflows. These two keep the log. They serve the observed
-side of a model, p(x|z) and p(z₁|z₂); they know nothing of the guides.
+A decoder knows log σ (or log λ) before it knows σ. A density that is only given σ has to take log(exp(·)),
+which is −inf, with a NaN gradient, as soon as σ underflows. The classes here keep the log. They serve p(x|z)
+and p(z₁|z₂) and know nothing of the guides, whose own Normal also has to score its own draws.
 """
 
-__all__ = ["LocationScale", "LogRatePoisson"]
+__all__ = ["LocationScale", "LogRatePoisson", "LogitBinomial"]
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, register_kl
+from torch.nn import functional
 
 
 class LocationScale(TorchDistribution):
@@ -24,18 +26,22 @@ class LocationScale(TorchDistribution):
     Parameters
     ----------
     standard
-        The distribution of ``e``, with batch shape ``()`` or one that broadcasts with ``loc``.
+        The distribution of ``e``, of batch shape ``()``.
     loc, log_scale
-        Location and log scale; they broadcast to the batch shape.
+        Location and log scale; their shapes broadcast to the batch shape.
 
     Examples
     --------
-    >>> standard = dist.Normal(torch.tensor(0.0), torch.tensor(1.0))
-    >>> LocationScale(standard, torch.tensor(0.0), torch.tensor(-80.0)).log_prob(torch.tensor(0.0))
+    The square of exp(-80) is 0 in float32, and a Normal told the scale divides by it:
+
+    >>> x, log_scale = torch.tensor(3.0), torch.tensor(-80.0)
+    >>> dist.Normal(x, log_scale.exp()).log_prob(x)
+    tensor(nan)
+    >>> LocationScale(dist.Normal(torch.tensor(0.0), torch.tensor(1.0)), x, log_scale).log_prob(x)
     tensor(79.0811)
     """
 
-    arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}  # noqa: RUF012
+    arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "log_scale": constraints.real}
     support = constraints.real
     has_rsample = True
 
@@ -45,8 +51,8 @@ class LocationScale(TorchDistribution):
         self.standard = standard
         self.loc = loc
         self.log_scale = log_scale
-        shape = torch.broadcast_shapes(standard.batch_shape, loc.shape, log_scale.shape)
-        super().__init__(shape, validate_args=validate_args)
+        batch_shape = torch.broadcast_shapes(loc.shape, log_scale.shape)
+        super().__init__(batch_shape, validate_args=validate_args)
 
     @property
     def scale(self) -> Tensor:
@@ -55,20 +61,22 @@ class LocationScale(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """``loc + scale * E[e]``."""
-        return (self.loc + self.scale * self.standard.mean).expand(self.batch_shape)
+        """The mean, ``loc + scale * E[e]``."""
+        return self.loc + self.scale * self.standard.mean
 
     @property
     def variance(self) -> Tensor:
-        """``scale² * Var[e]``."""
+        """The variance, ``scale² * Var[e]``."""
         return (self.scale.square() * self.standard.variance).expand(self.batch_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "LocationScale":
         """The same distribution with a larger batch shape."""
         shape = torch.Size(batch_shape)
-        return LocationScale(
+        expanded = LocationScale(
             self.standard, self.loc.expand(shape), self.log_scale.expand(shape), validate_args=False
         )
+        expanded._validate_args = self._validate_args
+        return expanded
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws of shape ``sample_shape + batch_shape``, differentiable in ``loc`` and ``log_scale``."""
@@ -76,23 +84,29 @@ class LocationScale(TorchDistribution):
         return self.loc + self.scale * noise
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats, without taking the log of a scale."""
+        """Log density in nats."""
         if self._validate_args:
             self._validate_sample(value)
         standardized = (value - self.loc) * torch.exp(-self.log_scale)
-        log_prob: Tensor = self.standard.log_prob(standardized) - self.log_scale
-        return log_prob
+        log_density: Tensor = self.standard.log_prob(standardized)
+        return log_density - self.log_scale
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """P(X ≤ value)."""
-        cdf: Tensor = self.standard.cdf((value - self.loc) * torch.exp(-self.log_scale))
-        return cdf
+
+def _kl_normal_location_scale(p: dist.Normal, q: LocationScale) -> Tensor:
+    """KL(p‖q), so that the prior p(z₁|z₂) of a hierarchy keeps its analytic term."""
+    if not isinstance(q.standard, dist.Normal):
+        raise NotImplementedError("KL to a LocationScale is known for a standard Normal only")
+    precision_root = torch.exp(-q.log_scale)
+    excess = ((p.scale * precision_root).square() + ((p.loc - q.loc) * precision_root).square()) / 2
+    divergence: Tensor = excess + q.log_scale + 0.5 * math.log(2 * math.pi) - p.entropy()
+    return divergence
+
+
+register_kl(dist.Normal, LocationScale)(_kl_normal_location_scale)
 
 
 class LogRatePoisson(dist.Poisson):
-    r"""A Poisson told log λ.
-
-    .. math:: \log p(x) = x \log\lambda - e^{\log\lambda} - \log x!
+    r"""A Poisson told log λ: :math:`\log p(x) = x \log\lambda - e^{\log\lambda} - \log x!`.
 
     Examples
     --------
@@ -102,14 +116,53 @@ class LogRatePoisson(dist.Poisson):
 
     def __init__(self, log_rate: Tensor, validate_args: bool | None = None) -> None:
         self.log_rate = log_rate
-        super().__init__(log_rate.exp(), validate_args=validate_args)
+        super().__init__(log_rate.exp(), validate_args=validate_args)  # type: ignore[no-untyped-call]
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "LogRatePoisson":
         """The same distribution with a larger batch shape."""
-        return LogRatePoisson(self.log_rate.expand(torch.Size(batch_shape)), validate_args=False)
+        expanded = LogRatePoisson(self.log_rate.expand(torch.Size(batch_shape)), validate_args=False)
+        expanded._validate_args = self._validate_args
+        return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability in nats, without taking the log of a rate."""
+        """Log probability in nats."""
         if self._validate_args:
             self._validate_sample(value)
         return value * self.log_rate - self.rate - torch.lgamma(value + 1)
+
+
+class LogitBinomial(dist.Binomial):
+    r"""A Binomial with one known total n, told the log odds l.
+
+    .. math:: \log p(x) = \log\tbinom{n}{x} + x\,l - n\,\mathrm{softplus}(l)
+
+    Torch's own Binomial takes log n! elementwise over the shape of the logits, which here are
+    draws × observations × features; this one takes the binomial coefficient over the data's shape only.
+
+    Examples
+    --------
+    >>> LogitBinomial(2, torch.tensor(0.0)).log_prob(torch.tensor([0.0, 1.0, 2.0])).exp()
+    tensor([0.2500, 0.5000, 0.2500])
+    """
+
+    def __init__(self, total_count: int, logits: Tensor, validate_args: bool | None = None) -> None:
+        self._n = total_count
+        super().__init__(total_count, logits=logits, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "LogitBinomial":
+        """The same distribution with a larger batch shape."""
+        expanded = LogitBinomial(self._n, self.logits.expand(torch.Size(batch_shape)), validate_args=False)
+        expanded._validate_args = self._validate_args
+        return expanded
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_coefficient = (
+            math.lgamma(self._n + 1) - torch.lgamma(value + 1) - torch.lgamma(self._n - value + 1)
+        )
+        # softplus is linear above its threshold; at 40 that is exact in float64, at the default 20 it is not
+        return (
+            log_coefficient + value * self.logits - self._n * functional.softplus(self.logits, threshold=40)
+        )

@@ -1,198 +1,465 @@
 """Likelihoods p(x|z): how a decoder's output becomes a distribution of the data.
 
-Each is a small frozen object. It says how many decoder outputs it needs per feature (`outputs`), turns them
-into a Pyro distribution (`distribution`), and can look at a data set once, before any fitting (`check`).
+A likelihood is a small frozen object. It says how many numbers per feature the decoder gives (`outputs`),
+turns them into a Pyro distribution (`distribution`), and looks at a data set once, before any fitting
+(`check`). Where a decoder gives several numbers per feature, they lie one after the other along the first
+event dimension: first all locations, then all scales; for images, along the channels.
 """
 
 __all__ = [
     "Bernoulli",
     "Binomial",
-    "Exponential",
+    "Categorical",
+    "ContinuousBernoulli",
+    "Dispersion",
     "Likelihood",
+    "LogScale",
+    "NegativeBinomial",
     "Normal",
+    "Poisson",
     "ScaleMap",
+    "StudentT",
     "get",
     "names",
 ]
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.nn import functional
 
-from pyro_vae.models.densities import LocationScale
+from pyro_vae.models.densities import LocationScale, LogitBinomial, LogRatePoisson
+from pyro_vae.models.scale_map import LogScale, ScaleMap
 
 Dispersion = Literal["shared", "feature", "predicted"]
 
 
-@runtime_checkable
-class ScaleMap(Protocol):
-    """What a likelihood needs of a scale map: every map of ``pyro_vae.guides.scales`` has it.
-
-    Stated here as a protocol so that models need not import the guides.
-    """
-
-    def log_scale(self, raw: Tensor) -> Tensor:
-        """Log σ for an unconstrained ``raw``."""
-        ...
-
-    def inv(self, scale: Tensor) -> Tensor:
-        """The ``raw`` at which σ = ``scale``."""
-        ...
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """The plainest scale map, σ = exp(raw): the default where a likelihood is given no other."""
-
-    def log_scale(self, raw: Tensor) -> Tensor:
-        """``raw`` itself."""
-        return raw
-
-    def inv(self, scale: Tensor) -> Tensor:
-        """Log ``scale``."""
-        return scale.log()
-
-
-@dataclass(frozen=True)
 class Likelihood(ABC):
-    """What the likelihoods share."""
+    """What all likelihoods have; a new one defines `family`, `check` and `marginal_output`."""
 
     @property
     def outputs(self) -> int:
-        """How many numbers the decoder gives per feature."""
+        """How many numbers per feature the decoder gives."""
         return 1
 
     def initial_dispersion(self, event_shape: torch.Size) -> Tensor | None:  # noqa: ARG002
-        """Start of the parameter that is learned beside the decoder, or None when there is none."""
+        """Where the parameter that is learned beside the decoder starts; None if there is none."""
         return None
 
-    def split(self, output: Tensor, event_dim: int) -> tuple[Tensor, ...]:
-        """The decoder's output as `outputs` tensors of the data's shape.
-
-        They lie one after the other along the first event dimension: features of a row, channels of an image.
-        """
-        return output.chunk(self.outputs, dim=-event_dim) if self.outputs > 1 else (output,)
-
-    @abstractmethod
     def distribution(
         self, output: Tensor, dispersion: Tensor | None = None, *, event_dim: int = 1
     ) -> TorchDistribution:
-        """The distribution of the data, its last ``event_dim`` dimensions being the event.
+        """The distribution of the data at a decoder's output.
 
         Parameters
         ----------
         output
-            What the decoder gave: (..., features × outputs), or (..., channels × outputs, height, width).
+            (..., features × outputs), or (..., channels × outputs, height, width).
         dispersion
-            The parameter that is learned beside the decoder (see `initial_dispersion`).
+            The parameter that is learned beside the decoder, if `initial_dispersion` gave one.
         event_dim
-            How many trailing dimensions one observation has.
+            How many trailing dimensions of ``output`` are one observation.
         """
+        parameters: tuple[Tensor, ...] = (output,)
+        if self.outputs > 1:
+            stacked = output.unflatten(-event_dim, (self.outputs, -1))
+            parameters = stacked.unbind(-event_dim - 1)
+        if dispersion is not None:
+            parameters = (*parameters, dispersion)
+        observed: TorchDistribution = self.family(*parameters).to_event(event_dim)
+        return observed
+
+    @abstractmethod
+    def family(self, *parameters: Tensor) -> TorchDistribution:
+        """The distribution of single features, from `outputs` tensors of their shape and the dispersion."""
 
     @abstractmethod
     def check(self, x: Tensor, name: str = "x") -> None:
-        """Raise a ValueError that names row, column, value and remedy if ``x`` is not such data."""
+        """Look at the data once.
+
+        Raises
+        ------
+        ValueError
+            If ``x`` cannot come from this likelihood. The sentence names row, column, value and remedy.
+        """
+
+    @abstractmethod
+    def marginal_output(self, x: Tensor) -> Tensor:
+        """The constant decoder output that centres each feature where ``x`` (n, ...) has its mean."""
 
 
-def _refuse(x: Tensor, bad: Tensor, name: str, what: str, remedy: str) -> None:
-    """Raise for the first True of ``bad``, which has the shape of ``x``."""
+def _refuse(x: Tensor, bad: Tensor, name: str, need: str, remedy: str) -> None:
+    """Raise for the first element of ``x`` that ``bad`` marks."""
     if not bool(bad.any()):
         return
-    index = tuple(int(i) for i in bad.nonzero()[0])
-    place = f"row {index[0]}" + (f", column {index[1]}" if len(index) == 2 else "")
-    if len(index) > 2:
-        place += f", position {index[1:]}"
-    raise ValueError(f"{name} is {x[index].item():g} in {place}, but {what}: {remedy}.")
+    row, *rest = (int(i) for i in bad.nonzero()[0])
+    place = f"row {row}"
+    if len(rest) == 1:
+        place += f", column {rest[0]}"
+    elif rest:
+        place += f", position {tuple(rest)}"
+    raise ValueError(f"{name} holds {x[(row, *rest)].item():g} in {place}, but {need}: {remedy}.")
+
+
+def _not_counts(x: Tensor) -> Tensor:
+    """Where ``x`` is not a finite non-negative integer."""
+    return ~x.isfinite() | (x < 0) | (x != x.round())
+
+
+def _smoothed_mean(x: Tensor, total: int = 1) -> Tensor:
+    """The mean over rows as a share of ``total``, kept off 0 and 1 by half a count on either side."""
+    return (x.sum(0) + 0.5) / (len(x) * total + 1)
 
 
 @dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """Binary data; the decoder gives logits.
+    """Binary data; the decoder gives log odds.
 
     Examples
     --------
-    >>> Bernoulli().distribution(torch.zeros(5, 3)).log_prob(torch.ones(5, 3))[0]
+    >>> Bernoulli().distribution(torch.zeros(3)).log_prob(torch.tensor([0.0, 1.0, 1.0]))
     tensor(-2.0794)
     """
 
-    def distribution(
-        self, output: Tensor, dispersion: Tensor | None = None, *, event_dim: int = 1
-    ) -> TorchDistribution:
-        return dist.Bernoulli(logits=output).to_event(event_dim)
+    def family(self, *parameters: Tensor) -> TorchDistribution:
+        (logits,) = parameters
+        binary: TorchDistribution = dist.Bernoulli(logits=logits)
+        return binary
 
     def check(self, x: Tensor, name: str = "x") -> None:
-        _refuse(x, (x != 0) & (x != 1), name, "a Bernoulli likelihood needs 0 or 1", "binarize the data")
+        remedy = (
+            "binarize it (pyro_vae.data.binarize, or DynamicBinarization for a new draw every epoch), "
+            "or use ContinuousBernoulli for intensities and Binomial for counts"
+        )
+        _refuse(x, (x != 0) & (x != 1), name, "a Bernoulli likelihood needs 0 or 1", remedy)
+
+    def marginal_output(self, x: Tensor) -> Tensor:
+        return _smoothed_mean(x).logit()
 
 
 @dataclass(frozen=True)
 class Binomial(Likelihood):
-    """Counts out of a known total; the decoder gives logits."""
+    """Counts out of a known total; the decoder gives log odds.
+
+    Parameters
+    ----------
+    total_count
+        The largest possible count, for example 16 for scikit-learn's digits or 255 for bytes.
+
+    Examples
+    --------
+    >>> Binomial(16).distribution(torch.zeros(3)).mean
+    tensor([8., 8., 8.])
+    """
 
     total_count: int
 
-    def distribution(
-        self, output: Tensor, dispersion: Tensor | None = None, *, event_dim: int = 1
-    ) -> TorchDistribution:
-        return dist.Binomial(self.total_count, logits=output).to_event(event_dim)
+    def __post_init__(self) -> None:
+        if (
+            isinstance(self.total_count, bool)
+            or not isinstance(self.total_count, int)
+            or self.total_count < 1
+        ):
+            raise ValueError(f"total_count={self.total_count!r}: Binomial needs an integer of 1 or more.")
+
+    def family(self, *parameters: Tensor) -> TorchDistribution:
+        (logits,) = parameters
+        return LogitBinomial(self.total_count, logits)
 
     def check(self, x: Tensor, name: str = "x") -> None:
-        bad = (x < 0) | (x > self.total_count) | (x != x.round())
         _refuse(
             x,
-            bad,
+            _not_counts(x) | (x > self.total_count),
             name,
-            f"Binomial({self.total_count}) needs integers in 0…{self.total_count}",
-            "rescale the data",
+            f"a Binomial({self.total_count}) likelihood needs integers in 0…{self.total_count}",
+            "give the right total_count, or use Poisson for counts without a bound and Normal for reals",
         )
+
+    def marginal_output(self, x: Tensor) -> Tensor:
+        return _smoothed_mean(x, self.total_count).logit()
 
 
 @dataclass(frozen=True)
-class Normal(Likelihood):
-    """Real data; the decoder gives the location, and the scale if ``dispersion="predicted"``."""
+class ContinuousBernoulli(Likelihood):
+    """Intensities in [0, 1]; the decoder gives logits.
 
-    scale: float | ScaleMap = field(default_factory=Exponential)
-    dispersion: Dispersion = "shared"
-    init_scale: float = 1.0
+    Unlike a Bernoulli evaluated at grey values, this is a normalized density.
+    G. Loaiza-Ganem and J. P. Cunningham, 2019, The continuous Bernoulli.
+
+    Examples
+    --------
+    >>> ContinuousBernoulli().distribution(torch.zeros(2)).log_prob(torch.tensor([0.2, 0.9]))
+    tensor(0.)
+    """
+
+    def family(self, *parameters: Tensor) -> TorchDistribution:
+        (logits,) = parameters
+        intensities: TorchDistribution = dist.ContinuousBernoulli(logits=logits)
+        return intensities
+
+    def check(self, x: Tensor, name: str = "x") -> None:
+        remedy = "divide by the largest possible value"
+        _refuse(
+            x, ~((x >= 0) & (x <= 1)), name, "a ContinuousBernoulli likelihood needs values in [0, 1]", remedy
+        )
+
+    def marginal_output(self, x: Tensor) -> Tensor:
+        # the mean is not the sigmoid of the logit here, but lies on the same side of ½
+        return _smoothed_mean(x).logit()
+
+
+@dataclass(frozen=True)
+class Poisson(Likelihood):
+    """Counts without a bound; the decoder gives log rates.
+
+    Examples
+    --------
+    >>> Poisson().distribution(torch.zeros(2)).mean
+    tensor([1., 1.])
+    """
+
+    def family(self, *parameters: Tensor) -> TorchDistribution:
+        (log_rate,) = parameters
+        return LogRatePoisson(log_rate)
+
+    def check(self, x: Tensor, name: str = "x") -> None:
+        remedy = "use Normal or StudentT for reals"
+        _refuse(x, _not_counts(x), name, "a Poisson likelihood needs non-negative integers", remedy)
+
+    def marginal_output(self, x: Tensor) -> Tensor:
+        return _smoothed_mean(x).log()
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """One of k categories per feature, coded 0…k−1; the decoder gives k logits per feature.
+
+    Examples
+    --------
+    >>> Categorical(4).distribution(torch.zeros(2 * 4)).log_prob(torch.tensor([0, 3])).exp()
+    tensor(0.0625)
+    """
+
+    categories: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.categories, bool) or not isinstance(self.categories, int) or self.categories < 2:
+            raise ValueError(f"categories={self.categories!r}: Categorical needs an integer of 2 or more.")
 
     @property
     def outputs(self) -> int:
-        return 2 if self._learned and self.dispersion == "predicted" else 1
+        return self.categories
 
-    @property
-    def _learned(self) -> bool:
-        return not isinstance(self.scale, (int, float))
-
-    def initial_dispersion(self, event_shape: torch.Size) -> Tensor | None:
-        if isinstance(self.scale, (int, float)) or self.dispersion == "predicted":
-            return None
-        shape = event_shape if self.dispersion == "feature" else torch.Size()
-        return self.scale.inv(torch.full(shape, self.init_scale))
-
-    def distribution(
-        self, output: Tensor, dispersion: Tensor | None = None, *, event_dim: int = 1
-    ) -> TorchDistribution:
-        if isinstance(self.scale, (int, float)):
-            loc, log_scale = output, torch.full_like(output, self.scale).log()
-        elif self.dispersion == "predicted":
-            loc, raw = self.split(output, event_dim)
-            log_scale = self.scale.log_scale(raw)
-        else:
-            assert dispersion is not None
-            loc, log_scale = output, self.scale.log_scale(dispersion)
-        standard = dist.Normal(loc.new_zeros(()), loc.new_ones(()))
-        return LocationScale(standard, loc, log_scale).to_event(event_dim)
+    def family(self, *parameters: Tensor) -> TorchDistribution:
+        codes: TorchDistribution = dist.Categorical(logits=torch.stack(parameters, dim=-1))
+        return codes
 
     def check(self, x: Tensor, name: str = "x") -> None:
-        _refuse(x, ~x.isfinite(), name, "a Normal likelihood needs finite values", "drop or impute them")
+        need = f"a Categorical({self.categories}) likelihood needs integers in 0…{self.categories - 1}"
+        _refuse(x, _not_counts(x) | (x >= self.categories), name, need, "recode the categories, or give more")
+
+    def marginal_output(self, x: Tensor) -> Tensor:
+        counts = functional.one_hot(x.long(), self.categories).sum(0)
+        logits = ((counts + 0.5) / (len(x) + 0.5 * self.categories)).log().to(x.dtype)
+        return logits.movedim(-1, 0).flatten(0, 1)
 
 
-_BY_NAME: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli, "binomial": Binomial, "normal": Normal}
+@dataclass(frozen=True)
+class NegativeBinomial(Likelihood):
+    """Counts that vary more than a Poisson; the decoder gives the log mean.
+
+    The variance is μ + μ²/r. The inverse dispersion r is ``exp`` of a parameter that is shared by all
+    features, one per feature, or predicted by the decoder; r → ∞ is the Poisson.
+
+    Parameters
+    ----------
+    dispersion
+        "shared", "feature" or "predicted".
+    init_inverse_dispersion
+        r at the start.
+
+    Examples
+    --------
+    >>> counts = NegativeBinomial().distribution(torch.zeros(2), torch.tensor(0.0))
+    >>> counts.mean, counts.variance
+    (tensor([1., 1.]), tensor([2., 2.]))
+    """
+
+    dispersion: Dispersion = "feature"
+    init_inverse_dispersion: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_dispersion(self.dispersion)
+        _require_positive("init_inverse_dispersion", self.init_inverse_dispersion)
+
+    @property
+    def outputs(self) -> int:
+        return 2 if self.dispersion == "predicted" else 1
+
+    def initial_dispersion(self, event_shape: torch.Size) -> Tensor | None:
+        # zero: `family` adds log init_inverse_dispersion, to this parameter and to predictions alike
+        return _dispersion_parameter(self.dispersion, event_shape)
+
+    def family(self, *parameters: Tensor) -> TorchDistribution:
+        log_mean, raw = parameters
+        log_r = raw + math.log(self.init_inverse_dispersion)
+        counts: TorchDistribution = dist.NegativeBinomial(log_r.exp(), logits=log_mean - log_r)
+        return counts
+
+    def check(self, x: Tensor, name: str = "x") -> None:
+        remedy = "use Normal or StudentT for reals"
+        _refuse(x, _not_counts(x), name, "a NegativeBinomial likelihood needs non-negative integers", remedy)
+
+    def marginal_output(self, x: Tensor) -> Tensor:
+        return _with_zero_dispersion(_smoothed_mean(x).log(), self.outputs)
+
+
+@dataclass(frozen=True)
+class _LocationScale(Likelihood):
+    """Reals around a location, with a scale that is fixed or learned through a scale map."""
+
+    scale: float | ScaleMap = field(default_factory=LogScale)
+    dispersion: Dispersion = "shared"
+    init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_dispersion(self.dispersion)
+        _require_positive("init_scale", self.init_scale)
+        if isinstance(self.scale, (int, float)):
+            _require_positive("scale", self.scale)
+        elif not isinstance(self.scale, ScaleMap):
+            raise TypeError(
+                f"scale={self.scale!r} is neither a number nor a scale map: "
+                'give pyro_vae.scales.get("softplus"), for example.'
+            )
+
+    @cached_property
+    def _init_raw(self) -> float:
+        """Where the map gives init_scale: learned parameters and predictions are counted from there."""
+        assert isinstance(self.scale, ScaleMap)
+        return float(self.scale.inv(torch.tensor(self.init_scale, dtype=torch.float64)))
+
+    @property
+    def outputs(self) -> int:
+        return 2 if self.dispersion == "predicted" and isinstance(self.scale, ScaleMap) else 1
+
+    def initial_dispersion(self, event_shape: torch.Size) -> Tensor | None:
+        return (
+            _dispersion_parameter(self.dispersion, event_shape) if isinstance(self.scale, ScaleMap) else None
+        )
+
+    def family(self, *parameters: Tensor) -> TorchDistribution:
+        if isinstance(self.scale, ScaleMap):
+            loc, raw = parameters
+            log_scale = self.scale.log_scale(raw + self._init_raw)
+        else:
+            (loc,) = parameters
+            log_scale = loc.new_full((), math.log(self.scale))
+        return LocationScale(self._standard(loc), loc, log_scale)
+
+    @abstractmethod
+    def _standard(self, like: Tensor) -> TorchDistribution:
+        """The distribution at location 0 and scale 1, in the dtype and on the device of ``like``."""
+
+    def check(self, x: Tensor, name: str = "x") -> None:
+        need = f"a {type(self).__name__} likelihood needs finite values"
+        _refuse(x, ~x.isfinite(), name, need, "drop or impute such rows")
+
+    def marginal_output(self, x: Tensor) -> Tensor:
+        return _with_zero_dispersion(x.mean(0), self.outputs)
+
+
+@dataclass(frozen=True)
+class Normal(_LocationScale):
+    r"""Real data; the decoder gives the location.
+
+    .. math:: \log p(x) = -\tfrac12 \big((x - \mu) e^{-\log\sigma}\big)^2 - \log\sigma - \tfrac12\log 2\pi
+
+    Parameters
+    ----------
+    scale
+        σ itself, a number, or a scale map (``pyro_vae.scales.get("softplus")``) through which σ is learned;
+        the default learns log σ.
+    dispersion
+        Of a learned σ: "shared" by all features, one per "feature", or "predicted" by the decoder, which then
+        gives two outputs per feature.
+    init_scale
+        σ at the start, the same under every map.
+
+    Examples
+    --------
+    >>> Normal(scale=2.0).distribution(torch.zeros(3)).stddev
+    tensor([2., 2., 2.])
+    >>> Normal(dispersion="predicted").outputs
+    2
+    """
+
+    def _standard(self, like: Tensor) -> TorchDistribution:
+        standard: TorchDistribution = dist.Normal(like.new_zeros(()), like.new_ones(()))
+        return standard
+
+
+@dataclass(frozen=True)
+class StudentT(_LocationScale):
+    """Real data with outliers: as `Normal`, with ``df`` degrees of freedom.
+
+    Examples
+    --------
+    >>> StudentT(scale=1.0, df=1.0).distribution(torch.zeros(1)).log_prob(torch.tensor([1.0])).exp()
+    tensor(0.1592)
+    """
+
+    df: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive("df", self.df)
+
+    def _standard(self, like: Tensor) -> TorchDistribution:
+        zero = like.new_zeros(())
+        standard: TorchDistribution = dist.StudentT(zero + self.df, zero, zero + 1)
+        return standard
+
+
+def _dispersion_parameter(dispersion: Dispersion, event_shape: torch.Size) -> Tensor | None:
+    """A parameter of zeros, one or one per feature; None if the decoder predicts it."""
+    shapes = {"shared": torch.Size(), "feature": event_shape}
+    return torch.zeros(shapes[dispersion]) if dispersion in shapes else None
+
+
+def _with_zero_dispersion(location: Tensor, outputs: int) -> Tensor:
+    """``location``, followed by zeros for a dispersion that the decoder predicts."""
+    return location if outputs == 1 else torch.cat([location, torch.zeros_like(location)])
+
+
+def _require_dispersion(dispersion: str) -> None:
+    if dispersion not in get_args(Dispersion):
+        raise ValueError(f'dispersion={dispersion!r}: it is "shared", "feature" or "predicted".')
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (0 < value < math.inf):
+        raise ValueError(f"{name}={value!r}: it must be a positive number.")
+
+
+_BY_NAME: dict[str, type[Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "binomial": Binomial,
+    "categorical": Categorical,
+    "continuous-bernoulli": ContinuousBernoulli,
+    "negative-binomial": NegativeBinomial,
+    "normal": Normal,
+    "poisson": Poisson,
+    "student-t": StudentT,
+}
 
 
 def names() -> list[str]:
@@ -200,10 +467,24 @@ def names() -> list[str]:
     return sorted(_BY_NAME)
 
 
-def get(name: str, **kwargs: Any) -> Likelihood:
-    """A likelihood by name: ``get("binomial", total_count=16)``."""
+def get(name: str, **arguments: Any) -> Likelihood:
+    """A likelihood by name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such name, or the likelihood needs an argument that was not given.
+
+    Examples
+    --------
+    >>> get("binomial", total_count=16)
+    Binomial(total_count=16)
+    """
     if name not in _BY_NAME:
         close = difflib.get_close_matches(name, _BY_NAME, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"likelihood={name!r} is not known{hint} The names are {', '.join(names())}.")
-    return _BY_NAME[name](**kwargs)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"No likelihood is called {name!r}.{hint} The names are {', '.join(names())}.")
+    try:
+        return _BY_NAME[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"The likelihood {name!r} cannot be made from {arguments}: {error}.") from error

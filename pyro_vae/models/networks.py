@@ -1,30 +1,81 @@
-"""Encoders and decoders: fully connected and convolutional networks of the usual make."""
+"""Encoders and decoders of the usual make: fully connected and convolutional.
 
-__all__ = ["MLPDecoder", "MLPEncoder"]
+Encoders give features, on which a guide puts its own heads; decoders give the outputs that a likelihood
+needs. Both take any leading dimensions (particles, draws, batch). Layers start as PyTorch starts them.
+"""
+
+__all__ = ["Activation", "ConvDecoder", "ConvEncoder", "HasOutputBias", "MLPDecoder", "MLPEncoder"]
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+from pyro_vae.models.conditional import over_leading_dims
+
+Activation = str | Callable[[], nn.Module]
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
-    "leaky_relu": nn.LeakyReLU,
+    "leaky-relu": nn.LeakyReLU,
     "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
 }
 
 
-def _layers(sizes: Sequence[int], activation: str) -> nn.Sequential:
-    """Linear layers with the activation after each."""
+def _activation(activation: Activation) -> nn.Module:
+    if not isinstance(activation, str):
+        return activation()
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"activation={activation!r}: it is one of {', '.join(_ACTIVATIONS)}, "
+            "or a function that makes a module."
+        )
+    return _ACTIVATIONS[activation]()
+
+
+def _linear_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
+    """Linear layers between the sizes, each followed by the activation."""
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), _ACTIVATIONS[activation]()]
+        layers += [nn.Linear(n_in, n_out), _activation(activation)]
     return nn.Sequential(*layers)
+
+
+def _as_shape(shape: int | Sequence[int], name: str) -> tuple[int, ...]:
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"{name}={shape!r}: sizes must be 1 or more.")
+    return sizes
+
+
+def _as_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    sizes = _as_shape(shape, "image_shape")
+    if len(sizes) != 3:
+        raise ValueError(f"image_shape={shape!r}: it is (channels, height, width).")
+    return sizes[0], sizes[1], sizes[2]
+
+
+@runtime_checkable
+class HasOutputBias(Protocol):
+    """A decoder that can be told where its output starts."""
+
+    def set_output_bias(self, output: Tensor) -> None:
+        """Start from a constant output, of the shape of one observation's outputs."""
+        ...
+
+
+@torch.no_grad()
+def _set_bias(layer: nn.Module, bias: Tensor) -> None:
+    assert isinstance(layer.bias, Tensor)
+    layer.bias.copy_(bias)
 
 
 class MLPEncoder(nn.Module):
@@ -33,47 +84,60 @@ class MLPEncoder(nn.Module):
     Parameters
     ----------
     in_features
-        Size of one observation, or its shape (channels, height, width), which is flattened.
+        Size of one observation, or its shape such as (channels, height, width), which is flattened.
     hidden
-        Sizes of the layers; the last one is the number of features a guide's heads see.
+        Sizes of the layers; the last is the number of features. Without layers the features are the flat
+        observation itself, which makes a guide's heads a linear encoder.
     activation
-        "relu", "tanh", "softplus", "elu", "gelu", "silu" or "leaky_relu".
+        "relu", "tanh", "softplus", "elu", "gelu", "silu", "leaky-relu", "sigmoid", or a function that makes
+        a module.
 
     Attributes
     ----------
     out_features : int
-        Size of what comes out, ``hidden[-1]``.
+        Number of features H.
+
+    Examples
+    --------
+    >>> MLPEncoder(64, [32, 16], activation="tanh")(torch.zeros(5, 64)).shape
+    torch.Size([5, 16])
     """
 
     def __init__(
-        self, in_features: int | Sequence[int], hidden: Sequence[int], *, activation: str = "relu"
+        self, in_features: int | Sequence[int], hidden: Sequence[int], *, activation: Activation = "relu"
     ) -> None:
         super().__init__()
-        self.in_shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
-        self.out_features = hidden[-1]
-        self.layers = _layers([math.prod(self.in_shape), *hidden], activation)
+        self.in_shape = _as_shape(in_features, "in_features")
+        sizes = [math.prod(self.in_shape), *hidden]
+        self.out_features = sizes[-1]
+        self.layers = _linear_layers(sizes, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (..., hidden[-1]) of observations (..., \\*shape)."""
+        """Features (..., H) of observations (..., *in_features)."""
         features: Tensor = self.layers(x.flatten(-len(self.in_shape)))
         return features
 
 
 class MLPDecoder(nn.Module):
-    """Outputs per feature from a latent: linear layers with activations, then one linear layer.
+    """Outputs for an observation: linear layers, each followed by the activation, and a last linear layer.
 
     Parameters
     ----------
     latent_dim
-        Size of the latent.
+        Size of z.
     hidden
-        Sizes of the hidden layers.
+        Sizes of the layers before the last; without any the decoder is linear.
     out_features
-        Size of one observation, or its shape (channels, height, width).
+        Size of one observation, or its shape such as (channels, height, width).
     outputs
-        Numbers per feature that the likelihood needs (``likelihood.outputs``).
+        Outputs per feature that the likelihood needs, ``likelihood.outputs``.
     activation
         As for `MLPEncoder`.
+
+    Examples
+    --------
+    >>> MLPDecoder(2, [16, 32], 64)(torch.zeros(7, 5, 2)).shape
+    torch.Size([7, 5, 64])
     """
 
     def __init__(
@@ -83,15 +147,131 @@ class MLPDecoder(nn.Module):
         out_features: int | Sequence[int],
         *,
         outputs: int = 1,
-        activation: str = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        first, *rest = (out_features,) if isinstance(out_features, int) else tuple(out_features)
+        first, *rest = _as_shape(out_features, "out_features")
         self.out_shape = (first * outputs, *rest)
-        self.layers = _layers([latent_dim, *hidden], activation)
-        self.output = nn.Linear([latent_dim, *hidden][-1], math.prod(self.out_shape))
+        sizes = [latent_dim, *hidden]
+        self.layers = _linear_layers(sizes, activation)
+        self.output = nn.Linear(sizes[-1], math.prod(self.out_shape))
+
+    def set_output_bias(self, output: Tensor) -> None:
+        """Start from a constant output, of the shape of one observation's outputs."""
+        _set_bias(self.output, output.flatten())
 
     def forward(self, z: Tensor) -> Tensor:
-        """Outputs (..., \\*shape) of latents (..., latent_dim)."""
+        """Outputs (..., *out_features), the first of them times ``outputs``, of latents (..., latent_dim)."""
         output: Tensor = self.output(self.layers(z))
-        return output.unflatten(-1, self.out_shape) if len(self.out_shape) > 1 else output
+        return output if len(self.out_shape) == 1 else output.unflatten(-1, self.out_shape)
+
+
+def _halved_sizes(size: int, times: int) -> list[int]:
+    """Lengths of an axis before and after each convolution of stride 2."""
+    return list(itertools.accumulate(range(times), lambda length, _: (length + 1) // 2, initial=size))
+
+
+class ConvEncoder(nn.Module):
+    """Features of an image: convolutions of stride 2, each followed by the activation, and a linear layer.
+
+    Images may have any size, odd or not square: each convolution halves height and width, rounding up.
+
+    Parameters
+    ----------
+    image_shape
+        (channels, height, width).
+    channels
+        Of each convolution.
+    out_features
+        Number of features H.
+    activation
+        As for `MLPEncoder`.
+
+    Examples
+    --------
+    >>> ConvEncoder((1, 28, 28), [16, 32], 64)(torch.zeros(5, 1, 28, 28)).shape
+    torch.Size([5, 64])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        channels: Sequence[int],
+        out_features: int,
+        *,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        n_channels, height, width = _as_image_shape(image_shape)
+        self.out_features = out_features
+        layers: list[nn.Module] = []
+        for n_in, n_out in itertools.pairwise([n_channels, *channels]):
+            layers += [nn.Conv2d(n_in, n_out, kernel_size=3, stride=2, padding=1), _activation(activation)]
+        area = _halved_sizes(height, len(channels))[-1] * _halved_sizes(width, len(channels))[-1]
+        n_last = [n_channels, *channels][-1]
+        layers += [nn.Flatten(), nn.Linear(n_last * area, out_features), _activation(activation)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (..., H) of images (..., channels, height, width)."""
+        return over_leading_dims(self.layers, x, event_dim=3)
+
+
+class ConvDecoder(nn.Module):
+    """Outputs for an image: a linear layer and transposed convolutions, the mirror image of `ConvEncoder`.
+
+    Parameters
+    ----------
+    latent_dim
+        Size of z.
+    channels
+        Of each feature map, from the smallest to the largest image: those of the encoder, reversed.
+    image_shape
+        (channels, height, width) of one observation, of any size.
+    outputs
+        Outputs per pixel and channel that the likelihood needs, ``likelihood.outputs``.
+    activation
+        As for `MLPEncoder`.
+
+    Examples
+    --------
+    >>> ConvDecoder(2, [32, 16], (1, 28, 28))(torch.zeros(7, 5, 2)).shape
+    torch.Size([7, 5, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        channels: Sequence[int],
+        image_shape: Sequence[int],
+        *,
+        outputs: int = 1,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        n_channels, height, width = _as_image_shape(image_shape)
+        if not channels:
+            raise ValueError(
+                "channels is empty: ConvDecoder needs at least one feature map, or use MLPDecoder."
+            )
+        heights = _halved_sizes(height, len(channels))[::-1]
+        widths = _halved_sizes(width, len(channels))[::-1]
+        small = (channels[0], heights[0], widths[0])
+        layers: list[nn.Module] = [nn.Linear(latent_dim, math.prod(small)), nn.Unflatten(1, small)]
+        for i, (n_in, n_out) in enumerate(itertools.pairwise([*channels, n_channels * outputs])):
+            # a row of length n came from 2n − 1 or from 2n: padding the output by 0 or 1 gives back which
+            padding = heights[i + 1] - 2 * heights[i] + 1, widths[i + 1] - 2 * widths[i] + 1
+            layers += [
+                _activation(activation),
+                nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=padding),
+            ]
+        *before, self.output = layers
+        self.layers = nn.Sequential(*before)
+
+    def set_output_bias(self, output: Tensor) -> None:
+        """Start from a constant output per channel: the mean of an image's outputs over its pixels."""
+        _set_bias(self.output, output.mean((-2, -1)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Outputs (..., channels × outputs, height, width) of latents (..., latent_dim)."""
+        return over_leading_dims(lambda flat: self.output(self.layers(flat)), z)

@@ -1,64 +1,106 @@
-"""The variational autoencoder's model: a prior, a decoder and a likelihood."""
+"""The model of a variational autoencoder: a prior, a decoder and a likelihood."""
 
 __all__ = ["VAE"]
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.models import likelihoods
+from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.likelihoods import Likelihood
+from pyro_vae.models.networks import HasOutputBias
+from pyro_vae.models.priors import Prior, as_prior
 
 
-class VAE(PyroModule):  # type: ignore[misc]
-    """p(z) p(x|z) with one latent vector per observation; called ``model(x)``.
+class VAE(PyroModule):
+    r"""One latent vector per observation: :math:`p(x, z) = p(z)\, p(x \mid \mathrm{decoder}(z))`.
 
-    Sites "z" and "x" in the plate "data" (dim −1).
+    A Pyro model, called ``model(x)``: the latent site "z" and the observed site "x" lie in the plate "data"
+    (dim −1, of size ``len(x)``). It runs under SVI, ELBOModule, vectorized particles, Predictive and NUTS.
 
     Parameters
     ----------
     decoder
-        Any module from (batch, latent_dim) to (batch, ...).
+        Any module from (batch, latent_dim) to (batch, features × outputs), or to
+        (batch, channels × outputs, height, width). Most likelihoods need one output per feature; see
+        ``likelihood.outputs``.
     latent_dim
-        Size of the latent.
+        Size of z.
     likelihood
-        One of `pyro_vae.models.likelihoods`, or a name where no argument is needed.
+        One of `pyro_vae.models.likelihoods`, or its name where it needs no argument.
     prior
-        "normal".
+        "normal" for the standard Normal, a Pyro distribution over vectors of size latent_dim, or a module
+        whose ``forward()`` returns one, such as `MixturePrior` and `VampPrior`.
+
+    Attributes
+    ----------
+    latent_dim : int
+        Size of z.
+    event_shape : torch.Size
+        Shape of one observation.
+    prior, observation
+        Modules: ``prior()`` is p(z), ``observation(z)`` is p(x|z).
+
+    References
+    ----------
+    D. P. Kingma and M. Welling, 2014, Auto-Encoding Variational Bayes.
+
+    Examples
+    --------
+    >>> from pyro_vae.models import MLPDecoder
+    >>> model = VAE(MLPDecoder(2, [16], 64), 2, "bernoulli")
+    >>> model(torch.ones(5, 64)).shape
+    torch.Size([5, 64])
+    >>> model.decode(torch.zeros(3, 5, 2)).batch_shape
+    torch.Size([3, 5])
+    >>> model.sample(4).shape
+    torch.Size([4, 64])
     """
 
     def __init__(
-        self, decoder: nn.Module, latent_dim: int, likelihood: Likelihood | str, *, prior: str = "normal"
+        self, decoder: nn.Module, latent_dim: int, likelihood: Likelihood | str, *, prior: Prior = "normal"
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.likelihood = likelihoods.get(likelihood) if isinstance(likelihood, str) else likelihood
-        self.decoder = decoder
-        self.register_buffer("_origin", torch.zeros(latent_dim), persistent=False)
-        with torch.no_grad():
-            event_shape = decoder(torch.zeros(1, latent_dim)).shape[1:]
-        dispersion = self.likelihood.initial_dispersion(event_shape)
-        self.dispersion = None if dispersion is None else nn.Parameter(dispersion)
+        self.prior = as_prior(prior, latent_dim)
+        self.observation = Conditional(decoder, latent_dim, likelihood)
+        self.event_shape = self.observation.event_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sample "z" and observe ``x`` (batch, ...)."""
+        """Sample z for every row of ``x`` (n, ...), and observe ``x``."""
+        self.observation.require_event_shape(x)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(self._origin, 1.0).to_event(1))
-            value: Tensor = pyro.sample("x", self.decode(z), obs=x)
-        return value
+            z = pyro.sample("z", self.prior())
+            observed: Tensor = pyro.sample("x", self.decode(z), obs=x)
+        return observed
 
     def decode(self, z: Tensor) -> TorchDistribution:
-        """p(x|z) for latents (..., latent_dim) with any leading dimensions."""
-        output = self.decoder(z.reshape(-1, self.latent_dim))
-        output = output.reshape(z.shape[:-1] + output.shape[1:])
-        return self.likelihood.distribution(output, self.dispersion, event_dim=output.dim() - z.dim() + 1)
+        """p(x|z) for latents (..., latent_dim), with any leading dimensions."""
+        distribution: TorchDistribution = self.observation(z)
+        return distribution
+
+    def init_output(self, x: Tensor) -> None:
+        """Start the decoder's output bias where each feature has its mean in ``x`` (n, ...).
+
+        Features that are rarely on are then not learned one gradient step at a time.
+
+        Raises
+        ------
+        TypeError
+            If the decoder has no ``set_output_bias``, as the decoders of this package have.
+        """
+        decoder = self.observation.network
+        if not isinstance(decoder, HasOutputBias):
+            raise TypeError(
+                f"{type(decoder).__name__} has no set_output_bias(output): "
+                "define it on the decoder so that its output can start at a given value."
+            )
+        decoder.set_output_bias(self.observation.likelihood.marginal_output(x))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """Draw ``n`` observations from the model."""
-        z = dist.Normal(self._origin, 1.0).expand([n, self.latent_dim]).sample()
-        x: Tensor = self.decode(z).sample()
+        """``n`` draws of x from the model, (n, ...)."""
+        x: Tensor = self.decode(self.prior().sample(torch.Size([n]))).sample()
         return x

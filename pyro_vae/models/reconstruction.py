@@ -1,0 +1,109 @@
+"""What a model shows: reconstructions of observations, and walks through its latent space."""
+
+__all__ = ["reconstruct", "traverse"]
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+
+class _Decodes(Protocol):
+    """A model with p(x|z) as a method: VAE, HierarchicalVAE and PPCA are such."""
+
+    def decode(self, z: Tensor, /) -> TorchDistribution: ...
+
+
+@torch.no_grad()
+def reconstruct(
+    model: Callable[..., Any], guide: Callable[..., Any], *data: Tensor, draws: int = 1, site: str = "x"
+) -> Tensor:
+    r"""The mean of each observation under the guide's posterior.
+
+    .. math:: \hat x = \frac1S \sum_s \mathrm{E}[x \mid z_s], \qquad z_s \sim q(z \mid x)
+
+    Parameters
+    ----------
+    model, guide
+        Any Pyro pair; both are called with ``*data``.
+    data
+        The observations, and whatever else the model takes.
+    draws
+        S, the number of posterior draws to average over.
+    site
+        The observed site to reconstruct.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of the observations.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such site, or its distribution has no mean (Categorical).
+
+    Examples
+    --------
+    >>> import pyro
+    >>> from pyro_vae.models import PPCA
+    >>> model = PPCA(torch.tensor([[2.0], [0.0]]), torch.zeros(2), 1.0)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", model.posterior(x))
+    >>> reconstruct(model, guide, torch.tensor([[5.0, 3.0]]), draws=1000).round(decimals=1)
+    tensor([[4., 0.]])
+    """
+    total = torch.zeros(())
+    for _ in range(draws):
+        latents = poutine.trace(guide).get_trace(*data)
+        nodes = poutine.trace(poutine.replay(model, latents)).get_trace(*data).nodes
+        if site not in nodes:
+            sites = [name for name, node in nodes.items() if node["type"] == "sample"]
+            raise ValueError(f"site={site!r} is not in the model, whose sample sites are {', '.join(sites)}.")
+        observed: TorchDistribution = nodes[site]["fn"]
+        total = total + observed.mean
+    if total.isnan().any():
+        raise ValueError(f"site={site!r} has a distribution without a mean: {observed}.")
+    return total / draws
+
+
+@torch.no_grad()
+def traverse(
+    model: _Decodes, origin: Tensor, *, dims: Sequence[int] | None = None, span: float = 3.0, steps: int = 7
+) -> Tensor:
+    """Means of x on walks from one latent along each axis in turn, for a figure.
+
+    Parameters
+    ----------
+    model
+        A `VAE`, or anything with its ``decode``.
+    origin
+        A latent (latent_dim,), for example zeros or the posterior mean of an observation.
+    dims
+        Which latent dimensions to walk along; all by default.
+    span
+        A walk goes from −span to +span around the origin.
+    steps
+        Points on each walk.
+
+    Returns
+    -------
+    Tensor
+        (len(dims), steps, ...), one mean of x per point.
+
+    Examples
+    --------
+    >>> from pyro_vae.models import VAE, MLPDecoder
+    >>> model = VAE(MLPDecoder(2, [16], 64), 2, "bernoulli")
+    >>> traverse(model, torch.zeros(2), steps=5).shape
+    torch.Size([2, 5, 64])
+    """
+    axes = torch.eye(len(origin), dtype=origin.dtype, device=origin.device)
+    axes = axes if dims is None else axes[list(dims)]
+    offsets = torch.linspace(-span, span, steps, dtype=origin.dtype, device=origin.device)
+    mean: Tensor = model.decode(origin + axes[:, None, :] * offsets[:, None]).mean
+    return mean
