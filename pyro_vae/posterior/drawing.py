@@ -275,7 +275,7 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
             return whole[0]
     told = [error for error in errors if isinstance(error, PairError)]
     if told:
-        raise told[0]
+        raise told[-1]  # of the most tolerant way
     raise ValueError(f"model and guide do not run on the first two observations: {errors[0]}") from errors[0]
 
 
@@ -377,7 +377,7 @@ def _check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
     if unknown:
         raise PairError(
             f"the guide draws '{unknown[0]}', which is no latent site of the model "
-            f"({sorted(latents)}); rename it, or mark it infer={'is_auxiliary': True}"
+            f"({sorted(latents)}); rename it, or mark it infer={{'is_auxiliary': True}}"
         )
 
 

@@ -19,6 +19,9 @@ Array = NDArray[np.float64]
 FEWEST_DRAWS = 30
 """Below this no Pareto tail can be fitted."""
 
+EQUAL = 1e-4
+"""Nats. Log weights of a tail that lie closer together are equal: in float32 this is their rounding error."""
+
 
 def log_weights(
     model: Callable[..., Any],
@@ -166,7 +169,7 @@ def khat_threshold(draws: int) -> float:
     return float(min(1 - 1 / np.log10(draws), 0.7))
 
 
-def pareto_khat(log_weight: Array, tolerance: float = 1e-6) -> Array:
+def pareto_khat(log_weight: Array) -> Array:
     """k̂ for each row of log weights, of shape (observations, draws).
 
     The three cases that a Pareto fit cannot answer are answered here: equal weights are −inf (nothing to fit,
@@ -186,14 +189,15 @@ def pareto_khat(log_weight: Array, tolerance: float = 1e-6) -> Array:
     cutoff, largest = ordered[:, draws - tail - 1], ordered[:, -1]
     usable = np.isfinite(cutoff) & np.isfinite(largest) & ~np.isnan(log_weight).any(axis=1)
     flat = np.zeros(n, dtype=bool)
-    flat[usable] = largest[usable] - cutoff[usable] < tolerance
+    flat[usable] = largest[usable] - cutoff[usable] < EQUAL
     khat = np.full(n, np.inf)
     khat[flat] = -np.inf
     fit = usable & ~flat
     if fit.any():
         # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides would look
         # perfect
-        _, khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
+        with np.errstate(all="ignore"):  # tied weights divide by zero on the way to NaN
+            _, khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
     khat[np.isnan(khat)] = np.inf  # NaN would count as good: it is not above any threshold
     return khat
 

@@ -152,5 +152,5 @@ def _dims(groups: dict[str, dict[str, Array]]) -> dict[str, list[str]]:
         vectors = [site for site, value in groups[group].items() if value.ndim == lead + 1]
         for site, value in groups[group].items():
             event = [f"{site}_dim_{i}" for i in range(value.ndim - lead)]
-            dims[site] = ["observation", *([word] if vectors == [site] else event)]
+            dims[site] = ["observation", *([word] if vectors == [site] and site != word else event)]
     return dims

@@ -1,0 +1,178 @@
+"""Comparisons decide what the data decide, and nothing else."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from scipy import stats
+
+from pyro_vae.posterior import answer, compare, diagnose
+from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, observations
+
+pytestmark = pytest.mark.arviz
+
+
+def guides(seeds=4, n=300, gaps=(0.0, 0.5), noise=0.2, level=-100.0, seed=0):
+    """Log evidence of guides that share what is hard about an observation."""
+    rng = np.random.default_rng(seed)
+    hard = rng.normal(level, 10, size=(1, n))
+    shift = rng.normal(0, noise, size=(len(gaps), seeds, 1))
+    return {
+        name: {"log_evidence": hard - gap + shift[i] + rng.normal(0, noise, (seeds, n))}
+        for i, (name, gap) in enumerate(zip("abcdefgh", gaps, strict=False))
+    }
+
+
+def test_columns_against_their_formulas():
+    given = guides(gaps=(0.3, 0.0, 1.0))
+    table = compare(given)
+    columns = ["rank", "elpd", "se", "elpd_diff", "dse", "weight", "p_worse"]
+    assert list(table.columns) == [*columns, "diff", "diff_low", "diff_high", "decided", "seeds"]
+    assert list(table.index) == ["b", "a", "c"]
+    assert list(table["rank"]) == [0, 1, 2]
+    mean = {name: value["log_evidence"].mean(0) for name, value in given.items()}
+    for name, row in table.iterrows():
+        difference = mean[name] - mean["b"]
+        assert row["elpd"] == pytest.approx(mean[name].sum())
+        assert row["se"] == pytest.approx(np.sqrt(300) * mean[name].std(ddof=1))
+        assert row["elpd_diff"] == pytest.approx(difference.sum())
+        assert row["dse"] == pytest.approx(np.sqrt(300) * difference.std(), rel=0.01)
+        assert row["diff"] == pytest.approx(difference.mean())
+    assert table["weight"].sum() == pytest.approx(1)
+    assert table["p_worse"].isna().tolist() == [True, False, False]
+
+
+def test_interval_over_seeds_is_students_on_paired_differences_adjusted_for_all_pairs():
+    given = guides(gaps=(0.0, 0.3, 1.0), seeds=5)
+    table = compare(given)
+    best, name = table.index[0], table.index[2]
+    per_seed = (given[name]["log_evidence"] - given[best]["log_evidence"]).mean(1)
+    level = 1 - 0.05 / 3  # three pairs
+    low, high = stats.t.interval(level, df=4, loc=per_seed.mean(), scale=stats.sem(per_seed))
+    assert tuple(table.loc[name, ["diff_low", "diff_high"]]) == pytest.approx((low, high))
+    assert table.loc[best, ["diff_low", "diff_high"]].isna().all()
+    assert (table["seeds"] == 5).all()
+
+
+def test_one_seed_gives_an_interval_over_observations_and_the_answer_says_so():
+    given = {name: {"log_evidence": value["log_evidence"][0]} for name, value in guides().items()}
+    table = compare(given)
+    difference = given["b"]["log_evidence"] - given["a"]["log_evidence"]
+    low, high = stats.t.interval(0.95, 299, difference.mean(), stats.sem(difference))
+    assert tuple(table.loc["b", ["diff_low", "diff_high"]]) == pytest.approx((low, high))
+    assert "over observations" in answer(table)
+    assert "about these fits and not about the guides" in answer(table)
+
+
+def test_what_varies_more_between_seeds_than_between_guides_is_not_decided():
+    """However many observations there are: each alone would say that the difference is sure."""
+    table = compare(guides(gaps=(0.0, 0.1), noise=0.3, n=5000, seeds=3))
+    assert not table["decided"].any()
+    assert table["p_worse"].iloc[1] > 0.99
+    assert answer(table).startswith("The data do not decide between")
+
+
+def test_a_clear_difference_is_decided():
+    table = compare(guides(gaps=(2.0, 0.0), noise=0.1))
+    assert table["decided"].all()
+    assert answer(table).startswith("b has the higher log evidence: it beats a by 2.02 nats")
+
+
+def test_the_same_guide_twice_decides_nothing():
+    given = guides()
+    table = compare({"one": given["a"], "two": given["a"]})
+    assert not table["decided"].any()
+    assert table["elpd_diff"].tolist() == [0, 0]
+
+
+def test_a_permuted_copy_decides_nothing_and_a_worse_guide_is_found():
+    """Latents in another order are the same guide: the numbers differ by rounding and noise only."""
+    model = dense()
+    order = torch.tensor([2, 0, 1])
+    turned = LinearGaussian(model.weight[:, order])
+    x = observations(model, 60)
+
+    def fits(pair, factor):
+        return [diagnose(pair, GaussianGuide.exact(pair, factor), x, 200, seed=s) for s in range(3)]
+
+    table = compare({"guide": fits(model, 1.0), "permuted": fits(turned, 1.0)})
+    assert not table["decided"].any()
+    table = compare({"guide": fits(model, 0.9), "permuted": fits(turned, 0.9)})
+    assert not table["decided"].any()
+    table = compare({"right": fits(model, 1.0), "narrow": fits(model, 0.5)}, shared_model=True)
+    assert table.index[0] == "right"
+    assert table["decided"].all()
+
+
+def test_stacking_beyond_745_nats():
+    """exp(−2000) is zero for every guide, and the weights would come out equal without a word."""
+    near, far = (compare(guides(gaps=(0.0, 1.0), noise=0.01, level=level)) for level in (-20.0, -2000.0))
+    np.testing.assert_allclose(far["weight"], near["weight"], atol=1e-6)
+    assert far["weight"].iloc[0] > 0.9
+    np.testing.assert_allclose(far["elpd_diff"], near["elpd_diff"])
+
+
+def test_a_shared_model_is_compared_by_the_elbo_without_weights():
+    """Its evidence is one number, and estimates of it differ by their error only."""
+    rng = np.random.default_rng(0)
+    evidence = rng.normal(-100, 1, 200)
+    given = {
+        name: {"log_evidence": evidence + rng.normal(0, 0.01, 200), "elbo": evidence - gap}
+        for name, gap in (("wide", 0.4), ("good", 0.1))
+    }
+    table = compare(given, shared_model=True)
+    assert table.index[0] == "good"
+    assert "weight" not in table
+    assert table["diff"].iloc[1] == pytest.approx(-0.3)
+    assert "ELBO" in answer(table)
+
+
+def test_all_forms_of_input_agree():
+    given = guides()
+    as_sets = {
+        name: xr.Dataset({"log_evidence": (("observation", "seed"), value["log_evidence"].T)})
+        for name, value in given.items()
+    }
+    as_lists = {
+        name: [{"log_evidence": list(row)} for row in value["log_evidence"]] for name, value in given.items()
+    }
+    expected = compare(given)
+    pd.testing.assert_frame_equal(compare(as_sets), expected)
+    pd.testing.assert_frame_equal(compare(as_lists), expected)
+
+
+def test_answer_needs_only_the_columns(tmp_path):
+    """So that it can be read back from a file."""
+    table = compare(guides(gaps=(0.0, 0.1, 3.0)))
+    table.to_csv(tmp_path / "compare.csv")
+    assert answer(pd.read_csv(tmp_path / "compare.csv", index_col="guide")) == answer(table)
+
+
+def test_answer_of_a_partly_decided_comparison_names_both_parts():
+    said = answer(compare(guides(gaps=(0.0, 0.01, 3.0), noise=0.1)))
+    first, second = said.split(". B")
+    assert "it beats c by" in first
+    assert "the data do not decide" in second
+    assert "contains zero" in second
+
+
+@pytest.mark.parametrize(
+    ("diagnostics", "message"),
+    [
+        ({"a": {"log_evidence": [1.0, 2.0]}}, "at least two"),
+        ({"a": {"log_evidence": [1.0, 2.0]}, "b": {"log_evidence": [1.0]}}, "a: 1 × 2, b: 1 × 1"),
+        ({"a": {"log_evidence": [1.0]}, "b": {"log_evidence": [1.0]}}, "one observation"),
+        (
+            {"a": {"log_evidence": [1.0, np.nan]}, "b": {"log_evidence": [1.0, 2.0]}},
+            "'a' is nan for observation 1",
+        ),
+        ({"a": {"log_evidence": [1.0, -np.inf]}, "b": {"log_evidence": [1.0, 2.0]}}, "1 of 2 observations"),
+        ({"a": {"elpd": [1.0, 2.0]}, "b": {"log_evidence": [1.0, 2.0]}}, "no 'log_evidence'; they have"),
+        ({"a": [], "b": {"log_evidence": [1.0, 2.0]}}, "'a' is empty"),
+        ({"a": {"log_evidence": np.zeros((2, 2, 2))}, "b": {"log_evidence": [1.0, 2.0]}}, "must have shape"),
+    ],
+)
+def test_wrong_input_is_named(diagnostics, message):
+    with pytest.raises(ValueError, match=message):
+        compare(diagnostics)

@@ -1,0 +1,221 @@
+"""Diagnostics against closed forms of Gaussian posteriors, and ways in which they could be silently wrong."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.special import logsumexp
+
+from pyro_vae.posterior import diagnose, log_weights
+from pyro_vae.posterior.importance import khat_threshold, pareto_khat
+from tests.posterior.gaussians import (
+    GaussianGuide,
+    LinearGaussian,
+    dense,
+    diagonal,
+    gaussian_kl,
+    mean_field_gap,
+    observations,
+)
+
+pytestmark = pytest.mark.arviz
+
+
+def test_an_exact_guide_has_no_gap_and_says_so_without_an_exception():
+    model = dense()
+    x = observations(model, 20)
+    report = diagnose(model, GaussianGuide.exact(model), x)
+    evidence = model.log_evidence(x).numpy()
+    for estimate in ("elbo", "log_evidence"):
+        np.testing.assert_allclose(report[estimate], evidence, atol=1e-9)
+    np.testing.assert_allclose(report["log_evidence_se"], 0, atol=1e-6)
+    np.testing.assert_allclose(report["ess"], 1000)
+    assert (report["khat"] == -np.inf).all()
+
+
+def test_mean_field_gap():
+    model = dense()
+    x = observations(model, 40)
+    report = diagnose(model, GaussianGuide.mean_field(model), x, draws=2000)
+    gap = float((report["log_evidence"] - report["elbo"]).mean())
+    assert gap == pytest.approx(mean_field_gap(model), abs=0.01)
+    error = (report["log_evidence"] - model.log_evidence(x).numpy()) / report["log_evidence_se"]
+    assert abs(error).max() < 5
+    assert float(error.std()) == pytest.approx(1, abs=0.35)
+
+
+def test_kl_and_reconstruction_add_up_and_equal_their_closed_forms():
+    model = dense()
+    x = observations(model, 30)
+    guide = GaussianGuide.exact(model, 0.8)
+    report = diagnose(model, guide, x, draws=4000)
+    np.testing.assert_allclose(report["elbo"], report["reconstruction"] - report["kl"])
+    expected = gaussian_kl(model, x, 0.64 * model.covariance).numpy()
+    np.testing.assert_allclose(report["kl"].mean(), expected.mean(), atol=0.02)
+    np.testing.assert_allclose(report["kl"], expected, atol=0.25)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8])
+def test_khat_approaches_one_minus_the_smallest_variance_ratio(factor):
+    model = diagonal(latent_dim=1)
+    report = diagnose(model, GaussianGuide.exact(model, factor), observations(model, 8), draws=40_000)
+    assert float(report["khat"].mean()) == pytest.approx(1 - factor**2, abs=0.1)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.2])
+def test_effective_sample_size(factor):
+    model = dense()
+    ratio = factor**2
+    expected = (np.sqrt(2 * ratio - 1) / ratio) ** 3
+    report = diagnose(model, GaussianGuide.exact(model, factor), observations(model, 30), draws=4000)
+    assert float(report["ess"].mean()) / 4000 == pytest.approx(expected, abs=0.02)
+
+
+def test_sign_of_psis():
+    """A narrow guide looks perfect if log weights are passed where psislw wants log likelihoods."""
+    model = diagonal(latent_dim=1)
+    x = observations(model, 10)
+    narrow = diagnose(model, GaussianGuide.exact(model, 0.5), x)["khat"]
+    wide = diagnose(model, GaussianGuide.exact(model, 2.0), x)["khat"]
+    assert float(narrow.mean()) > 0.5 > 0 > float(wide.mean())
+
+
+def test_evidence_is_the_raw_mean_of_the_weights_and_not_a_smoothed_one():
+    model = diagonal(latent_dim=1)
+    guide = GaussianGuide.exact(model, 0.5)
+    x = observations(model, 5)
+    weights = log_weights(model, guide, x, draws=500)
+    report = diagnose(model, guide, x, draws=500)
+    np.testing.assert_allclose(report["log_evidence"], logsumexp(weights, axis=1) - np.log(500))
+
+
+@pytest.mark.parametrize(
+    ("row", "khat"),
+    [
+        (np.zeros(100), -np.inf),
+        (np.full(100, np.nan), np.inf),
+        (np.r_[np.nan, np.random.default_rng(0).normal(size=99)], np.inf),
+        (np.r_[np.inf, np.zeros(99)], np.inf),
+        (np.full(100, -np.inf), np.inf),
+        (np.r_[np.full(99, -np.inf), 0.0], np.inf),
+    ],
+    ids=["equal", "nan", "one nan", "infinite", "zero", "one not zero"],
+)
+def test_khat_where_no_tail_can_be_fitted(row, khat):
+    """NaN would pass as good, not being above the threshold; and one bad row must not spoil the others."""
+    healthy = np.random.default_rng(1).normal(size=100)
+    both = pareto_khat(np.stack([row, healthy]))
+    assert both[0] == khat
+    assert np.isfinite(both[1])
+    assert both[1] == pareto_khat(healthy[None])[0]
+
+
+def test_tied_weights_are_never_nan():
+    """Float32 densities tie; newer ArviZ then fits NaN."""
+    tied = np.round(np.random.default_rng(0).normal(size=(20, 1000)), 0)
+    assert not np.isnan(pareto_khat(tied)).any()
+
+
+def test_threshold():
+    assert khat_threshold(100) == 0.5
+    assert khat_threshold(2154) == pytest.approx(0.7, abs=1e-4)
+    assert khat_threshold(10**6) == 0.7
+
+
+def test_attributes_say_what_khat_depends_on():
+    model = dense()
+    report = diagnose(model, GaussianGuide.exact(model), observations(model, 3), draws=100, seed=7)
+    assert report.attrs == {"draws": 100, "seed": 7, "latent_dim": 3, "khat_threshold": 0.5}
+
+
+def test_importance_bounds_rise_to_the_evidence():
+    model = dense()
+    x = observations(model, 100)
+    weights = log_weights(model, GaussianGuide.exact(model, 0.8), x, draws=2000)
+
+    def bound(particles):
+        groups = weights.values.reshape(100, -1, particles)
+        return (logsumexp(groups, axis=2) - np.log(particles)).mean()
+
+    bounds = [bound(k) for k in (1, 5, 50, 1000)]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] == pytest.approx(float(model.log_evidence(x).mean()), abs=0.02)
+
+
+class TestCommonRandomNumbers:
+    def test_the_same_seed_gives_two_guides_the_same_noise(self):
+        """Means equal and standard deviations s: the log weight's noise is the same draw for draw."""
+        model = diagonal(latent_dim=1)
+        x = observations(model, 4)
+        a, b = (log_weights(model, GaussianGuide.exact(model, s), x, draws=200) for s in (0.7, 0.8))
+        np.testing.assert_allclose([np.corrcoef(u, v)[0, 1] for u, v in zip(a, b, strict=True)], 1)
+
+    def test_seeds_differ_and_repeat(self):
+        model = diagonal()
+        guide, x = GaussianGuide.exact(model, 0.7), observations(model, 4)
+        first, again, other = (log_weights(model, guide, x, 50, seed=seed).values for seed in (1, 1, 2))
+        np.testing.assert_array_equal(first, again)
+        assert not np.isclose(first, other).any()
+
+    def test_observations_do_not_share_noise(self):
+        model = diagonal()
+        x = observations(model, 1).expand(6, -1)
+        weights = log_weights(model, GaussianGuide.exact(model, 0.7), x, 50, chunk=50)
+        assert len(np.unique(weights[:, 0])) == 6
+
+
+def test_chunk_bounds_the_rows_that_go_through_the_networks():
+    seen = []
+
+    class Watched(LinearGaussian):
+        def forward(self, x):
+            z = super().forward(x)
+            seen.append(z.numel() // z.shape[-1])
+            return z
+
+    model = Watched(torch.eye(2), 0.5)
+    guide = GaussianGuide.exact(model, 0.7)
+    x = observations(model, 25)
+    whole = diagnose(model, guide, x, draws=300)
+    seen.clear()
+    pieces = diagnose(model, guide, x, draws=300, chunk=1000)
+    tiny = diagnose(model, guide, x, draws=300, chunk=70)
+    assert max(seen) <= 1000
+    for other in (pieces, tiny):
+        error = np.hypot(whole["log_evidence_se"], other["log_evidence_se"])
+        assert (abs(whole["log_evidence"] - other["log_evidence"]) < 5 * error).all()
+
+
+@pytest.mark.parametrize(("argument", "value"), [("draws", 0), ("draws", 29), ("chunk", 0)])
+def test_numbers_that_make_no_sense(argument, value):
+    model = diagonal()
+    with pytest.raises(ValueError, match=f"{argument} is {value}"):
+        diagnose(model, GaussianGuide.exact(model), observations(model, 2), **{argument: value})
+
+
+def test_nan_data_are_named():
+    model = diagonal()
+    x = observations(model, 2)
+    x[1, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"data is nan at index \(1, 0\)"):
+        log_weights(model, GaussianGuide.exact(model), x)
+
+
+def test_impossible_draws_count_as_weight_zero():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(z, z + 1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x - 0.5, 1.0))
+
+    x = torch.tensor([0.2, 1.0])
+    report = diagnose(model, guide, x, draws=5000)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    expected = (normal.cdf(x) - normal.cdf(x - 1)).log()
+    assert (report["elbo"] == -np.inf).all()
+    np.testing.assert_allclose(report["log_evidence"], expected, atol=0.1)
+    assert not np.isnan(report["log_evidence_se"]).any()
