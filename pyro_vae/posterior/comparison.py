@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
+
+from pyro_vae.posterior.pairing import CONFIDENCE, Diagnostics, measured, paired_differences
 
 __all__ = ["answer", "compare"]
 
 Array = NDArray[np.float64]
-Diagnostics = xr.Dataset | Mapping[str, ArrayLike]
-
-CONFIDENCE = 0.95
 
 
 def compare(
@@ -75,21 +74,18 @@ def compare(
     softplus     0   0.0     True
     logvar       1  -1.0     True
     """
-    values = _values(diagnostics, "elbo" if shared_model else "log_evidence")
+    values = measured(diagnostics, shared_model=shared_model)
+    pairs = paired_differences(diagnostics, shared_model=shared_model)
     seeds, n = next(iter(values.values())).shape
-    top = max(values.values(), key=np.mean)
-    # rounding must not decide between two copies of one guide
-    values = {name: np.where(np.isclose(v, top, rtol=1e-9, atol=1e-9), top, v) for name, v in values.items()}
     table = _arviz_table({name: value.mean(axis=0) for name, value in values.items()})
     if shared_model:
         table = table.drop(columns="weight")
-    best = table.index[0]
-    pairs = len(values) * (len(values) - 1) // 2
-    others = [_interval(values[name] - values[best], pairs) for name in table.index[1:]]
-    intervals = np.array([(np.nan, np.nan), *others])
+    best, *others = table.index
+    found = [pairs.sel(pair=f"{name} − {best}") for name in others]
     table["diff"] = table["elpd_diff"] / n
-    table["diff_low"], table["diff_high"] = intervals.T
-    decided = [low > 0 or high < 0 for low, high in others]
+    table["diff_low"] = [np.nan, *(float(pair["low"]) for pair in found)]
+    table["diff_high"] = [np.nan, *(float(pair["high"]) for pair in found)]
+    decided = [bool(pair["decided"]) for pair in found]
     table["decided"] = [all(decided), *decided]
     table["seeds"] = seeds
     return table
@@ -146,59 +142,6 @@ def _gain(row: pd.Series, over: str) -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _values(diagnostics: Mapping[str, Any], measure: str) -> dict[str, Array]:
-    """The measure by guide, of shape (seeds, observations), checked."""
-    if len(diagnostics) < 2:
-        raise ValueError(f"diagnostics has {len(diagnostics)} guide(s); a comparison needs at least two")
-    values = {str(name): _by_seed(name, given, measure) for name, given in diagnostics.items()}
-    shapes = {name: value.shape for name, value in values.items()}
-    if len(set(shapes.values())) > 1:
-        told = ", ".join(f"{name}: {shape[0]} × {shape[1]}" for name, shape in shapes.items())
-        raise ValueError(f"guides must have the same seeds and observations to be paired, but have {told}")
-    if next(iter(shapes.values()))[1] < 2:
-        raise ValueError("there is one observation; a comparison needs at least two")
-    return values
-
-
-def _by_seed(name: str, given: Any, measure: str) -> Array:
-    fits = [given] if isinstance(given, Mapping) else list(given)
-    if not fits:
-        raise ValueError(f"diagnostics of '{name}' is empty; give one mapping or one for each seed")
-    rows = []
-    for fit in fits:
-        if measure not in fit:
-            raise ValueError(
-                f"diagnostics of '{name}' have no '{measure}'; they have {sorted(map(str, fit))}"
-            )
-        value = fit[measure]
-        if isinstance(value, xr.DataArray):
-            value = value.transpose(..., "observation")
-        rows.append(np.atleast_2d(np.asarray(value, dtype=np.float64)))
-    sizes = {row.shape[1:] for row in rows}
-    if len(sizes) > 1 or len(next(iter(sizes))) != 1:
-        raise ValueError(
-            f"'{measure}' of '{name}' must have shape (observation,) or (seed, observation), "
-            f"with equally many observations for each seed; the shapes are {[row.shape for row in rows]}"
-        )
-    array = np.concatenate(rows)
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        raise ValueError(
-            f"'{measure}' of '{name}' is {array[tuple(bad[0])]} for observation {bad[0][1]}, and not finite "
-            f"for {len(np.unique(bad[:, 1]))} of {array.shape[1]} observations; leave these out for every "
-            "guide, or refit"
-        )
-    return array
-
-
-def _interval(difference: Array, pairs: int) -> tuple[float, float]:
-    """Of the mean difference, given (seeds, observations): over seeds if there are several."""
-    units = difference.mean(axis=1) if len(difference) > 1 else difference[0]
-    mean, error = units.mean(), units.std(ddof=1) / np.sqrt(units.size)
-    half = stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * pairs), units.size - 1) * error
-    return float(mean - half), float(mean + half)
 
 
 def _arviz_table(values: Mapping[str, Array]) -> pd.DataFrame:

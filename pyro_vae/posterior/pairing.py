@@ -1,0 +1,129 @@
+"""Differences between guides on the same observations and seeds, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+__all__ = ["CONFIDENCE", "Diagnostics", "measured", "paired_differences"]
+
+Array = NDArray[np.float64]
+
+Diagnostics = xr.Dataset | Mapping[str, ArrayLike]
+"""What :func:`~pyro_vae.posterior.importance.diagnose` returns, or arrays of the same names."""
+
+CONFIDENCE = 0.95
+
+
+def paired_differences(
+    diagnostics: Mapping[str, Diagnostics | Sequence[Diagnostics]], *, shared_model: bool = False
+) -> xr.Dataset:
+    """Mean differences of all pairs of guides, each in both directions, with joint intervals.
+
+    Parameters
+    ----------
+    diagnostics, shared_model
+        As in :func:`~pyro_vae.posterior.comparison.compare`.
+
+    Returns
+    -------
+    xr.Dataset
+        Over ``pair`` ("a − b"), in nats per observation: ``difference`` (pair, seed), and its ``mean``,
+        ``low`` and ``high``: with several seeds Student's t over the paired differences of the seeds, with
+        one seed over those of the observations. The intervals hold jointly for all pairs with probability 95%
+        (Bonferroni). ``decided``: whether the interval excludes zero. Coordinates ``first`` and ``second``
+        name the guides.
+
+    Raises
+    ------
+    ValueError
+        As :func:`~pyro_vae.posterior.comparison.compare`.
+
+    Examples
+    --------
+    >>> pairs = paired_differences({"a": {"log_evidence": [-1.0, -2.0, -3.0]}, "b": {"log_evidence": [-2.0, -3.0, -4.0]}})
+    >>> pairs["mean"].sel(pair="a − b").item()
+    1.0
+    """
+    values = measured(diagnostics, shared_model=shared_model)
+    names = list(permutations(values, 2))
+    differences = [values[first] - values[second] for first, second in names]
+    intervals = np.array([_interval(difference, len(names) // 2) for difference in differences])
+    by_seed = np.stack([difference.mean(axis=1) for difference in differences])
+    return xr.Dataset(
+        {
+            "difference": (("pair", "seed"), by_seed),
+            "mean": ("pair", by_seed.mean(axis=1)),
+            "low": ("pair", intervals[:, 0]),
+            "high": ("pair", intervals[:, 1]),
+            "decided": ("pair", (intervals[:, 0] > 0) | (intervals[:, 1] < 0)),
+        },
+        {
+            "pair": [f"{first} − {second}" for first, second in names],
+            "first": ("pair", [first for first, _ in names]),
+            "second": ("pair", [second for _, second in names]),
+        },
+        {"measure": "ELBO" if shared_model else "log evidence", "units": "nats per observation"},
+    )
+
+
+def measured(diagnostics: Mapping[str, Any], *, shared_model: bool = False) -> dict[str, Array]:
+    """What is compared, by guide: log evidence, or ELBO for a shared model, of shape (seeds, observations)."""
+    measure = "elbo" if shared_model else "log_evidence"
+    if len(diagnostics) < 2:
+        raise ValueError(f"diagnostics has {len(diagnostics)} guide(s); a comparison needs at least two")
+    values = {str(name): _by_seed(name, given, measure) for name, given in diagnostics.items()}
+    shapes = {name: value.shape for name, value in values.items()}
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{name}: {shape[0]} × {shape[1]}" for name, shape in shapes.items())
+        raise ValueError(f"guides must have the same seeds and observations to be paired, but have {told}")
+    if next(iter(shapes.values()))[1] < 2:
+        raise ValueError("there is one observation; a comparison needs at least two")
+    top = max(values.values(), key=np.mean)
+    # rounding must not decide between two copies of one guide
+    return {name: np.where(np.isclose(v, top, rtol=1e-9, atol=1e-9), top, v) for name, v in values.items()}
+
+
+def _by_seed(name: str, given: Any, measure: str) -> Array:
+    fits = [given] if isinstance(given, Mapping) else list(given)
+    if not fits:
+        raise ValueError(f"diagnostics of '{name}' is empty; give one mapping or one for each seed")
+    rows = []
+    for fit in fits:
+        if measure not in fit:
+            raise ValueError(
+                f"diagnostics of '{name}' have no '{measure}'; they have {sorted(map(str, fit))}"
+            )
+        value = fit[measure]
+        if isinstance(value, xr.DataArray):
+            value = value.transpose(..., "observation")
+        rows.append(np.atleast_2d(np.asarray(value, dtype=np.float64)))
+    sizes = {row.shape[1:] for row in rows}
+    if len(sizes) > 1 or len(next(iter(sizes))) != 1:
+        raise ValueError(
+            f"'{measure}' of '{name}' must have shape (observation,) or (seed, observation), "
+            f"with equally many observations for each seed; the shapes are {[row.shape for row in rows]}"
+        )
+    array = np.concatenate(rows)
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        raise ValueError(
+            f"'{measure}' of '{name}' is {array[tuple(bad[0])]} for observation {bad[0][1]}, and not finite "
+            f"for {len(np.unique(bad[:, 1]))} of {array.shape[1]} observations; leave these out for every "
+            "guide, or refit"
+        )
+    return array
+
+
+def _interval(difference: Array, pairs: int) -> tuple[float, float]:
+    """Of the mean difference, given (seeds, observations): over seeds if there are several."""
+    units = difference.mean(axis=1) if len(difference) > 1 else difference[0]
+    mean, error = units.mean(), units.std(ddof=1) / np.sqrt(units.size)
+    half = stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * pairs), units.size - 1) * error
+    return float(mean - half), float(mean + half)
