@@ -47,7 +47,8 @@ def paired_differences(
 
     Examples
     --------
-    >>> pairs = paired_differences({"a": {"log_evidence": [-1.0, -2.0, -3.0]}, "b": {"log_evidence": [-2.0, -3.0, -4.0]}})
+    >>> a, b = {"log_evidence": [-1.0, -2.0, -3.0]}, {"log_evidence": [-2.0, -3.0, -4.0]}
+    >>> pairs = paired_differences({"a": a, "b": b})
     >>> pairs["mean"].sel(pair="a − b").item()
     1.0
     """
@@ -74,7 +75,7 @@ def paired_differences(
 
 
 def measured(diagnostics: Mapping[str, Any], *, shared_model: bool = False) -> dict[str, Array]:
-    """What is compared, by guide: log evidence, or ELBO for a shared model, of shape (seeds, observations)."""
+    """By guide, of shape (seeds, observations): log evidence, or the ELBO for a shared model."""
     measure = "elbo" if shared_model else "log_evidence"
     if len(diagnostics) < 2:
         raise ValueError(f"diagnostics has {len(diagnostics)} guide(s); a comparison needs at least two")
