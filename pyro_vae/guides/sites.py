@@ -1,0 +1,299 @@
+"""The latents that belong to one observation: found by running a model once."""
+
+import copy
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution, TransformedDistribution
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.infer.autoguide.utils import helpful_support_errors
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import ReshapeTransform
+
+from pyro_vae.guides.normal import LogScaleNormal
+from pyro_vae.guides.pushforward import PushforwardDelta, pushforward
+
+__all__ = ["LocalSite", "ObservationPlate", "call_signature", "find_local_sites"]
+
+OUTSIDE = (
+    "An encoder guide covers latents of one observation only: give it poutine.block(model, expose=[...]) and "
+    "the other latents an autoguide, both in a pyro.infer.autoguide.AutoGuideList."
+)
+
+
+@dataclass(frozen=True)
+class LocalSite:
+    """One latent of an observation.
+
+    Attributes
+    ----------
+    name
+        Of the sample site.
+    support
+        Where its values lie, without the event dimensions that ``.to_event`` declared.
+    event_shape
+        Of one value.
+    unconstrained_shape
+        Of one value after ``biject_to(support).inv``: a simplex of 3 has 2 free coordinates.
+    """
+
+    name: str
+    support: Constraint
+    event_shape: torch.Size
+    unconstrained_shape: torch.Size
+
+    @property
+    def size(self) -> int:
+        """Free coordinates of one value."""
+        return self.unconstrained_shape.numel()
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the value is its own unconstrained value."""
+        return isinstance(self.support, type(constraints.real))
+
+    @property
+    def transform(self) -> Transform:
+        """From unconstrained to constrained values; remembers its last pair, so that the density of an own
+        draw is that of the very noise that made it."""
+        transform = biject_to(self.support)
+        try:
+            return transform.with_cache(1)
+        except NotImplementedError:
+            return transform
+
+    def constrain(self, free: Tensor) -> Tensor:
+        """Values from their free coordinates (…, size)."""
+        value: Tensor = self.transform(self._shaped(free))
+        return value
+
+    def point(self, free: Tensor) -> PushforwardDelta:
+        """Values from their free coordinates (…, size), which are drawn elsewhere, with the Jacobian."""
+        return pushforward(self.transform, self._shaped(free), len(self.event_shape))
+
+    def _shaped(self, free: Tensor) -> Tensor:
+        return free.reshape(*free.shape[:-1], *self.unconstrained_shape)
+
+    def normal(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:
+        """A Normal with independent coordinates (…, size), pushed to the support.
+
+        On a real site it is ``LogScaleNormal(...).to_event(...)`` itself, whose KL to a Normal is analytic.
+        """
+        base = LogScaleNormal(self._shaped(loc), self._shaped(log_scale))
+        if self.is_real:
+            return base.to_event(len(self.event_shape))
+        transform = self.transform
+        domain, codomain = transform.domain.event_dim, transform.codomain.event_dim
+        return TransformedDistribution(base.to_event(domain), [transform]).to_event(
+            len(self.event_shape) - codomain
+        )
+
+    def transformed(self, joint: TorchDistribution) -> TorchDistribution:
+        """A distribution over the free coordinates (…, size), pushed to the support."""
+        transforms: list[Transform] = []
+        if len(self.unconstrained_shape) != 1:
+            transforms.append(ReshapeTransform(torch.Size([self.size]), self.unconstrained_shape))
+        if not self.is_real:
+            transforms.append(self.transform)
+        return TransformedDistribution(joint, transforms) if transforms else joint
+
+
+@dataclass(frozen=True)
+class ObservationPlate:
+    """The plate of the observations as the model opened it in one kind of call.
+
+    Attributes
+    ----------
+    name
+        Of the plate.
+    size
+        Observations in the whole data.
+    batch_size
+        Observations in this call.
+    given
+        Whether the caller chose which (``subsample=``); otherwise the plate itself draws them.
+    """
+
+    name: str
+    size: int
+    batch_size: int
+    given: bool
+
+    def check(self, rows: int) -> None:
+        """Raise ValueError unless the encoder's ``rows`` are the batch or, where the plate itself draws the
+        batch, the whole data."""
+        if rows == self.batch_size or (rows == self.size and not self.given):
+            return
+        whole = f" (or {self.size}, for the plate to draw from)" if self.batch_size < self.size else ""
+        raise ValueError(
+            f"the encoder returned {rows} rows of features, but plate '{self.name}' of the model has "
+            f"{self.batch_size} observations in this call: return one row per observation, "
+            f"{self.batch_size}{'' if self.given else whole}"
+        )
+
+    def open(self, rows: int) -> pyro.plate:
+        """The same plate for a guide whose encoder returned ``rows`` rows of features (:meth:`check`)."""
+        self.check(rows)
+        if rows == self.batch_size == self.size and not self.given:
+            return pyro.plate(self.name, self.size, dim=-1)
+        if rows == self.batch_size:
+            # The batch is chosen already, so the plate's indices mean nothing here. Recorded, they would
+            # replace the model's own.
+            with poutine.block():
+                return pyro.plate(self.name, self.size, subsample=torch.arange(rows), dim=-1)
+        return pyro.plate(self.name, self.size, subsample_size=self.batch_size, dim=-1)
+
+
+class _GivenSubsamples(Messenger):
+    """Notes the plates whose indices the model passes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if type(msg["fn"]).__name__ == "_Subsample" and msg["value"] is not None:
+            name = msg["name"]
+            assert name is not None
+            self.names.add(name)
+
+
+def _init(site: Mapping[str, Any]) -> Tensor:
+    # Discrete latents are refused below with a sentence of our own; until then any value does.
+    value: Tensor = site["fn"].sample() if site["fn"].support.is_discrete else init_to_feasible(site)
+    return value
+
+
+def find_local_sites(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[LocalSite, ...], ObservationPlate]:
+    """Run the model once and return its latents, in order, and the plate that they sit in.
+
+    The run is invisible to the surrounding program and leaves torch's random streams as they were.
+
+    Raises
+    ------
+    ValueError
+        If there is no latent, or one that is discrete, sits outside the plate of the observations, in
+        further plates, or in a sequential plate, or whose support depends on the observation or on a
+        parameter.
+    """
+    given = _GivenSubsamples()
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=cuda), poutine.block(), given:
+        trace = poutine.trace(InitMessenger(_init)(model)).get_trace(*args, **kwargs)
+    latents = [
+        site
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    ]
+    if not latents:
+        raise ValueError(
+            "the model has no latent variable for this guide: every sample site is observed or hidden by "
+            "poutine.block. An encoder guide needs at least one latent in the plate of the observations."
+        )
+    frames = {_observation_frame(site) for site in latents}
+    if len(frames) > 1:
+        names = sorted(frame.name for frame in frames)
+        raise ValueError(
+            f"the latents sit in {len(frames)} plates ({', '.join(names)}), but the encoder has features for "
+            f"one plate only. {OUTSIDE}"
+        )
+    (frame,) = frames
+    plate = ObservationPlate(
+        name=frame.name,
+        size=frame.full_size or frame.size,
+        batch_size=frame.size,
+        given=frame.name in given.names,
+    )
+    return tuple(_local_site(site) for site in latents), plate
+
+
+def _observation_frame(site: Mapping[str, Any]) -> Any:
+    """The one plate of a latent."""
+    name, stack = site["name"], site["cond_indep_stack"]
+    if any(not frame.vectorized for frame in stack):
+        raise ValueError(
+            f"latent '{name}' sits in a sequential plate (for i in pyro.plate(...)); write it with "
+            "`with pyro.plate(...):`"
+        )
+    if not stack:
+        raise ValueError(f"latent '{name}' sits outside the plate of the observations. {OUTSIDE}")
+    if len(stack) > 1 or stack[0].dim != -1:
+        where = ", ".join(f"'{frame.name}' (dim {frame.dim})" for frame in stack)
+        raise ValueError(
+            f"latent '{name}' sits in plate {where}, but an encoder guide needs exactly one plate, that of "
+            "the observations, at dim -1; declare the dimensions within an observation with .to_event()"
+        )
+    return stack[0]
+
+
+def _local_site(site: Mapping[str, Any]) -> LocalSite:
+    name, fn, value = site["name"], site["fn"], site["value"]
+    if fn.support.is_discrete:
+        raise ValueError(
+            f"latent '{name}' is discrete ({type(fn).__name__}), and an encoder guide draws continuous "
+            f"latents only: hide it with poutine.block(model, hide=['{name}']) and marginalize it with "
+            "TraceEnum_ELBO"
+        )
+    if len(fn.batch_shape) != 1:
+        raise ValueError(
+            f"latent '{name}' has batch shape {tuple(fn.batch_shape)} in plate at dim -1; declare the "
+            "dimensions within an observation with .to_event()"
+        )
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    support = _shared_support(support, name, len(fn.event_shape))
+    with helpful_support_errors(site):
+        unconstrained = biject_to(support).inv(value.detach())
+    return LocalSite(name, support, fn.event_shape, unconstrained.shape[1:])
+
+
+def _shared_support(support: Constraint, name: str, event_dim: int) -> Constraint:
+    """The support without the batch dimension of its bounds, which must be the same for all observations."""
+    shared = copy.copy(support)
+    for key in ("lower_bound", "upper_bound"):
+        bound = getattr(support, key, None)
+        if not isinstance(bound, Tensor):
+            continue
+        if bound.requires_grad:
+            raise ValueError(
+                f"the {key} of latent '{name}' is a learned parameter, but the guide keeps the support of "
+                "its first call: draw the latent on a fixed support and scale it inside the model"
+            )
+        if bound.dim() > event_dim:
+            if bool((bound != bound[:1]).any()):
+                raise ValueError(
+                    f"the {key} of latent '{name}' differs between observations, but the guide has one "
+                    "support for all: draw the latent on a fixed support and scale it inside the model"
+                )
+            bound = bound[0]
+        # A number follows the guide to any device.
+        same = bool((bound == bound.flatten()[0]).all())
+        setattr(shared, key, float(bound.flatten()[0]) if same else bound)
+    return shared
+
+
+def call_signature(value: Any) -> Hashable:
+    """What of a call's arguments can change its plates: shapes of tensors, integers, flags, strings.
+
+    Floats are left out: an annealing weight may change in every step.
+    """
+    if value is None or isinstance(value, int | str):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((key, call_signature(value[key])) for key in sorted(value, key=str))
+    if isinstance(value, list | tuple):
+        return tuple(call_signature(item) for item in value)
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else (type(value).__name__, tuple(shape))
