@@ -104,7 +104,7 @@ def answer(comparison: pd.DataFrame) -> str:
     >>> noise = np.random.default_rng(0).normal(0, 1, (2, 3, 100))
     >>> table = compare({"a": {"log_evidence": noise[0]}, "b": {"log_evidence": noise[1]}})
     >>> print(answer(table))
-    The data do not decide between b and a: b is ahead in log evidence by 0.026 nats per observation
+    The data do not decide between b and a: in log evidence b is ahead of a by 0.026 nats per observation
     (95% interval -0.302 to 0.354 over 3 seeds), and that interval contains zero.
     """
     best, rest = str(comparison.index[0]), comparison.iloc[1:]
@@ -118,11 +118,11 @@ def answer(comparison: pd.DataFrame) -> str:
         sentences.append(f"{best} has the higher {measure}: it beats {gains}.")
     if len(open_):
         names = [best, *map(str, open_.index)]
-        differences = _listed([_gain(row, over) for _, row in open_.iterrows()])
+        leads = _listed([f"of {name} by {_gain(row, over)}" for name, row in open_.iterrows()])
         lead = "The data do not decide between" if not sentences else "Between"
         verdict = "" if not sentences else " the data do not decide"
         sentences.append(
-            f"{lead} {_listed(names)}{verdict}: {best} is ahead in {measure} by {differences}, "
+            f"{lead} {_listed(names)}{verdict}: in {measure} {best} is ahead {leads}, "
             f"and {'that interval contains' if len(open_) == 1 else 'these intervals contain'} zero."
         )
     if seeds == 1:

@@ -18,6 +18,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
@@ -324,12 +325,20 @@ def _evaluation_copy(
     program: Callable[..., Any], dtype: torch.dtype | None, shared: dict[int, Any]
 ) -> Callable[..., Any]:
     """A module's copy in evaluation mode; ``shared`` keeps what model and guide have in common one thing."""
-    if owner(program) is None:
+    module = owner(program)
+    if module is None:
         return program
+    autoguides = {
+        part: (part._model, part.master) for part in module.modules() if isinstance(part, AutoGuide)
+    }
     twin = copy.deepcopy(program, shared)
-    module = owner(twin)
-    assert module is not None
-    module.to(dtype=dtype).eval()
+    twin_module: Any = owner(twin)
+    twin_module.to(dtype=dtype).eval()
+    # copying an autoguide takes its model away, from the original too
+    for part, twin_part in zip(module.modules(), twin_module.modules(), strict=True):
+        if isinstance(part, AutoGuide):
+            part._model, part.master = autoguides[part]
+            twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
     return twin
 
 

@@ -267,6 +267,15 @@ class TestNothingOfTheUserIsTouched:
         vae = Stubborn().float()
         assert prepare(vae.model, vae.guide, bits()).dtype is None
 
+    def test_autoguides_keep_their_model(self):
+        """Copying one takes the model away from the original."""
+        model, x = diagonal(), observations(diagonal(), 3)
+        guide = AutoNormal(model)
+        guide(x)
+        before = guide.model
+        diagnose(model, guide, x, 50)
+        assert guide.model is before
+
     def test_dropout_is_off(self):
         vae = ExampleVAE().train()
         a, b = (log_weights(vae.model, vae.guide, bits(), 30, seed=0) for _ in range(2))
