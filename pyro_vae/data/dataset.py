@@ -1,8 +1,9 @@
 """A data set with what a model must know of it."""
 
-__all__ = ["DataSet", "split"]
+__all__ = ["DataSet", "FloatArray", "split", "standardize"]
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+FloatArray = npt.NDArray[np.float32]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class DataSet:
     """Observations and the likelihood that suits them.
 
@@ -20,28 +23,73 @@ class DataSet:
     name
         Name of the data set, or the stem of the file.
     x
-        Observations, float32, (n, features).
+        Observations (n, features), float32; a memory map if the file allowed one.
     y
         Labels (n,), or None.
     likelihood, likelihood_args
-        Name and arguments for ``models.likelihoods.get``.
+        What ``models.likelihoods.get(likelihood, **likelihood_args)`` takes.
     image_shape
         (height, width) or (channels, height, width) if a row is an image, else None.
+    columns
+        Names of the features, or None.
+
+    Examples
+    --------
+    >>> data = DataSet("ramp", np.arange(8, dtype=np.float32).reshape(2, 4), image_shape=(2, 2))
+    >>> len(data), data.images.shape
+    (2, (2, 1, 2, 2))
     """
 
     name: str
-    x: npt.NDArray[np.float32]
+    x: FloatArray
     y: npt.NDArray[Any] | None = None
     likelihood: str = "normal"
     likelihood_args: Mapping[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, ...] | None = None
+    columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2:
+            raise ValueError(f"x has shape {self.x.shape}; a DataSet holds (n, features).")
+        if self.y is not None and len(self.y) != len(self.x):
+            raise ValueError(f"y has {len(self.y)} labels for {len(self.x)} observations.")
+        if self.image_shape is not None and math.prod(self.image_shape) != self.x.shape[1]:
+            raise ValueError(f"image_shape={self.image_shape} does not hold {self.x.shape[1]} features.")
 
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def images(self) -> FloatArray:
+        """The observations as (n, channels, height, width).
 
-def split(data: DataSet, held_out: float = 0.2, *, seed: int = 0) -> tuple[DataSet, DataSet]:
-    """Two disjoint parts at random: training and held-out.
+        Raises
+        ------
+        ValueError
+            If they are not images.
+        """
+        if self.image_shape is None:
+            raise ValueError(f"{self.name} has no image_shape: its rows are not images.")
+        channels = () if len(self.image_shape) == 3 else (1,)
+        return self.x.reshape(len(self.x), *channels, *self.image_shape)
+
+
+def split(data: DataSet, held_out: float | int = 0.2, *, seed: int = 0) -> tuple[DataSet, DataSet]:
+    """Two disjoint parts drawn at random, for training and held out; each keeps the order of the whole.
+
+    Parameters
+    ----------
+    data
+        The whole.
+    held_out
+        How many rows to hold out: a share between 0 and 1, or a number of rows.
+    seed
+        The same seed gives the same parts on every machine.
+
+    Raises
+    ------
+    ValueError
+        If one of the parts would be empty.
 
     Examples
     --------
@@ -49,11 +97,43 @@ def split(data: DataSet, held_out: float = 0.2, *, seed: int = 0) -> tuple[DataS
     >>> len(train), len(test)
     (7, 3)
     """
+    n_held_out = held_out if isinstance(held_out, int) else round(held_out * len(data))
+    if not 0 < n_held_out < len(data):
+        raise ValueError(f"held_out={held_out} of {len(data)} rows leaves one of the parts empty.")
     order = np.random.default_rng(seed).permutation(len(data))
-    n_held_out = round(held_out * len(data))
 
     def part(rows: npt.NDArray[np.intp]) -> DataSet:
         rows = np.sort(rows)
         return dataclasses.replace(data, x=data.x[rows], y=None if data.y is None else data.y[rows])
 
     return part(order[n_held_out:]), part(order[:n_held_out])
+
+
+def standardize(data: DataSet, *, like: DataSet | None = None) -> DataSet:
+    """Columns of mean 0 and standard deviation 1, for real data whose columns have units of their own.
+
+    Parameters
+    ----------
+    data
+        What to standardize.
+    like
+        Whose means and deviations to use: the training part, to standardize a held-out part. By default the
+        data's own.
+
+    Raises
+    ------
+    ValueError
+        If a column is constant.
+
+    Examples
+    --------
+    >>> standardize(DataSet("ramp", np.array([[1.0], [3.0]], dtype=np.float32))).x.tolist()
+    [[-1.0], [1.0]]
+    """
+    reference = (data if like is None else like).x
+    loc, scale = reference.mean(0, dtype=np.float64), reference.std(0, dtype=np.float64)
+    if not scale.all():
+        column = int(np.argmin(scale))
+        name = repr(data.columns[column]) if data.columns else column
+        raise ValueError(f"{data.name} is constant in column {name}: drop it before standardizing.")
+    return dataclasses.replace(data, x=((data.x - loc) / scale).astype(np.float32))

@@ -2,24 +2,109 @@
 
 __all__ = ["load"]
 
-import numpy as np
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from pyro_vae.data.dataset import DataSet
+from pyro_vae.data.files import SUFFIXES, load_file
+from pyro_vae.data.named import Part, load_named, names
+from pyro_vae.models import likelihoods
 
 
-def load(name_or_path: str) -> DataSet:
-    """A data set by name ("digits").
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    part: Part = "all",
+    label: str | None = None,
+    likelihood: str | None = None,
+    likelihood_args: Mapping[str, Any] | None = None,
+) -> DataSet:
+    """A data set, checked, with the likelihood that suits it.
+
+    Nothing is ever unpickled.
+
+    Parameters
+    ----------
+    name_or_path
+        "digits" (1,797 images of 8 × 8, integers 0…16, from scikit-learn), "mnist", "fashion-mnist", "kmnist"
+        (70,000 images of 28 × 28), or a path that ends in .npy, .npz (arrays "x" and, optionally, "y"), .csv
+        or .parquet. An .npy file of float32 stays memory-mapped.
+    root
+        Folder with the IDX files of an MNIST-like set, gzipped or not. Without it scikit-learn downloads the
+        set from OpenML, and keeps it.
+    part
+        Of an MNIST-like set: "train" (60,000), "test" (10,000) or "all", training images first.
+    label
+        Column of a table that holds labels.
+    likelihood
+        Name of another likelihood than the suggested one. Named sets are written as it wants them: drawn
+        binary with a fixed seed for "bernoulli", counts for "binomial", intensities in [0, 1] for
+        "continuous-bernoulli" and "normal". A file's values are taken as they are: by default "bernoulli" for
+        0 and 1, "binomial" for bytes (uint8), "poisson" for other non-negative integers, else "normal".
+    likelihood_args
+        Its arguments. A file's "binomial" takes its largest value as total_count, "categorical" one more as
+        categories.
+
+    Returns
+    -------
+    DataSet
+        With x of shape (n, features), float32.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the path, or a file under ``root``, does not exist.
+    ValueError
+        If the name is unknown, or the file is damaged, empty, constant or not numeric, or holds NaN, infinite
+        values or values that the likelihood cannot give; the sentence names file, row, column and remedy.
 
     Examples
     --------
-    >>> load("digits").x.shape
-    (1797, 64)
+    >>> digits = load("digits")
+    >>> digits.x.shape, digits.likelihood, digits.likelihood_args, digits.image_shape
+    ((1797, 64), 'binomial', {'total_count': 16}, (8, 8))
     """
-    if name_or_path != "digits":
-        raise ValueError(f"No data set is called {name_or_path!r}. The names are digits.")
-    from sklearn.datasets import load_digits
+    arguments = dict(likelihood_args or {})
+    if arguments and likelihood is None:
+        raise ValueError(f"likelihood_args={arguments} belong to a likelihood: name it as likelihood.")
+    if likelihood is not None and likelihood not in likelihoods.names():
+        raise ValueError(f"likelihood={likelihood!r}: it is one of {', '.join(likelihoods.names())}.")
+    folder = None if root is None else Path(root)
+    if name_or_path in names():
+        if label is not None:
+            raise ValueError(
+                f"label={label!r} names a column of a table, and {name_or_path} brings its labels."
+            )
+        source = str(name_or_path)
+        data = load_named(source, root=folder, part=part, likelihood=likelihood, likelihood_args=arguments)
+    else:
+        path = _require_file(name_or_path)
+        if folder is not None or part != "all":
+            raise ValueError(f"root and part are for named data sets, and {path} is a file: leave them out.")
+        source = str(path)
+        data = load_file(path, label=label, likelihood=likelihood, likelihood_args=arguments)
+    chosen = likelihoods.get(data.likelihood, **data.likelihood_args)
+    chosen.check(torch.from_numpy(data.x), name=source, columns=data.columns)
+    return data
 
-    bunch = load_digits()
-    return DataSet(
-        "digits", bunch.data.astype(np.float32), bunch.target, "binomial", {"total_count": 16}, (8, 8)
-    )
+
+def _require_file(name_or_path: str | os.PathLike[str]) -> Path:
+    path = Path(name_or_path)
+    if path.suffix.lower() not in SUFFIXES:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: name the data set, and give the folder as root.")
+        close = difflib.get_close_matches(str(name_or_path).lower(), names(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"{str(name_or_path)!r} is neither a data set ({', '.join(names())}) nor a path that ends in "
+            f"{', '.join(SUFFIXES)}.{hint}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return path

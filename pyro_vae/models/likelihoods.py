@@ -26,6 +26,7 @@ __all__ = [
 import difflib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -40,10 +41,14 @@ from pyro_vae.models.densities import LocationScale, LogitBinomial, LogRatePoiss
 from pyro_vae.models.scale_map import LogScale, ScaleMap
 
 Dispersion = Literal["shared", "feature", "predicted"]
+_VALUES_AT_ONCE = 4_194_304
 
 
 class Likelihood(ABC):
-    """What all likelihoods have; a new one defines `family`, `check` and `marginal_output`."""
+    """What all likelihoods have.
+
+    A new one defines `family`, `requirement`, `invalid` and `marginal_output`.
+    """
 
     @property
     def outputs(self) -> int:
@@ -81,32 +86,53 @@ class Likelihood(ABC):
     def family(self, *parameters: Tensor) -> TorchDistribution:
         """The distribution of single features, from `outputs` tensors of their shape and the dispersion."""
 
+    @property
     @abstractmethod
-    def check(self, x: Tensor, name: str = "x") -> None:
-        """Look at the data once.
+    def requirement(self) -> str:
+        """What the data must be, and what to do if they are not."""
+
+    @abstractmethod
+    def invalid(self, x: Tensor) -> Tensor:
+        """Where ``x`` cannot come from this likelihood: a tensor of bools."""
+
+    def check(self, x: Tensor, name: str = "x", columns: Sequence[str] | None = None) -> None:
+        """Look at the data once, before a fit.
+
+        Parameters
+        ----------
+        x
+            Data, (n, ...).
+        name, columns
+            What a sentence calls the data and its columns.
 
         Raises
         ------
         ValueError
             If ``x`` cannot come from this likelihood. The sentence names row, column, value and remedy.
+
+        Examples
+        --------
+        >>> Bernoulli().check(torch.tensor([[0.0, 1.0], [1.0, 0.5]]))
+        Traceback (most recent call last):
+        ValueError: x holds 0.5 in row 1, column 1. A Bernoulli likelihood needs 0 or 1: binarize the data...
         """
+        size = max(1, _VALUES_AT_ONCE // max(1, x[:1].numel()))
+        for start in range(0, len(x), size):
+            rows = x[start : start + size]
+            invalid = self.invalid(rows)
+            if not bool(invalid.any()):
+                continue
+            row, *rest = (int(i) for i in invalid.nonzero()[0])
+            place = f"row {start + row}"
+            if len(rest) == 1:
+                place += f", column {rest[0] if columns is None else repr(columns[rest[0]])}"
+            elif rest:
+                place += f", position {tuple(rest)}"
+            raise ValueError(f"{name} holds {rows[(row, *rest)].item():g} in {place}. {self.requirement}")
 
     @abstractmethod
     def marginal_output(self, x: Tensor) -> Tensor:
         """The constant decoder output that centres each feature where ``x`` (n, ...) has its mean."""
-
-
-def _refuse(x: Tensor, bad: Tensor, name: str, need: str, remedy: str) -> None:
-    """Raise for the first element of ``x`` that ``bad`` marks."""
-    if not bool(bad.any()):
-        return
-    row, *rest = (int(i) for i in bad.nonzero()[0])
-    place = f"row {row}"
-    if len(rest) == 1:
-        place += f", column {rest[0]}"
-    elif rest:
-        place += f", position {tuple(rest)}"
-    raise ValueError(f"{name} holds {x[(row, *rest)].item():g} in {place}, but {need}: {remedy}.")
 
 
 def _not_counts(x: Tensor) -> Tensor:
@@ -134,12 +160,16 @@ class Bernoulli(Likelihood):
         binary: TorchDistribution = dist.Bernoulli(logits=logits)
         return binary
 
-    def check(self, x: Tensor, name: str = "x") -> None:
-        remedy = (
-            "binarize it (pyro_vae.data.binarize, or DynamicBinarization for a new draw every epoch), "
-            "or use ContinuousBernoulli for intensities and Binomial for counts"
+    @property
+    def requirement(self) -> str:
+        return (
+            "A Bernoulli likelihood needs 0 or 1: binarize the data (pyro_vae.data.binarize, or "
+            "DynamicBinarization for a new draw every epoch), or use ContinuousBernoulli for intensities and "
+            "Binomial for counts."
         )
-        _refuse(x, (x != 0) & (x != 1), name, "a Bernoulli likelihood needs 0 or 1", remedy)
+
+    def invalid(self, x: Tensor) -> Tensor:
+        return (x != 0) & (x != 1)
 
     def marginal_output(self, x: Tensor) -> Tensor:
         return _smoothed_mean(x).logit()
@@ -174,14 +204,15 @@ class Binomial(Likelihood):
         (logits,) = parameters
         return LogitBinomial(self.total_count, logits)
 
-    def check(self, x: Tensor, name: str = "x") -> None:
-        _refuse(
-            x,
-            _not_counts(x) | (x > self.total_count),
-            name,
-            f"a Binomial({self.total_count}) likelihood needs integers in 0…{self.total_count}",
-            "give the right total_count, or use Poisson for counts without a bound and Normal for reals",
+    @property
+    def requirement(self) -> str:
+        return (
+            f"A Binomial({self.total_count}) likelihood needs integers in 0…{self.total_count}: give the "
+            "right total_count, or use Poisson for counts without a bound and Normal for reals."
         )
+
+    def invalid(self, x: Tensor) -> Tensor:
+        return _not_counts(x) | (x > self.total_count)
 
     def marginal_output(self, x: Tensor) -> Tensor:
         return _smoothed_mean(x, self.total_count).logit()
@@ -205,11 +236,14 @@ class ContinuousBernoulli(Likelihood):
         intensities: TorchDistribution = dist.ContinuousBernoulli(logits=logits)
         return intensities
 
-    def check(self, x: Tensor, name: str = "x") -> None:
-        remedy = "divide by the largest possible value"
-        _refuse(
-            x, ~((x >= 0) & (x <= 1)), name, "a ContinuousBernoulli likelihood needs values in [0, 1]", remedy
+    @property
+    def requirement(self) -> str:
+        return (
+            "A ContinuousBernoulli likelihood needs values in [0, 1]: divide by the largest possible value."
         )
+
+    def invalid(self, x: Tensor) -> Tensor:
+        return ~((x >= 0) & (x <= 1))
 
     def marginal_output(self, x: Tensor) -> Tensor:
         # the mean is not the sigmoid of the logit here, but lies on the same side of ½
@@ -230,9 +264,12 @@ class Poisson(Likelihood):
         (log_rate,) = parameters
         return LogRatePoisson(log_rate)
 
-    def check(self, x: Tensor, name: str = "x") -> None:
-        remedy = "use Normal or StudentT for reals"
-        _refuse(x, _not_counts(x), name, "a Poisson likelihood needs non-negative integers", remedy)
+    @property
+    def requirement(self) -> str:
+        return "A Poisson likelihood needs non-negative integers: use Normal or StudentT for reals."
+
+    def invalid(self, x: Tensor) -> Tensor:
+        return _not_counts(x)
 
     def marginal_output(self, x: Tensor) -> Tensor:
         return _smoothed_mean(x).log()
@@ -262,9 +299,15 @@ class Categorical(Likelihood):
         codes: TorchDistribution = dist.Categorical(logits=torch.stack(parameters, dim=-1))
         return codes
 
-    def check(self, x: Tensor, name: str = "x") -> None:
-        need = f"a Categorical({self.categories}) likelihood needs integers in 0…{self.categories - 1}"
-        _refuse(x, _not_counts(x) | (x >= self.categories), name, need, "recode the categories, or give more")
+    @property
+    def requirement(self) -> str:
+        return (
+            f"A Categorical({self.categories}) likelihood needs integers in 0…{self.categories - 1}: "
+            "recode the categories, or give their number as categories."
+        )
+
+    def invalid(self, x: Tensor) -> Tensor:
+        return _not_counts(x) | (x >= self.categories)
 
     def marginal_output(self, x: Tensor) -> Tensor:
         counts = functional.one_hot(x.long(), self.categories).sum(0)
@@ -314,9 +357,12 @@ class NegativeBinomial(Likelihood):
         counts: TorchDistribution = dist.NegativeBinomial(log_r.exp(), logits=log_mean - log_r)
         return counts
 
-    def check(self, x: Tensor, name: str = "x") -> None:
-        remedy = "use Normal or StudentT for reals"
-        _refuse(x, _not_counts(x), name, "a NegativeBinomial likelihood needs non-negative integers", remedy)
+    @property
+    def requirement(self) -> str:
+        return "A NegativeBinomial likelihood needs non-negative integers: use Normal or StudentT for reals."
+
+    def invalid(self, x: Tensor) -> Tensor:
+        return _not_counts(x)
 
     def marginal_output(self, x: Tensor) -> Tensor:
         return _with_zero_dispersion(_smoothed_mean(x).log(), self.outputs)
@@ -369,9 +415,12 @@ class _LocationScale(Likelihood):
     def _standard(self, like: Tensor) -> TorchDistribution:
         """The distribution at location 0 and scale 1, in the dtype and on the device of ``like``."""
 
-    def check(self, x: Tensor, name: str = "x") -> None:
-        need = f"a {type(self).__name__} likelihood needs finite values"
-        _refuse(x, ~x.isfinite(), name, need, "drop or impute such rows")
+    @property
+    def requirement(self) -> str:
+        return f"A {type(self).__name__} likelihood needs finite values: drop such rows or impute the values."
+
+    def invalid(self, x: Tensor) -> Tensor:
+        return ~x.isfinite()
 
     def marginal_output(self, x: Tensor) -> Tensor:
         return _with_zero_dispersion(x.mean(0), self.outputs)

@@ -64,7 +64,7 @@ def reconstruct(
         if site not in nodes:
             sites = [name for name, node in nodes.items() if node["type"] == "sample"]
             raise ValueError(f"site={site!r} is not in the model, whose sample sites are {', '.join(sites)}.")
-        observed: TorchDistribution = nodes[site]["fn"]
+        observed: Any = nodes[site]["fn"]
         total = total + observed.mean
     if total.isnan().any():
         raise ValueError(f"site={site!r} has a distribution without a mean: {observed}.")

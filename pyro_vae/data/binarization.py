@@ -1,0 +1,88 @@
+"""Grey images as binary ones: once, or anew at every epoch."""
+
+__all__ = ["DynamicBinarization", "binarize"]
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyro_vae.data.dataset import FloatArray
+
+
+def binarize(intensities: npt.NDArray[np.floating], *, seed: int = 0) -> FloatArray:
+    """Each pixel drawn once, 1 with its intensity as probability.
+
+    Parameters
+    ----------
+    intensities
+        Values in [0, 1].
+    seed
+        The same seed gives the same binary data on every machine.
+
+    Raises
+    ------
+    ValueError
+        If an intensity is not in [0, 1].
+
+    References
+    ----------
+    R. Salakhutdinov and I. Murray, 2008, On the quantitative analysis of deep belief networks.
+
+    Examples
+    --------
+    >>> binarize(np.array([0.0, 0.3, 0.9, 1.0])).tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    _require_intensities(torch.from_numpy(np.asarray(intensities)))
+    uniform = np.random.default_rng(seed).random(intensities.shape, dtype=np.float32)
+    return (uniform < intensities).astype(np.float32)
+
+
+class DynamicBinarization(Dataset[Tensor]):
+    """Grey images that are drawn as binary images anew at every epoch.
+
+    A fit that knows of it asks for `epoch` once per pass over the data; a ``DataLoader`` gets a new draw at
+    every access. A model cannot learn one draw by heart, so this is how most published numbers on MNIST are
+    trained (Y. Burda, R. Grosse and R. Salakhutdinov, 2016, Importance Weighted Autoencoders).
+
+    Parameters
+    ----------
+    intensities
+        (n, ...), values in [0, 1].
+
+    Examples
+    --------
+    >>> data = DynamicBinarization(torch.full((4, 3), 0.5))
+    >>> len(data), data.epoch(torch.Generator().manual_seed(0)).unique().tolist()
+    (4, [0.0, 1.0])
+    """
+
+    def __init__(self, intensities: Tensor | FloatArray) -> None:
+        self.intensities = torch.as_tensor(intensities)
+        _require_intensities(self.intensities)
+
+    def __len__(self) -> int:
+        return len(self.intensities)
+
+    def __getitem__(self, rows: int | list[int] | Tensor) -> Tensor:
+        return torch.bernoulli(self.intensities[rows])
+
+    def to(self, device: torch.device | str) -> "DynamicBinarization":
+        """The same data on another device."""
+        return DynamicBinarization(self.intensities.to(device))
+
+    def epoch(self, generator: torch.Generator | None = None) -> Tensor:
+        """One binary draw of all the data, from the given random stream (on the device of the data)."""
+        return torch.bernoulli(self.intensities, generator=generator)
+
+
+def _require_intensities(intensities: Tensor) -> None:
+    outside = ~((intensities >= 0) & (intensities <= 1))
+    if bool(outside.any()):
+        where = tuple(int(i) for i in outside.nonzero()[0])
+        raise ValueError(
+            f"intensities holds {float(intensities[where]):g} at index {where}, and binarizing needs values "
+            "in [0, 1]: divide by the largest possible value."
+        )
