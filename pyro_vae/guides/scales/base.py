@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 import torch
@@ -30,10 +29,10 @@ class ScaleMap(Transform):
     **Precision.** float32 and float64 are kept; float16 and bfloat16 inputs are cast to float32 first and
     give float32 results (gradients flow back in the dtype of the input).
 
-    **A map of your own** subclasses this and writes ``_log_scale`` and ``_raw``, and ``_slope`` where a closed
-    form beats automatic differentiation. Constructor arguments are kept as attributes of the same name; they
-    make up the map's ``repr``, equality and hash. The constraint and its registration come by themselves.
-    :func:`~pyro_vae.guides.scales.register` gives it a name.
+    **A map of your own** subclasses this and writes ``_log_scale`` and ``_raw``, and ``_slope`` where a
+    closed form beats automatic differentiation. Constructor arguments are kept as attributes of the same
+    name; they make up the map's ``repr``, equality and hash. The constraint and its registration come by
+    themselves. :func:`~pyro_vae.guides.scales.register` gives it a name.
 
     Attributes
     ----------
@@ -86,23 +85,21 @@ class ScaleMap(Transform):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__dict__.get("name") or setattr(cls, "name", cls.__name__.lower())
-        # torch's registries are keyed by the constraint's type, so each map class has its own.
-        cls._constraint_type = type(
-            f"{cls.__name__}Constraint", (ScaleConstraint,), {"__doc__": ScaleConstraint.__doc__}
-        )
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+        # torch's registries look up a constraint by its type alone, so each map class has its own.
+        namespace = {"__doc__": ScaleConstraint.__doc__, "__module__": cls.__module__}
+        cls._constraint_type = type(f"{cls.__name__}Constraint", (ScaleConstraint,), namespace)
         transform_to.register(cls._constraint_type, _map_of)
         biject_to.register(cls._constraint_type, _bijective_map_of)
 
-    @abstractmethod
     def _log_scale(self, raw: Tensor) -> Tensor:
         """log σ; ``raw`` is float32 or wider."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _log_scale(raw).")
 
-    @abstractmethod
     def _raw(self, scale: Tensor) -> Tensor:
         """The raw whose σ is ``scale``, which is within the range and float32 or wider."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no _raw(scale).")
 
     def _slope(self, raw: Tensor) -> Tensor:
         """d log σ / d raw; ``raw`` is float32 or wider."""
@@ -110,7 +107,7 @@ class ScaleMap(Transform):
         return slope
 
     @property
-    def sign(self) -> int:  # type: ignore[override]
+    def sign(self) -> int:
         """+1: σ never falls as raw grows."""
         return 1
 
@@ -157,7 +154,7 @@ class ScaleMap(Transform):
         """
         return self._slope(at_least_float32(raw))
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
         """log |dσ/draw| = log σ + log |d log σ/draw| at raw ``x``.
 
         Parameters
@@ -213,12 +210,11 @@ class ScaleMap(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         scale = at_least_float32(y)
-        inside = self.contains(scale)
-        if _is_concrete(inside) and not inside.all():
+        if _has_false(self.contains(scale)):
             low, high = self.bounds
             raise ValueError(
                 f"inv of {self!r}: scale must lie in its range, {low:g} to {high:g}, but goes from "
-                f"{scale.min().item():g} to {scale.max().item():g}. Give scales in the range, or choose another map."
+                f"{scale.min().item():g} to {scale.max().item():g}. Give scales in the range, or another map."
             )
         return self._raw(scale)
 
@@ -235,7 +231,7 @@ class ScaleMap(Transform):
         return other
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.options() == other.options()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.options() == other.options()
 
     def __hash__(self) -> int:
         return hash((type(self), *self.options().items()))
@@ -245,10 +241,10 @@ class ScaleMap(Transform):
 
 
 class ScaleConstraint(constraints.greater_than):
-    """ "A scale of this map": σ > 0 and within the map's range.
+    """The constraint "σ of this map": positive, and within the map's range.
 
-    Torch answers for a constraint by its type; each :class:`ScaleMap` class has a subclass of its own, and the
-    instance holds the map with its options.
+    Torch answers for a constraint by its type: each :class:`ScaleMap` class has a subclass of this one, and
+    the instance holds the map with its options.
 
     Attributes
     ----------
@@ -268,7 +264,7 @@ class ScaleConstraint(constraints.greater_than):
     """
 
     def __init__(self, map: ScaleMap) -> None:
-        super().__init__(lower_bound=0.0)
+        super().__init__(lower_bound=0.0)  # type: ignore[no-untyped-call]
         self.map = map
 
     def check(self, value: Tensor) -> Tensor:
@@ -284,7 +280,7 @@ class ScaleConstraint(constraints.greater_than):
         return f"{self.map!r}.constraint"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The type is made with the map's class and has no name to import it by.
+        # Its type is made with the map's class and has no name to be imported by.
         return getattr, (self.map, "constraint")
 
 
@@ -306,13 +302,12 @@ def _rounding(bound: float, dtype: torch.dtype) -> float:
     return 4 * torch.finfo(dtype).eps * (1 + abs(math.log(bound)))
 
 
-def _is_concrete(value: Tensor) -> bool:
-    """Whether values can be looked at: not under vmap, nor while a graph is captured."""
+def _has_false(condition: Tensor) -> bool:
+    """Whether some value is False; no, where values cannot be looked at."""
     try:
-        bool(value.all())
-    except RuntimeError:
+        return not condition.all()
+    except RuntimeError:  # under vmap, or while a graph is captured
         return False
-    return True
 
 
 def positive_number(owner: str, name: str, value: float) -> float:

@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import logsigmoid
 
 from pyro_vae.guides.scales.base import ScaleMap, positive_number
 
@@ -47,16 +47,13 @@ class Bounded(ScaleMap):
 
     def _log_scale(self, raw: Tensor) -> Tensor:
         # σ = low·sigmoid(-raw) + high·sigmoid(raw), term by term in logs: no digits are lost at either end.
-        return torch.logaddexp(
-            math.log(self.low) + F.logsigmoid(-raw), math.log(self.high) + F.logsigmoid(raw)
-        )
+        return torch.logaddexp(math.log(self.low) + logsigmoid(-raw), math.log(self.high) + logsigmoid(raw))
 
     def _slope(self, raw: Tensor) -> Tensor:
-        p, q = raw.sigmoid(), (-raw).sigmoid()
-        return (self.high - self.low) * p * q / (self.low * q + self.high * p)
+        return (self.high - self.low) * (-raw).sigmoid() / (self.high + (math.log(self.low) - raw).exp())
 
     def _log_abs_det_jacobian(self, raw: Tensor) -> Tensor:
-        return math.log(self.high - self.low) + F.logsigmoid(raw) + F.logsigmoid(-raw)
+        return math.log(self.high - self.low) + logsigmoid(raw) + logsigmoid(-raw)
 
     def _raw(self, scale: Tensor) -> Tensor:
         # A σ that rounded to a bound is taken as the nearest one inside, so that raw is finite.
@@ -68,8 +65,9 @@ class SoftClip(ScaleMap):
     r"""log σ = raw, softly clipped into (log low, log high).
 
     With m the middle of the interval in logs, h half its width and a = raw - m,
-    log σ = m + a / (1 + abs(a)/h). The slope is 1 in the middle and falls like 1/a², so it never dies. The
-    scale of zuko's affine flows (default bounds); NVAE (Vahdat and Kautz, 2020) uses tanh for the same purpose.
+    log σ = m + a / (1 + \|a\|/h). The slope is 1 in the middle and falls like 1/a², so it never dies. With
+    the default bounds this is the scale of zuko's affine flows; NVAE (Vahdat and Kautz, 2020) uses tanh for
+    the same purpose.
 
     Parameters
     ----------
@@ -103,7 +101,7 @@ class SoftClip(ScaleMap):
         m, h = self._middle_and_half_width
         a = raw - m
         d = h + a.abs()
-        # Two forms of the same function: the second one's derivative, h²/d², does not cancel where |a| is large.
+        # The same twice, but the derivative of the second form, h²/d², does not cancel where |a| is large.
         return m + torch.where(d < 2 * h, h * a / d, a.sign() * (h - h * h / d))
 
     def _slope(self, raw: Tensor) -> Tensor:

@@ -26,11 +26,10 @@ class ExpLinear(ScaleMap):
     remark = "KL gradient within ±1/2; σ(0) = 1"
 
     def _log_scale(self, raw: Tensor) -> Tensor:
-        above = raw.relu()
-        return 0.5 * ((raw - above) + above.log1p())
+        return 0.5 * torch.where(raw < 0, raw, raw.clamp_min(0).log1p())
 
     def _slope(self, raw: Tensor) -> Tensor:
-        return 0.5 / (1 + raw.relu())
+        return 0.5 / (1 + raw.clamp_min(0))
 
     def _raw(self, scale: Tensor) -> Tensor:
         return torch.where(scale < 1, 2 * scale.log(), (scale - 1) * (scale + 1))

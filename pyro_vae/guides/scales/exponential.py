@@ -1,5 +1,6 @@
 """σ as the exponential of raw: the convention, log variance, and log standard deviation."""
 
+import torch
 from torch import Tensor
 
 from pyro_vae.guides.scales.base import ScaleMap
@@ -27,7 +28,7 @@ class LogVar(ScaleMap):
         return 0.5 * raw
 
     def _slope(self, raw: Tensor) -> Tensor:
-        return raw.new_full((), 0.5).expand_as(raw)
+        return torch.full_like(raw, 0.5)
 
     def _raw(self, scale: Tensor) -> Tensor:
         return 2 * scale.log()
@@ -51,11 +52,10 @@ class LogStd(ScaleMap):
     log_slope = 1.0
 
     def _log_scale(self, raw: Tensor) -> Tensor:
-        # A new tensor, as every other map gives: never the caller's own.
-        return 1.0 * raw
+        return raw
 
     def _slope(self, raw: Tensor) -> Tensor:
-        return raw.new_full((), 1.0).expand_as(raw)
+        return torch.ones_like(raw)
 
     def _raw(self, scale: Tensor) -> Tensor:
         return scale.log()

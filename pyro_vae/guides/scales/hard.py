@@ -1,4 +1,4 @@
-"""Maps with a kink, in use everywhere and here for comparison: not bijective, with dead or jumping gradients."""
+"""Maps with a kink, widely used and here for comparison: not bijective, with dead or jumping gradients."""
 
 import math
 

@@ -105,8 +105,8 @@ def register(name: str, cls: type[ScaleMap]) -> None:
     required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
     if required:
         raise TypeError(
-            f"register: get({name!r}) must work without options, but {cls.__name__} requires {', '.join(required)}. "
-            "Give each a default."
+            f"register: get({name!r}) must work without options, but {cls.__name__} requires "
+            f"{', '.join(required)}. Give each a default."
         )
     known = _MAPS.get(name)
     # A class defined again, as notebooks do, replaces its former self.
@@ -121,8 +121,8 @@ def table() -> list[dict[str, str]]:
     Returns
     -------
     list of dict
-        Each with ``name``, ``map`` (the class with its options' defaults), ``scale`` (σ as a formula), ``at 0``
-        (σ at raw = 0), ``slope at 0`` (d log σ/draw there), ``range`` (of σ) and ``remark``.
+        Each with ``name``, ``map`` (the class with its options' defaults), ``scale`` (σ as a formula),
+        ``at 0`` (σ at raw = 0), ``slope at 0`` (d log σ/draw there), ``range`` (of σ) and ``remark``.
 
     Examples
     --------

@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import logsigmoid, softplus
 
 from pyro_vae.guides.scales.base import ScaleMap, positive_number
 
@@ -15,13 +15,12 @@ _EDGE = 40.0
 
 
 def _softplus(t: Tensor) -> Tensor:
-    return F.softplus(t, threshold=_EDGE)
+    return softplus(t, threshold=_EDGE)
 
 
 def _log_softplus(t: Tensor) -> Tensor:
     """log softplus(t), which is t itself far below 0, where softplus underflows."""
-    inner = t.clamp_min(-_EDGE)
-    return (t - inner) + _softplus(inner).log()
+    return torch.where(t < -_EDGE, t, _softplus(t.clamp_min(-_EDGE)).log())
 
 
 def _log_softplus_slope(t: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ class Softplus(ScaleMap):
         return self.beta * _log_softplus_slope(self.beta * raw)
 
     def _log_abs_det_jacobian(self, raw: Tensor) -> Tensor:
-        return F.logsigmoid(self.beta * raw)
+        return logsigmoid(self.beta * raw)
 
     def _raw(self, scale: Tensor) -> Tensor:
         y = self.beta * scale

@@ -68,8 +68,8 @@ class StdPlus(ScaleMap):
         near = raw.abs() < _NEAR
         u_near = _polynomial(_COEFFICIENTS, math.sqrt(2) * raw.clamp(-_NEAR, _NEAR))
         far = torch.where(near, _NEAR, raw)
-        # Newton's error at its fixed point does not depend on where it started, so a derivative needs the last
-        # steps only: one for the first derivative, two for the second and third.
+        # Where Newton's method arrives does not depend on where it set out, so derivatives need only its last
+        # steps: one for the first derivative, two for the second and third.
         fixed = far.detach()
         u = _start(fixed)
         for _ in range(2):
