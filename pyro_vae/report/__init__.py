@@ -1,1 +1,1 @@
-
+"""What people see: figures, and the page of a run."""

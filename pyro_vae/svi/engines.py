@@ -88,6 +88,7 @@ class CapturedEngine:
 
     def _build(self, batch: Batch, kl_weight: Tensor) -> Callable[..., Sequence[Tensor]]:
         eager = self.eager
+        self._run_once(batch, kl_weight)
         try:
             graph = capture_step(
                 eager.objective, eager.model, eager.guide, self.parameters, batch, kl_weight
@@ -103,6 +104,12 @@ class CapturedEngine:
         self.settings = settings_of(eager.model, eager.guide)
         self.graphs[self._signature(batch)] = graph
         return graph
+
+    def _run_once(self, batch: Batch, kl_weight: Tensor) -> None:
+        """Let programs that look at the model anew for a batch of a new size do so outside of the graph."""
+        eager = self.eager
+        with untouched_buffers(eager.model, eager.guide), torch.random.fork_rng(), torch.no_grad():
+            eager.objective.estimate(eager.model, eager.guide, batch, kl_weight)
 
     def _agrees(
         self, graph: Callable[..., Sequence[Tensor]], batch: Batch, kl_weight: Tensor, *, gradients: bool

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae.guides.heads import raw_parameters
 from pyro_vae.svi.batches import Batch, as_batches, as_tensors
 from pyro_vae.svi.devices import resolve_device
 from pyro_vae.svi.engines import ENGINES, CapturedEngine, EagerEngine
@@ -245,8 +246,6 @@ def _make_optimizer(
 
 def _raw_slopes(guide: Program) -> dict[int, float]:
     """d log σ / d raw at the start, by the identity of each parameter that puts out a raw scale."""
-    from pyro_vae.guides.heads import raw_parameters
-
     module = owner(guide)
     return (
         {}

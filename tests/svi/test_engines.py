@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.guides import AmortizedNormal
 from pyro_vae.svi.engines import CapturedEngine, CaptureError, EagerEngine
 from pyro_vae.svi.isolation import empty_store, isolated
 from pyro_vae.svi.loop import training_mode
@@ -183,6 +184,19 @@ def test_training_flags_are_part_of_the_signature() -> None:
             torch.manual_seed(2)
             assert_same(captured((x,), ONE), wanted)
     assert len(captured.graphs) == 2
+
+
+def test_programs_that_set_themselves_up_for_a_new_batch_size_do_so_outside_of_the_graph() -> None:
+    x = observations()
+    model = Decoder()
+    pair = Pair(model, AmortizedNormal(model, torch.nn.Linear(6, 5)))
+    with inside(pair):
+        eager, captured, _ = make_engines(pair, x)
+        for rows in (8, 5, 3):
+            torch.manual_seed(2)
+            given = captured((x[:rows],), ONE)
+            torch.manual_seed(2)
+            assert_same(given, eager((x[:rows],), ONE))
 
 
 def test_an_unused_parameter_gets_a_zero_gradient() -> None:

@@ -1,0 +1,106 @@
+"""The house of the README: which room may know which, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyro_vae
+
+PACKAGE = Path(pyro_vae.__file__).parent
+ROOT = PACKAGE.parent
+
+MAY_KNOW: dict[str, set[str]] = {
+    "guides": set(),
+    "models": set(),
+    "data": {"models"},
+    "svi": {"guides", "models"},
+    "posterior": {"guides", "models", "svi"},
+    "report": {"guides", "models", "svi", "posterior"},
+    "run_folder": set(),
+    "study": {"guides", "models", "data", "svi", "posterior", "report", "run_folder"},
+    "cli": {"guides", "models", "data", "svi", "posterior", "report", "run_folder", "study"},
+    "__main__": {"cli"},
+}
+HEAVY = {
+    "arviz",
+    "arviz_base",
+    "arviz_stats",
+    "arviz_plots",
+    "matplotlib",
+    "sklearn",
+    "pandas",
+    "xarray",
+    "scipy",
+    "rich",
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names of everything that a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+SOURCES = [p for p in sorted(PACKAGE.rglob("*.py")) if room_of(p) not in ("__init__", "conftest")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = room_of(path)
+    known = {name.split(".")[1] for name in imported_modules(path) if name.startswith("pyro_vae.")}
+    allowed = {*MAY_KNOW[room], room}
+    assert known <= allowed, f"{room} may not know {sorted(known - allowed)}"
+
+
+@pytest.mark.parametrize("room", ["guides", "models"])
+def test_guides_and_models_need_torch_and_pyro_only(room: str) -> None:
+    for path in (PACKAGE / room).rglob("*.py"):
+        foreign = {name.split(".")[0] for name in imported_modules(path)}
+        foreign -= {*sys.stdlib_module_names, "torch", "pyro", "pyro_vae"}
+        assert not foreign, f"{path.name} imports {foreign}"
+
+
+@pytest.mark.parametrize(
+    "module", ["pyro_vae", "pyro_vae.guides", "pyro_vae.models", "pyro_vae.svi", "pyro_vae.cli"]
+)
+def test_heavy_packages_load_when_first_used(module: str) -> None:
+    code = f"import sys, torch, pyro; before = set(sys.modules); import {module}; print(*(set(sys.modules) - before))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not HEAVY & {name.split(".")[0] for name in loaded}
+
+
+def test_every_public_name_is_there() -> None:
+    for name in pyro_vae.__all__:
+        assert getattr(pyro_vae, name) is not None
+    assert set(pyro_vae.__all__) <= set(dir(pyro_vae))
+    with pytest.raises(AttributeError, match="has no attribute 'Guide'"):
+        pyro_vae.Guide  # noqa: B018 - the access is the test
+
+
+def test_no_function_shares_its_name_with_its_module() -> None:
+    for path in SOURCES:
+        names = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert path.stem not in names, f"{path} defines a function of its own name"
+
+
+@pytest.mark.parametrize("link", ["models", "guides"])
+def test_links_at_the_root(link: str) -> None:
+    if not (ROOT / "setup.cfg").exists():
+        pytest.skip("installed without the repository")
+    assert (ROOT / link).is_symlink()
+    assert (ROOT / link).resolve() == (PACKAGE / link).resolve()
