@@ -19,7 +19,7 @@ class Clamp(ScaleMap):
     Parameters
     ----------
     low : float
-        The least σ, > 0.
+        The least σ, > 0. The default is a variance of 1e-6, at which torch's ``GaussianNLLLoss`` clamps.
 
     Examples
     --------
@@ -32,7 +32,7 @@ class Clamp(ScaleMap):
     remark = "counter-example: no gradient below low"
     bijective = False
 
-    def __init__(self, low: float = 1e-6) -> None:
+    def __init__(self, low: float = 1e-3) -> None:
         super().__init__()
         self.low = positive_number("Clamp", "low", low)
 
@@ -72,7 +72,7 @@ class Abs(ScaleMap):
     remark = "counter-example: not bijective; KL gradient jumps at 0 by 2/low"
     bijective = False
 
-    def __init__(self, low: float = 1e-6) -> None:
+    def __init__(self, low: float = 1e-3) -> None:
         super().__init__()
         self.low = positive_number("Abs", "low", low)
 
