@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pyro_vae.posterior.drawing import CHUNK, Block, prepare
 
-__all__ = ["from_pyro_svi"]
+__all__ = ["align_draws", "from_pyro_svi"]
 
 Array = NDArray[Any]
 
@@ -111,6 +111,44 @@ def from_pyro_svi(
     if history is not None:
         tree["loss"] = xr.DataTree(dataset=history)
     return tree
+
+
+def align_draws(
+    trees: Mapping[str, xr.DataTree], *, group: str = "posterior", seed: int = 0
+) -> dict[str, xr.DataTree]:
+    """The same number of draws in one chain for every tree, so that ArviZ can show them together.
+
+    Given unequal numbers (a guide's 1 × 1000 and NUTS's 4 × 250), ArviZ pads with NaN and draws empty forests
+    and wrong densities, without an error. Trees with more draws or chains are thinned at random.
+
+    Parameters
+    ----------
+    trees
+        By name.
+    group
+        The group to keep.
+    seed
+        Of the thinning.
+
+    Examples
+    --------
+    >>> import arviz_base
+    >>> shapes = {"guide": (1, 400), "nuts": (4, 250)}
+    >>> groups = {name: {"posterior": {"z": np.zeros(shape)}} for name, shape in shapes.items()}
+    >>> trees = {name: arviz_base.from_dict(group) for name, group in groups.items()}
+    >>> [dict(tree["posterior"].sizes) for tree in align_draws(trees).values()]
+    [{'chain': 1, 'draw': 400}, {'chain': 1, 'draw': 400}]
+    """
+    fewest = min(tree[group].sizes["chain"] * tree[group].sizes["draw"] for tree in trees.values())
+    aligned = {}
+    for i, (name, tree) in enumerate(trees.items()):
+        draws = tree[group].to_dataset().stack(sample=("chain", "draw"))
+        keep = np.random.default_rng([seed, i]).permutation(draws.sizes["sample"])[:fewest]
+        draws = draws.isel(sample=keep).drop_vars(["sample", "chain", "draw"]).rename(sample="draw")
+        draws = draws.assign_coords(draw=np.arange(fewest)).expand_dims(chain=[0])
+        draws = draws.transpose("chain", "draw", ...)
+        aligned[str(name)] = xr.DataTree.from_dict({group: draws}, name=str(name))
+    return aligned
 
 
 def _select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.int64], Any]:
