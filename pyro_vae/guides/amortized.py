@@ -14,6 +14,7 @@ from pyro_vae.guides.encoder_guide import EncoderGuide
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal, unit_lower_triangular
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.precision import at_least_float32
+from pyro_vae.guides.sites import LocalSite
 
 __all__ = ["AmortizedFlow", "AmortizedMultivariateNormal", "AmortizedNormal"]
 
@@ -91,7 +92,7 @@ class AmortizedNormal(EncoderGuide):
     factorizes = True
 
     def _joint(self, parameters: dict[str, Tensor]) -> TorchDistribution:
-        return LogScaleNormal(parameters["loc"], parameters["log_scale"]).to_event(1)
+        return _diagonal(parameters)
 
     def _marginals(self, parameters: dict[str, Tensor]) -> dict[str, TorchDistribution]:
         locs, log_scales = self._split(parameters["loc"]), self._split(parameters["log_scale"])
@@ -170,10 +171,10 @@ class AmortizedMultivariateNormal(EncoderGuide):
         if len(self.sites) == 1:
             return super()._marginals(parameters)
         joint = self._joint(parameters)
-        locs, rows = self._split(joint.loc), self._split(joint.scale_tril.mT)
+        locs, columns = self._split(joint.loc), self._split(joint.scale_tril.mT)
         return {
-            site.name: site.transformed(MultivariateNormal(loc, covariance_matrix=row.mT @ row))
-            for (site, loc), (_, row) in zip(locs, rows, strict=True)
+            site.name: _marginal(site, loc, columns.mT)
+            for (site, loc), (_, columns) in zip(locs, columns, strict=True)
         }
 
     def _marginal_scale(self, parameters: dict[str, Tensor]) -> Tensor:
@@ -260,8 +261,9 @@ class AmortizedFlow(EncoderGuide):
         return {**super()._heads(features), "context": at_least_float32(features)}
 
     def _joint(self, parameters: dict[str, Tensor]) -> TorchDistribution:
-        base = LogScaleNormal(parameters["loc"], parameters["log_scale"]).to_event(1)
-        return TransformedDistribution(base, [step.condition(parameters["context"]) for step in self.flow])
+        steps: Any = self.flow
+        transforms = [step.condition(parameters["context"]) for step in steps]
+        return TransformedDistribution(_diagonal(parameters), transforms)  # type: ignore[no-any-return]
 
     def _marginals(self, parameters: dict[str, Tensor]) -> dict[str, TorchDistribution]:
         if len(self.sites) > 1:
@@ -277,10 +279,22 @@ class AmortizedFlow(EncoderGuide):
         )
 
 
+def _marginal(site: LocalSite, loc: Tensor, rows: Tensor) -> TorchDistribution:
+    """The Normal of one latent, given its rows of the Cholesky factor of all."""
+    if site.size == 1:
+        return site.normal(loc, rows.square().sum(-1).log() / 2)
+    return site.transformed(MultivariateNormal(loc, covariance_matrix=rows @ rows.mT))
+
+
+def _diagonal(parameters: dict[str, Tensor]) -> TorchDistribution:
+    q: TorchDistribution = LogScaleNormal(parameters["loc"], parameters["log_scale"])
+    return q.to_event(1)  # type: ignore[no-any-return]
+
+
 def _affine_autoregressive(
     feature_size: int, latent_dim: int, *, reverse: bool
 ) -> ConditionalAffineAutoregressive:
-    order = torch.arange(latent_dim)
+    order: Any = torch.arange(latent_dim)
     network = ConditionalAutoRegressiveNN(
         latent_dim,
         feature_size,

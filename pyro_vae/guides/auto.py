@@ -71,6 +71,8 @@ class AutoNormal(autoguide.AutoNormal):
     True
     """
 
+    scale_constraint: Any
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -84,7 +86,7 @@ class AutoNormal(autoguide.AutoNormal):
         self._slope = initial_slope(scale_map, init_scale)
         self.scale_map = scale_map
         self.scale_constraint = scale_map.constraint
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             model, init_loc_fn=init_loc_fn, init_scale=float(init_scale), create_plates=create_plates
         )
 
@@ -96,10 +98,11 @@ class AutoNormal(autoguide.AutoNormal):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-        plates = self._create_plates(*args, **kwargs)
+            self._setup_prototype(*args, **kwargs)  # type: ignore[no-untyped-call]
+        plates = self._create_plates(*args, **kwargs)  # type: ignore[no-untyped-call]
+        trace: Any = self.prototype_trace
         result = {}
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        for name, site in trace.iter_stochastic_nodes():
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     if frame.vectorized:
@@ -124,6 +127,8 @@ class AutoNormal(autoguide.AutoNormal):
 class _ScaledContinuous(autoguide.AutoContinuous):
     """What the three guides below add to Pyro's: the map, and a Jacobian that survives ``kl_divergence``."""
 
+    scale_constraint: Any
+
     def _use_map(self, scale: str | scales.ScaleMap, init_scale: float) -> None:
         """Read σ by this map; it starts at ``init_scale``."""
         scale_map = scales.get(scale)
@@ -137,7 +142,7 @@ class _ScaledContinuous(autoguide.AutoContinuous):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         with PushforwardMessenger():
-            result: dict[str, Tensor] = super().forward(*args, **kwargs)
+            result: dict[str, Tensor] = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
         return result
 
     def own_raw_parameters(self) -> dict[str, tuple[nn.Parameter, float]]:
@@ -184,7 +189,7 @@ class AutoDiagonalNormal(_ScaledContinuous, autoguide.AutoDiagonalNormal):
         scale: str | scales.ScaleMap = "softplus",
     ) -> None:
         self._use_map(scale, init_scale)
-        super().__init__(model, init_loc_fn=init_loc_fn, init_scale=float(init_scale))
+        super().__init__(model, init_loc_fn, float(init_scale))  # type: ignore[no-untyped-call]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:  # noqa: ARG002
         base: TorchDistribution = LogScaleNormal(self.loc, self._log_scale())
@@ -231,10 +236,11 @@ class AutoMultivariateNormal(_ScaledContinuous, autoguide.AutoMultivariateNormal
         scale: str | scales.ScaleMap = "softplus",
     ) -> None:
         self._use_map(scale, init_scale)
-        super().__init__(model, init_loc_fn=init_loc_fn, init_scale=float(init_scale))
+        super().__init__(model, init_loc_fn, float(init_scale))  # type: ignore[no-untyped-call]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:  # noqa: ARG002
-        return LogScaleMultivariateNormal(self.loc, self._log_scale(), self.scale_tril)
+        unit_tril: Any = self.scale_tril
+        return LogScaleMultivariateNormal(self.loc, self._log_scale(), unit_tril)
 
 
 class AutoLowRankMultivariateNormal(_ScaledContinuous, autoguide.AutoLowRankMultivariateNormal):
@@ -278,4 +284,4 @@ class AutoLowRankMultivariateNormal(_ScaledContinuous, autoguide.AutoLowRankMult
         scale: str | scales.ScaleMap = "softplus",
     ) -> None:
         self._use_map(scale, 0.5**0.5 * init_scale)  # as Pyro splits it between diagonal and factor
-        super().__init__(model, init_loc_fn=init_loc_fn, init_scale=float(init_scale), rank=rank)
+        super().__init__(model, init_loc_fn, float(init_scale), rank)  # type: ignore[no-untyped-call]

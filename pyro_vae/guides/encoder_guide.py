@@ -53,7 +53,7 @@ class EncoderGuide(AutoGuide):
             )
         scale_map = scales.get(scale)
         raw_value(scale_map, init_scale)  # raises here, not in the first call
-        super().__init__(model)
+        super().__init__(model)  # type: ignore[no-untyped-call]
         self.scale_map = scale_map
         self.init_scale = init_scale
         self.encoder = encoder
@@ -124,9 +124,10 @@ class EncoderGuide(AutoGuide):
         """
         rows = parameters["loc"].shape[0]
         plate = self._open_plate(rows, args, kwargs)
-        with plate as indices:
+        with plate:
             if rows != plate.subsample_size:
-                parameters = {k: v.index_select(0, indices.to(v.device)) for k, v in parameters.items()}
+                chosen = plate.indices
+                parameters = {k: v.index_select(0, chosen.to(v.device)) for k, v in parameters.items()}
             if self.factorizes or len(self.sites) == 1:
                 return {name: pyro.sample(name, q) for name, q in self._marginals(parameters).items()}
             joint = pyro.sample(
@@ -248,7 +249,7 @@ class EncoderGuide(AutoGuide):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
         new._model = self._model
         return new
 
@@ -259,7 +260,7 @@ class EncoderGuide(AutoGuide):
             raise RuntimeError(f"{type(self).__name__} knows the model's latents after its first call only")
         (name,) = {plate.name for plate in self._plates_seen.values()}
         if self.master is not None:
-            plate = self._create_plates(*args, **kwargs)[name]
+            plate: pyro.plate = self._create_plates(*args, **kwargs)[name]  # type: ignore[no-untyped-call]
             if rows not in (plate.subsample_size, plate.size):
                 raise ValueError(
                     f"the encoder returned {rows} rows of features, but the guide list opened plate '{name}' "

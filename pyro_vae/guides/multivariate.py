@@ -65,10 +65,9 @@ class LogScaleMultivariateNormal(pyro.distributions.MultivariateNormal):
         )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        new = self._get_checked_instance(LogScaleMultivariateNormal, _instance)
+        new: Self = self._get_checked_instance(LogScaleMultivariateNormal, _instance)  # type: ignore[no-untyped-call]
         new.log_scale, new.unit_tril = self.log_scale, self.unit_tril
-        expanded: Self = super().expand(batch_shape, new)
-        return expanded
+        return super().expand(batch_shape, new)  # type: ignore[no-any-return, no-untyped-call]
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(sample_shape)
@@ -110,22 +109,27 @@ def unit_lower_triangular(below: Tensor, dim: int) -> Tensor:
     entries = (rows * dim + columns).expand(below.shape)
     # Out of place, for torch.vmap.
     strict = below.new_zeros(*below.shape[:-1], dim * dim).scatter(-1, entries, below)
-    return strict.unflatten(-1, (dim, dim)) + torch.eye(dim, dtype=below.dtype, device=below.device)
+    return strict.reshape(*below.shape[:-1], dim, dim) + torch.eye(
+        dim, dtype=below.dtype, device=below.device
+    )
 
 
 def _solve(unit_tril: Tensor, x: Tensor) -> Tensor:
     """A⁻¹x for vectors x (…, D), with the leading dimensions that A lacks as columns of one solution."""
     leading = x.dim() - unit_tril.dim() + 1
     if leading <= 0:
-        columns = x.unsqueeze(-1)
-        return torch.linalg.solve_triangular(unit_tril, columns, upper=False, unitriangular=True).squeeze(-1)
-    columns = x.flatten(0, leading - 1).movedim(0, -1)
-    solution = torch.linalg.solve_triangular(unit_tril, columns, upper=False, unitriangular=True)
-    return solution.movedim(-1, 0).unflatten(0, x.shape[:leading])
+        return _columns(unit_tril, x.unsqueeze(-1)).squeeze(-1)
+    solution = _columns(unit_tril, x.flatten(0, leading - 1).movedim(0, -1))
+    return solution.movedim(-1, 0).reshape(*x.shape[:leading], *solution.shape[:-1])
 
 
-@register_kl(LogScaleMultivariateNormal, Independent)
-def _kl_to_independent(q: LogScaleMultivariateNormal, p: Independent) -> Tensor:
+def _columns(unit_tril: Tensor, columns: Tensor) -> Tensor:
+    solution: Tensor = torch.linalg.solve_triangular(unit_tril, columns, upper=False, unitriangular=True)
+    return solution
+
+
+@register_kl(LogScaleMultivariateNormal, Independent)  # type: ignore[untyped-decorator]
+def _kl_to_independent(q: LogScaleMultivariateNormal, p: Independent[Any]) -> Tensor:
     prior = p.base_dist
     if not isinstance(prior, Normal) or p.reinterpreted_batch_ndims != 1:
         raise NotImplementedError

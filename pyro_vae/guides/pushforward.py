@@ -1,11 +1,12 @@
 """A Delta that keeps its Jacobian when an ELBO asks for its KL divergence."""
 
+from typing import Any
+
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.distribution import Distribution
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Transform, register_kl
 
@@ -24,9 +25,9 @@ class PushforwardDelta(Delta):
     """
 
 
-@register_kl(PushforwardDelta, Distribution)
+@register_kl(PushforwardDelta, Distribution)  # type: ignore[untyped-decorator]
 def _kl_pushforward(p: PushforwardDelta, q: Distribution) -> Tensor:
-    return p.log_density - q.log_prob(p.v)  # type: ignore[attr-defined, no-any-return]
+    return p.log_density - q.log_prob(p.v)  # type: ignore[no-any-return]
 
 
 def pushforward(transform: Transform, unconstrained: Tensor, event_dim: int) -> PushforwardDelta:
@@ -36,13 +37,13 @@ def pushforward(transform: Transform, unconstrained: Tensor, event_dim: int) -> 
     if poutine.get_mask() is not False:
         jacobian = transform.log_abs_det_jacobian(unconstrained, value)
         log_density = -sum_rightmost(jacobian, jacobian.dim() - value.dim() + event_dim)
-    return PushforwardDelta(value, log_density=log_density, event_dim=event_dim)
+    return PushforwardDelta(value, log_density, event_dim)  # type: ignore[no-untyped-call]
 
 
 class PushforwardMessenger(Messenger):
     """Turns each Delta that a guide samples into a :class:`PushforwardDelta`."""
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if type(fn) is Delta:
-            msg["fn"] = PushforwardDelta(fn.v, log_density=fn.log_density, event_dim=fn.event_dim)
+            msg["fn"] = PushforwardDelta(fn.v, fn.log_density, fn.event_dim)  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """The latents that belong to one observation: found by running a model once."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -12,12 +13,11 @@ from pyro.distributions import TorchDistribution, TransformedDistribution
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import ReshapeTransform
+from torch.distributions.transforms import ExpTransform, ReshapeTransform
 
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.pushforward import PushforwardDelta, pushforward
@@ -28,6 +28,8 @@ OUTSIDE = (
     "An encoder guide covers latents of one observation only: give it poutine.block(model, expose=[...]) and "
     "the other latents an autoguide, both in a pyro.infer.autoguide.AutoGuideList."
 )
+
+POSITIVE = (type(constraints.positive), type(constraints.nonnegative))
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,14 @@ class LocalSite:
     def transform(self) -> Transform:
         """From unconstrained to constrained values; remembers its last pair, so that the density of an own
         draw is that of the very noise that made it."""
-        transform = biject_to(self.support)
-        try:
-            return transform.with_cache(1)
-        except NotImplementedError:
-            return transform
+        low = getattr(self.support, "lower_bound", None)
+        if type(self.support) in POSITIVE and isinstance(low, int | float) and low == 0:
+            # torch's own adds 0, which hides from kl_divergence that a LogNormal has the same transform.
+            return ExpTransform(cache_size=1)
+        transform: Transform = biject_to(self.support)
+        with contextlib.suppress(NotImplementedError):
+            transform = transform.with_cache(1)
+        return transform
 
     def constrain(self, free: Tensor) -> Tensor:
         """Values from their free coordinates (…, size)."""
@@ -88,14 +93,13 @@ class LocalSite:
 
         On a real site it is ``LogScaleNormal(...).to_event(...)`` itself, whose KL to a Normal is analytic.
         """
-        base = LogScaleNormal(self._shaped(loc), self._shaped(log_scale))
-        if self.is_real:
-            return base.to_event(len(self.event_shape))
-        transform = self.transform
-        domain, codomain = transform.domain.event_dim, transform.codomain.event_dim
-        return TransformedDistribution(base.to_event(domain), [transform]).to_event(
-            len(self.event_shape) - codomain
-        )
+        q: TorchDistribution = LogScaleNormal(self._shaped(loc), self._shaped(log_scale))
+        event_dim = len(self.event_shape)
+        if not self.is_real:
+            transform = self.transform
+            q = TransformedDistribution(q.to_event(transform.domain.event_dim), [transform])
+            event_dim -= transform.codomain.event_dim
+        return q.to_event(event_dim)  # type: ignore[no-any-return]
 
     def transformed(self, joint: TorchDistribution) -> TorchDistribution:
         """A distribution over the free coordinates (…, size), pushed to the support."""
@@ -143,10 +147,8 @@ class ObservationPlate:
     def open(self, rows: int) -> pyro.plate:
         """The same plate for a guide whose encoder returned ``rows`` rows of features (:meth:`check`)."""
         self.check(rows)
-        if rows == self.batch_size == self.size and not self.given:
-            return pyro.plate(self.name, self.size, dim=-1)
         if rows == self.batch_size:
-            # The batch is chosen already, so the plate's indices mean nothing here. Recorded, they would
+            # The batch is chosen already, so the plate's indices mean nothing here; recorded, they would
             # replace the model's own.
             with poutine.block():
                 return pyro.plate(self.name, self.size, subsample=torch.arange(rows), dim=-1)
@@ -160,11 +162,9 @@ class _GivenSubsamples(Messenger):
         super().__init__()
         self.names: set[str] = set()
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if type(msg["fn"]).__name__ == "_Subsample" and msg["value"] is not None:
-            name = msg["name"]
-            assert name is not None
-            self.names.add(name)
+            self.names.add(msg["name"])
 
 
 def _init(site: Mapping[str, Any]) -> Tensor:
