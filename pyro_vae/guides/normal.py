@@ -132,8 +132,7 @@ class LogScaleNormal(pyro.distributions.Normal):
         """P(z ≤ value), to relative precision in the lower tail."""
         if self._validate_args:
             self._validate_sample(value)
-        probability: Tensor = torch.special.ndtr(self._standardized(value))
-        return probability
+        return 0.5 * torch.erfc(-math.sqrt(0.5) * self._standardized(value))
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile of a probability, to relative precision in the lower tail."""
@@ -152,8 +151,9 @@ class LogScaleNormal(pyro.distributions.Normal):
             return _divided_by_scale(at_least_float32(value) - loc, log_scale)
         if (noise.pathwise and not value.is_leaf) or not torch.is_grad_enabled():
             return noise.eps
-        # ε itself, with the partial derivatives of (value - μ)/σ: both terms' other factors are 1 and 0.
-        still = at_least_float32(value - value.detach()) - (loc - loc.detach())
+        # ε itself, with the partial derivatives of (value - μ)/σ: the factor is 1 and the other term 0,
+        # nan_to_num because inf - inf is not, where σ and with it the draw are infinite.
+        still = at_least_float32(value - value.detach()).nan_to_num() - (loc - loc.detach())
         return noise.eps * (log_scale.detach() - log_scale).exp() + _divided_by_scale(still, log_scale)
 
 
