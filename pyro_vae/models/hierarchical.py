@@ -76,8 +76,9 @@ class HierarchicalVAE(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         """Sample z₂ and z₁ for every row of ``x`` (n, ...), and observe ``x``."""
         self.observation.require_event_shape(x)
+        prior = self.prior()
         with pyro.plate("data", len(x), dim=-1):
-            z2 = pyro.sample("z2", self.prior())
+            z2 = pyro.sample("z2", prior)
             z1 = pyro.sample("z1", self.layer(z2))
             observed: Tensor = pyro.sample("x", self.decode(z1), obs=x)
         return observed

@@ -71,8 +71,9 @@ class VAE(PyroModule):
     def forward(self, x: Tensor) -> Tensor:
         """Sample z for every row of ``x`` (n, ...), and observe ``x``."""
         self.observation.require_event_shape(x)
+        prior = self.prior()
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", self.prior())
+            z = pyro.sample("z", prior)
             observed: Tensor = pyro.sample("x", self.decode(z), obs=x)
         return observed
 
