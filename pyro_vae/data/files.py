@@ -68,7 +68,8 @@ def _as_rows(array: npt.NDArray[Any], path: Path, columns: Sequence[str] | None)
     Refuses NaN, infinity, what overflows float32, and data that are constant.
     """
     with np.errstate(over="ignore"):  # refused below, with its place
-        x = array.astype(np.float32, copy=False).reshape(len(array), -1)
+        x = array if array.dtype == np.float32 else np.asarray(array, dtype=np.float32)
+    x = x.reshape(len(array), -1)
     lowest = np.full(x.shape[1], np.inf)
     highest = -lowest
     for start, rows in _chunks(x):

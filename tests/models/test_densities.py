@@ -106,7 +106,9 @@ def test_kl_of_a_normal_to_location_scale(p_class):
 
 def test_kl_to_another_family_is_left_to_sampling():
     with pytest.raises(NotImplementedError):
-        kl_divergence(dist.Normal(0.0, 1.0), LocationScale(standard_student(), torch.zeros(()), torch.zeros(())))
+        kl_divergence(
+            dist.Normal(0.0, 1.0), LocationScale(standard_student(), torch.zeros(()), torch.zeros(()))
+        )
 
 
 def test_poisson_equals_torch_and_survives_a_rate_that_underflows():

@@ -17,7 +17,9 @@ from pyro_vae.models import HierarchicalVAE, MLPDecoder, MLPEncoder
 
 
 def two_layers(**kwargs):
-    return HierarchicalVAE(MLPDecoder(3, [5], 6), MLPDecoder(2, [5], 3, outputs=2), (3, 2), "bernoulli", **kwargs)
+    return HierarchicalVAE(
+        MLPDecoder(3, [5], 6), MLPDecoder(2, [5], 3, outputs=2), (3, 2), "bernoulli", **kwargs
+    )
 
 
 class BottomUp(PyroModule):

@@ -74,7 +74,9 @@ def test_leading_dimensions_and_dtype_follow_the_output(likelihood, row):
 @cases
 def test_gradients_are_finite(likelihood, row):
     output = (30 * torch.randn(20, likelihood.outputs * 4)).requires_grad_()
-    likelihood.distribution(output, likelihood.initial_dispersion(torch.Size([4]))).log_prob(row).sum().backward()
+    likelihood.distribution(output, likelihood.initial_dispersion(torch.Size([4]))).log_prob(
+        row
+    ).sum().backward()
     assert output.grad.isfinite().all()
 
 
@@ -89,7 +91,9 @@ def test_good_data_pass_the_check(likelihood, row):
 def test_the_check_names_row_column_and_value(likelihood, row, value):
     x = row.repeat(5, 1)
     x[3, 2] = value
-    with pytest.raises(ValueError, match=rf"^table holds {value:g} in row 3, column 2\. A .* needs .*: .*\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^table holds {value:g} in row 3, column 2\. A .* needs .*: .*\.$"
+    ):
         likelihood.check(x, name="table")
     with pytest.raises(ValueError, match=r"in row 3, column 'c'\."):
         likelihood.check(x, columns=["a", "b", "c", "d"])

@@ -103,7 +103,7 @@ def test_particles_draws_and_prediction(likelihood):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
 def test_one_captured_graph_gives_what_pyro_gives(likelihood):
-    """No number of the forward pass depends on data as Python sees it: a graph made on one batch serves another."""
+    """Nothing in the forward pass is a number to Python: a graph made on one batch serves another."""
     model = small_vae(likelihood)
     guide = AmortizedNormal(model, MLPEncoder(6, [5]))
     x, other = some_data(), some_data()
