@@ -83,6 +83,12 @@ class HierarchicalVAE(PyroModule):
             observed: Tensor = pyro.sample("x", self.decode(z1), obs=x)
         return observed
 
+    @property
+    def likelihood(self) -> Likelihood:
+        """What turns the decoder's output into p(x|z)."""
+        likelihood: Likelihood = self.observation.likelihood
+        return likelihood
+
     def decode(self, z1: Tensor) -> TorchDistribution:
         """p(x|z₁) for latents (..., latent_dims[0]), with any leading dimensions."""
         distribution: TorchDistribution = self.observation(z1)

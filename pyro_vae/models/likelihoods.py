@@ -119,6 +119,7 @@ class Likelihood(ABC):
         size = max(1, _VALUES_AT_ONCE // max(1, x[:1].numel()))
         for start in range(0, len(x), size):
             rows = x[start : start + size]
+            rows = rows if rows.is_floating_point() else rows.double()
             invalid = self.invalid(rows)
             if not bool(invalid.any()):
                 continue

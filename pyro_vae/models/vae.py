@@ -77,6 +77,12 @@ class VAE(PyroModule):
             observed: Tensor = pyro.sample("x", self.decode(z), obs=x)
         return observed
 
+    @property
+    def likelihood(self) -> Likelihood:
+        """What turns the decoder's output into p(x|z)."""
+        likelihood: Likelihood = self.observation.likelihood
+        return likelihood
+
     def decode(self, z: Tensor) -> TorchDistribution:
         """p(x|z) for latents (..., latent_dim), with any leading dimensions."""
         distribution: TorchDistribution = self.observation(z)
@@ -98,7 +104,7 @@ class VAE(PyroModule):
                 f"{type(decoder).__name__} has no set_output_bias(output): "
                 "define it on the decoder so that its output can start at a given value."
             )
-        decoder.set_output_bias(self.observation.likelihood.marginal_output(x))
+        decoder.set_output_bias(self.likelihood.marginal_output(x))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

@@ -86,6 +86,12 @@ def test_good_data_pass_the_check(likelihood, row):
     likelihood.check(row.reshape(1, 1, 2, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16])
+@cases
+def test_the_check_takes_data_of_any_type(likelihood, row, dtype):
+    likelihood.check((row > 0).to(dtype).expand(5, 4))
+
+
 @cases
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_check_names_row_column_and_value(likelihood, row, value):

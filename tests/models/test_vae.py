@@ -196,6 +196,11 @@ def test_init_output_says_what_a_foreign_decoder_lacks():
         VAE(nn.Linear(2, 6), 2, "bernoulli").init_output(some_data())
 
 
+def test_the_likelihood_is_at_hand():
+    likelihood = Binomial(3)
+    assert small_vae(likelihood).likelihood is likelihood
+
+
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"x has shape \(4, 2, 3\).*x needs shape \(n, 6\)"):
         small_vae()(torch.zeros(4, 2, 3))
