@@ -84,7 +84,7 @@ def test_a_map_of_ones_own() -> None:
     torch.testing.assert_close(mine.slope(raw), torch.full((3,), PowerOfTwo.log_slope))
     torch.testing.assert_close(torch.distributions.biject_to(mine.constraint)(raw), mine(raw))
     assert scales.names()[-1] == "power-of-two"
-    assert scales.table()[-1]["scale"] == "2^raw"
+    assert scales.table()[-1]["sigma"] == "2^raw"
     head = nn.Linear(2, 3)
     new = scales.convert(head, "power-of-two", "logstd")
     features = torch.randn(4, 2)
@@ -110,10 +110,10 @@ def test_register_refuses() -> None:
 def test_table() -> None:
     rows = {row["name"]: row for row in scales.table()}
     assert json.loads(json.dumps(rows)) == rows
-    assert rows["stdplus"]["slope at 0"] == "0.7071"
+    assert rows["stdplus"]["slope_at_0"] == "0.7071"
     assert rows["bounded"]["map"] == "Bounded(low=0.001, high=2.0)"
-    assert rows["bounded"]["range"] == "(0.001, 2)"
-    assert rows["softplus"]["at 0"] == "0.6931"
+    assert rows["bounded"]["range"] == "0.001 to 2"
+    assert rows["softplus"]["sigma_at_0"] == "0.6931"
     assert all(all(row.values()) for row in rows.values())
 
 

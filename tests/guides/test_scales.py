@@ -8,7 +8,9 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 from torch.distributions import (
     ComposeTransform,
     LogNormal,
@@ -101,6 +103,45 @@ def test_every_map_at_every_raw(scale_map: ScaleMap, dtype: torch.dtype) -> None
     # σ is exp(log σ), to the last bit, and so is 0 or inf only where log σ leaves the range of the dtype.
     assert torch.equal(scale, log_scale.detach().exp())
     assert scale_map.contains(scale[scale > 0]).all()
+
+
+SIZES = st.floats(-60, 60).map(math.exp)
+INTERVALS = st.tuples(st.floats(-60, 55), st.floats(0.05, 60)).map(
+    lambda bounds: {"low": math.exp(bounds[0]), "high": math.exp(sum(bounds))}
+)
+
+
+@given(
+    scale_map=st.one_of(
+        SIZES.map(scales.Softplus),
+        INTERVALS.map(lambda interval: scales.Bounded(**interval)),
+        INTERVALS.map(lambda interval: scales.SoftClip(**interval)),
+        SIZES.map(lambda size: scales.Floor(scales.SoftplusVar(), size)),
+        SIZES.map(lambda size: scales.Floor(scales.ExpLinear(), size)),
+    ),
+    raw=st.floats(-1e4, 1e4),
+)
+def test_any_options_at_any_raw(scale_map: ScaleMap, raw: float) -> None:
+    value = torch.tensor(raw, dtype=torch.float64, requires_grad=True)
+    log_scale = scale_map.log_scale(value)
+    (gradient,) = torch.autograd.grad(log_scale, value)
+    # Terms of log σ up to log(high) may cancel, and with low next to high so do those of the gradient.
+    atol = 1e-15 * sum(abs(math.log(b)) for b in scale_map.bounds if 0 < b < math.inf) + 1e-15
+    expected = float(exact_scales.log_scale(scale_map, raw))
+    assert log_scale.item() == pytest.approx(expected, rel=1e-12, abs=atol)
+    slope = float(exact_scales.slope(scale_map, raw))
+    assert gradient.item() == pytest.approx(slope, rel=1e-10, abs=1e-300)
+    assert scale_map.slope(value).item() == pytest.approx(slope, rel=1e-11, abs=1e-300)
+
+
+@all_maps
+def test_under_autocast(scale_map: ScaleMap) -> None:
+    head = nn.Linear(3, 2, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = head(torch.ones(4, 3, dtype=torch.float32))
+        log_scale = scale_map.log_scale(raw)
+    assert raw.dtype == torch.bfloat16
+    assert torch.equal(log_scale, scale_map.log_scale(raw.float()))
 
 
 @all_maps

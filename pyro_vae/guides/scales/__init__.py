@@ -3,8 +3,9 @@
 ``scales.get("softplus")`` gives a map by name, ``scales.table()`` lists them.
 """
 
-from pyro_vae.guides.scales.base import ScaleConstraint, ScaleMap
+from pyro_vae.guides.scales.base import ScaleMap
 from pyro_vae.guides.scales.bounded import Bounded, SoftClip
+from pyro_vae.guides.scales.constraint import ScaleConstraint
 from pyro_vae.guides.scales.conversion import convert
 from pyro_vae.guides.scales.explinear import ExpLinear
 from pyro_vae.guides.scales.exponential import LogStd, LogVar

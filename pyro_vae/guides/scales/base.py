@@ -1,4 +1,4 @@
-"""What every scale map has: σ, its log, its slope, its inverse and its constraint."""
+"""What every scale map has: σ, its log, its slope and its inverse."""
 
 import inspect
 import math
@@ -6,12 +6,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
 from pyro_vae.guides.precision import at_least_float32
+from pyro_vae.guides.scales.constraint import ScaleConstraint, new_constraint_type
 
-__all__ = ["ScaleConstraint", "ScaleMap", "positive_number"]
+__all__ = ["ScaleMap"]
 
 
 class ScaleMap(Transform):
@@ -19,9 +20,8 @@ class ScaleMap(Transform):
     its own logarithm.
 
     The density of a Normal needs log σ, the sampler needs σ, an optimizer moves ``raw``: a scale map answers
-    all three from one formula, so that they cannot disagree. ``map(raw)`` is exactly
-    ``map.log_scale(raw).exp()`` (unless a map says otherwise), and log σ is never computed as the log of a
-    rounded σ.
+    all three from one formula, so that they cannot disagree. ``map(raw)`` is ``map.log_scale(raw).exp()`` to
+    the last bit, and log σ is never the log of a rounded σ.
 
     A scale map is a :class:`torch.distributions.transforms.Transform`: it composes, caches, and has
     ``map.inv``, the inverse transform, which is called as ``map.inv(scale)``.
@@ -78,7 +78,7 @@ class ScaleMap(Transform):
     formula: ClassVar[str] = ""
     remark: ClassVar[str] = ""
     log_slope: ClassVar[float | None] = None
-    _constraint_type: ClassVar[type["ScaleConstraint"]]
+    _constraint_type: ClassVar[type[ScaleConstraint]]
 
     def __init__(self) -> None:
         super().__init__(cache_size=0)
@@ -87,11 +87,8 @@ class ScaleMap(Transform):
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__.lower()
-        # torch's registries look up a constraint by its type alone, so each map class has its own.
-        namespace = {"__doc__": ScaleConstraint.__doc__, "__module__": cls.__module__}
-        cls._constraint_type = type(f"{cls.__name__}Constraint", (ScaleConstraint,), namespace)
-        transform_to.register(cls._constraint_type, _map_of)
-        biject_to.register(cls._constraint_type, _bijective_map_of)
+        # torch's registries look up a constraint by its type alone, so each class has its own.
+        cls._constraint_type = new_constraint_type(cls)
 
     def _log_scale(self, raw: Tensor) -> Tensor:
         """log σ; ``raw`` is float32 or wider."""
@@ -117,7 +114,7 @@ class ScaleMap(Transform):
         return 0.0, math.inf
 
     @property
-    def constraint(self) -> "ScaleConstraint":
+    def constraint(self) -> ScaleConstraint:
         """The constraint "a scale of this map", for ``pyro.param``, ``PyroParam`` and Pyro's autoguides.
 
         It is registered in ``transform_to`` and ``biject_to``, which give this map back.
@@ -240,63 +237,6 @@ class ScaleMap(Transform):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options().items())})"
 
 
-class ScaleConstraint(constraints.greater_than):
-    """The constraint "σ of this map": positive, and within the map's range.
-
-    Torch answers for a constraint by its type: each :class:`ScaleMap` class has a subclass of this one, and
-    the instance holds the map with its options.
-
-    Attributes
-    ----------
-    map : ScaleMap
-        The map that ``transform_to`` and ``biject_to`` give for this constraint.
-
-    Examples
-    --------
-    >>> import pyro, torch
-    >>> from pyro_vae.guides import scales
-    >>> softplus = scales.get("softplus", beta=2.0)
-    >>> sigma = pyro.param("sigma", torch.tensor(0.1), constraint=softplus.constraint)
-    >>> sigma
-    tensor(0.1000, grad_fn=<ExpBackward0>)
-    >>> torch.distributions.transform_to(softplus.constraint)
-    Softplus(beta=2.0)
-    """
-
-    def __init__(self, map: ScaleMap) -> None:
-        super().__init__(lower_bound=0.0)  # type: ignore[no-untyped-call]
-        self.map = map
-
-    def check(self, value: Tensor) -> Tensor:
-        return self.map.contains(value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ScaleConstraint) and self.map == other.map
-
-    def __hash__(self) -> int:
-        return hash((ScaleConstraint, self.map))
-
-    def __repr__(self) -> str:
-        return f"{self.map!r}.constraint"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Its type is made with the map's class and has no name to be imported by.
-        return getattr, (self.map, "constraint")
-
-
-def _map_of(constraint: ScaleConstraint) -> ScaleMap:
-    return constraint.map
-
-
-def _bijective_map_of(constraint: ScaleConstraint) -> ScaleMap:
-    if not constraint.map.bijective:
-        raise NotImplementedError(
-            f"biject_to has no answer for {constraint!r}: the map is not bijective. "
-            "Use transform_to, as pyro.param and the autoguides do, or another map."
-        )
-    return constraint.map
-
-
 def _rounding(bound: float, dtype: torch.dtype) -> float:
     """How far σ = exp(log σ) may round beyond a bound, relative to it."""
     return 4 * torch.finfo(dtype).eps * (1 + abs(math.log(bound)))
@@ -308,22 +248,3 @@ def _has_false(condition: Tensor) -> bool:
         return not condition.all()
     except RuntimeError:  # under vmap, or while a graph is captured
         return False
-
-
-def positive_number(owner: str, name: str, value: float) -> float:
-    """``value`` as a float, if it is positive and finite.
-
-    Raises
-    ------
-    TypeError
-        If it is not a number.
-    ValueError
-        If it is not positive, or not finite.
-    """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{owner}: {name} must be a number; got {value!r}.") from None
-    if not 0 < number < math.inf:
-        raise ValueError(f"{owner}: {name} must be positive and finite; got {number:g}.")
-    return number

@@ -6,16 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_vae.guides.scales.base import ScaleMap, positive_number
+from pyro_vae.guides.scales.base import ScaleMap
+from pyro_vae.guides.scales.options import low_and_high
 
 __all__ = ["Bounded", "SoftClip"]
-
-
-def _low_high(owner: str, low: float, high: float) -> tuple[float, float]:
-    low, high = positive_number(owner, "low", low), positive_number(owner, "high", high)
-    if not low < high:
-        raise ValueError(f"{owner}: low must be less than high; got low={low:g} and high={high:g}.")
-    return low, high
 
 
 class Bounded(ScaleMap):
@@ -39,7 +33,7 @@ class Bounded(ScaleMap):
 
     def __init__(self, low: float = 1e-3, high: float = 2.0) -> None:
         super().__init__()
-        self.low, self.high = _low_high("Bounded", low, high)
+        self.low, self.high = low_and_high("Bounded", low, high)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -86,7 +80,7 @@ class SoftClip(ScaleMap):
 
     def __init__(self, low: float = 1e-3, high: float = 1e3) -> None:
         super().__init__()
-        self.low, self.high = _low_high("SoftClip", low, high)
+        self.low, self.high = low_and_high("SoftClip", low, high)
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_vae.guides.scales.base import ScaleMap, positive_number
+from pyro_vae.guides.scales.base import ScaleMap
+from pyro_vae.guides.scales.options import positive_number
 
 __all__ = ["Abs", "Clamp"]
 

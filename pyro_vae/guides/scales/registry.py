@@ -96,9 +96,13 @@ def register(name: str, cls: type[ScaleMap]) -> None:
     ...         return raw * 0.6931471805599453
     ...     def _raw(self, scale):
     ...         return scale.log2()
-    >>> register("power-of-two", PowerOfTwo)
-    >>> get("power-of-two")
+    >>> register("power-of-two", PowerOfTwo)  # doctest: +SKIP
+    >>> get("power-of-two")  # doctest: +SKIP
     PowerOfTwo()
+    >>> register("softplus", PowerOfTwo)
+    Traceback (most recent call last):
+        ...
+    ValueError: register: the name 'softplus' belongs to Softplus. Choose another.
     """
     if not (isinstance(cls, type) and issubclass(cls, ScaleMap)):
         raise TypeError(f"register: cls must be a subclass of ScaleMap; got {cls!r}.")
@@ -121,8 +125,8 @@ def table() -> list[dict[str, str]]:
     Returns
     -------
     list of dict
-        Each with ``name``, ``map`` (the class with its options' defaults), ``scale`` (σ as a formula),
-        ``at 0`` (σ at raw = 0), ``slope at 0`` (d log σ/draw there), ``range`` (of σ) and ``remark``.
+        Each with ``name``, ``map`` (the class with its options' defaults), ``sigma`` (σ as a formula of raw),
+        ``sigma_at_0`` (σ at raw = 0), ``slope_at_0`` (d log σ/draw there), ``range`` (of σ) and ``remark``.
 
     Examples
     --------
@@ -130,10 +134,10 @@ def table() -> list[dict[str, str]]:
     ...     print(f"{key}: {text}")
     name: logvar
     map: LogVar()
-    scale: exp(raw/2)
-    at 0: 1
-    slope at 0: 0.5
-    range: (0, inf)
+    sigma: exp(raw/2)
+    sigma_at_0: 1
+    slope_at_0: 0.5
+    range: 0 to inf
     remark: the convention; KL gradient grows like σ²
     """
     zero = torch.zeros((), dtype=torch.float64)
@@ -145,10 +149,10 @@ def table() -> list[dict[str, str]]:
             {
                 "name": name,
                 "map": repr(scale_map),
-                "scale": scale_map.formula,
-                "at 0": f"{scale_map(zero).item():.4g}",
-                "slope at 0": f"{scale_map.slope(zero).item():.4g}",
-                "range": f"({low:g}, {high:g})",
+                "sigma": scale_map.formula,
+                "sigma_at_0": f"{scale_map(zero).item():.4g}",
+                "slope_at_0": f"{scale_map.slope(zero).item():.4g}",
+                "range": f"{low:g} to {high:g}",
                 "remark": scale_map.remark,
             }
         )

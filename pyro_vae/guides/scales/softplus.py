@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from pyro_vae.guides.scales.base import ScaleMap, positive_number
+from pyro_vae.guides.scales.base import ScaleMap
+from pyro_vae.guides.scales.options import positive_number
 
 __all__ = ["Softplus", "SoftplusVar"]
 
