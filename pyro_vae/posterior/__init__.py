@@ -1,10 +1,24 @@
-"""What to believe of a fit: importance weights, ArviZ trees and comparisons.
+"""What to believe of a fit: importance weights, ArviZ trees, calibration, collapse and comparisons.
 
 ArviZ loads when a function first needs it.
 """
 
+from pyro_vae.posterior.calibration import calibrate, coverage_reading
+from pyro_vae.posterior.collapse import active_units
 from pyro_vae.posterior.comparison import answer, compare
 from pyro_vae.posterior.importance import diagnose, log_weights
-from pyro_vae.posterior.tree import from_pyro_svi
+from pyro_vae.posterior.pairing import paired_differences
+from pyro_vae.posterior.tree import align_draws, from_pyro_svi
 
-__all__ = ["answer", "compare", "diagnose", "from_pyro_svi", "log_weights"]
+__all__ = [
+    "active_units",
+    "align_draws",
+    "answer",
+    "calibrate",
+    "compare",
+    "coverage_reading",
+    "diagnose",
+    "from_pyro_svi",
+    "log_weights",
+    "paired_differences",
+]

@@ -7,8 +7,7 @@ draw and the observation.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -18,14 +17,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.svi.batches import as_tensors
-from pyro_vae.svi.isolation import isolated, owner
+from pyro_vae.svi.isolation import isolated
 
-__all__ = ["CHUNK", "Block", "Pair", "prepare"]
+__all__ = ["CHUNK", "Block", "Layout", "Pair", "PairError", "StoreState", "coordinate_names", "sample_sites"]
 
 CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
@@ -88,7 +85,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and a guide made ready for evaluation on some data; :func:`prepare` makes it."""
+    """A model and a guide made ready for evaluation on some data.
+
+    Made by :func:`~pyro_vae.posterior.preparation.prepare`.
+    """
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
@@ -130,22 +130,34 @@ class Pair:
 
     def block(self, observations: slice, draws: slice, seed: int, *, predictive: bool = False) -> Block:
         """The draws of one block; ``predictive`` adds draws from the prior and replicates of the data."""
-        with self._evaluation(seed, observations.start, draws.start):
+        with self.evaluation(seed, observations.start, draws.start):
             args = tuple(arg[observations] for arg in self.args)
-            guide_trace, model_trace = self._traces(args, draws.stop - draws.start)
+            guide_trace, model_trace = self.traces(args, draws.stop - draws.start)
             block = self._read(guide_trace, model_trace, observations, draws)
             return self._predict(block, guide_trace, args) if predictive else block
 
     @contextmanager
-    def _evaluation(self, *key: int) -> Iterator[None]:
+    def evaluation(self, *key: int) -> Iterator[None]:
         """Nothing outside moves: store, random streams, validation, default dtype; no graph is built."""
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
             yield
 
-    def _traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
-        guide_trace = self._run(self.guide, self.guide_state, args, count)
-        return guide_trace, self._run(self.model, self.model_state, args, count, given=guide_trace)
+    def traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
+        """The guide's trace and the model's on its draws."""
+        guide_trace = self.run_guide(args, count)
+        return guide_trace, self.run_model(args, count, given=guide_trace)
+
+    def run_guide(self, args: tuple[Tensor, ...], count: int) -> Any:
+        """The guide's trace of ``count`` draws for each observation in ``args``."""
+        return self._run(self.guide, self.guide_state, args, count)
+
+    def run_model(
+        self, args: tuple[Tensor, ...], count: int, *, given: Any = None, free: bool = False
+    ) -> Any:
+        """The model's trace, given one whose latents it takes; ``free`` lets it draw its data anew."""
+        model = poutine.uncondition(self.model) if free else self.model
+        return self._run(model, self.model_state, args, count, given)
 
     def _run(
         self,
@@ -153,21 +165,14 @@ class Pair:
         state: StoreState,
         args: tuple[Tensor, ...],
         count: int,
-        *,
         given: Any = None,
-        free: bool = False,
     ) -> Any:
-        """The trace of one program, alone with its own parameters: the other's may have the same names.
-
-        ``given`` is a trace whose latents it takes; ``free`` lets it draw what it observes.
-        """
+        """The trace of one program, alone with its own parameters: the other's may have the same names."""
         if self.layout == "rows":
             args = tuple(arg.expand(count, *arg.shape).reshape(-1, *arg.shape[1:]) for arg in args)
         else:
             # inside of the other handlers, so that sites are expanded before their values are replayed
             program = pyro.plate("_draws", count, dim=-1 - self.nesting)(program)
-        if free:
-            program = poutine.uncondition(program)
         if given is not None:
             program = poutine.replay(program, trace=given)
         with pyro.get_param_store().scope(state):
@@ -175,20 +180,20 @@ class Pair:
 
     def _read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
         rows, count = observations.stop - observations.start, draws.stop - draws.start
-        guide_sites, model_sites = _sample_sites(guide_trace), _sample_sites(model_trace)
+        guide_sites, model_sites = sample_sites(guide_trace), sample_sites(model_trace)
         latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
         observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
         _check_sites(guide_sites, latents)
 
         def total(sites: dict[str, Any]) -> Tensor:
             zero = torch.zeros(count, rows, dtype=torch.float64)
-            return sum((self._log_prob(site, count, rows) for site in sites.values()), zero)
+            return sum((self.log_prob(site, count, rows) for site in sites.values()), zero)
 
         return Block(
             observations=observations,
             draws=draws,
-            latents={name: self._split(site, count, rows) for name, site in latents.items()},
-            observed={name: self._observed(site, rows) for name, site in observed.items()},
+            latents={name: self.value(site, count, rows) for name, site in latents.items()},
+            observed={name: self.observed_value(site, rows) for name, site in observed.items()},
             log_prior=total(latents),
             log_guide=total(guide_sites),
             log_likelihood={name: total({name: site}) for name, site in observed.items()},
@@ -197,27 +202,27 @@ class Pair:
     def _predict(self, block: Block, guide_trace: Any, args: tuple[Tensor, ...]) -> Block:
         """From the unconditioned model: conditioned, it would hand the data back as their own replicates."""
         rows, count = len(args[0]), block.draws.stop - block.draws.start
-        given = self._run(self.model, self.model_state, args, count, given=guide_trace, free=True).nodes
-        alone = self._run(self.model, self.model_state, args, count, free=True).nodes
+        given = self.run_model(args, count, given=guide_trace, free=True).nodes
+        alone = self.run_model(args, count, free=True).nodes
         return replace(
             block,
-            prior={name: self._split(alone[name], count, rows) for name in block.latents},
-            replicates={name: self._split(given[name], count, rows) for name in block.log_likelihood},
+            prior={name: self.value(alone[name], count, rows) for name in block.latents},
+            replicates={name: self.value(given[name], count, rows) for name in block.log_likelihood},
         )
 
-    def _log_prob(self, site: Any, count: int, rows: int) -> Tensor:
+    def log_prob(self, site: Any, count: int, rows: int) -> Tensor:
         """The site's density: masks count, subsampling and annealing scales do not."""
         log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-        log_prob = self._lead(site, log_prob, count, rows)
+        log_prob = self.lead(site, log_prob, count, rows)
         return log_prob.to("cpu", torch.float64).reshape(count, rows, -1).sum(-1)
 
-    def _split(self, site: Any, count: int, rows: int) -> Tensor:
+    def value(self, site: Any, count: int, rows: int) -> Tensor:
         """A site's value with draw and observation in front; plates of size 1 in between are dropped."""
-        value = self._lead(site, site["value"], count, rows).cpu()
+        value = self.lead(site, site["value"], count, rows).cpu()
         inner = range(2, value.dim() - int(site["fn"].event_dim))
         return value.squeeze(tuple(i for i in inner if value.shape[i] == 1))
 
-    def _lead(self, site: Any, tensor: Tensor, count: int, rows: int) -> Tensor:
+    def lead(self, site: Any, tensor: Tensor, count: int, rows: int) -> Tensor:
         """Move draw and observation to the front of a tensor that has the site's batch shape first."""
         data_axis: int = len(site["fn"].batch_shape) - 1
         if not any(frame.dim == -1 for frame in site["cond_indep_stack"] if frame.vectorized):
@@ -237,133 +242,23 @@ class Pair:
             raise PairError(f"site '{site['name']}' does not broadcast over draws")
         return tensor.movedim(data_axis, 1)
 
-    def _observed(self, site: Any, rows: int) -> Tensor:
+    def observed_value(self, site: Any, rows: int) -> Tensor:
         value: Tensor = site["value"].cpu()
         return value[:rows] if self.layout == "rows" else value
 
 
-def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
-    """Make a pair ready: copies in evaluation mode and float64, and the fastest right way to run them.
+def coordinate_names(site: str, shape: Sequence[int]) -> list[str]:
+    """Names of the numbers in one value of a site.
 
-    Modules are copied, put into evaluation mode and, if both programs are modules, converted to float64.
-    Plain functions run as they are. Three ways of drawing many times are tried on two observations:
-
-    - ``broadcast``: an outer plate of draws, so the encoder runs once per observation and networks see
-      (draws, rows, ...);
-    - ``rows``: each observation repeated, for networks that do not broadcast (convolutions); it also checks
-      the first way, because a network may broadcast wrongly without an error;
-    - ``whole``: all observations at once, for guides with parameters of their own for each observation
-      (Pyro's autoguides).
-
-    Raises
-    ------
-    PairError
-        If a latent is missing in one of the two programs or lies outside the observation plate.
-    ValueError
-        If the pair does not run on the data; the pair's own error is the cause.
+    >>> coordinate_names("z", (2,)), coordinate_names("w", ())
+    (['z[0]', 'z[1]'], ['w'])
     """
-    errors: list[Exception] = []
-    for candidate in _copies(model, guide, data):
-        two = slice(0, min(2, candidate.observations))
-        rows = _attempt(replace(candidate, layout="rows"), two, errors)
-        broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
-        if broadcast is not None and (rows is None or _agree(broadcast[1], rows[1])):
-            return broadcast[0]
-        if rows is not None:
-            return rows[0]
-        whole = _attempt(replace(candidate, layout="whole"), slice(0, candidate.observations), errors)
-        if whole is not None:
-            return whole[0]
-    told = [error for error in errors if isinstance(error, PairError)]
-    if told:
-        raise told[-1]  # of the most tolerant way
-    raise ValueError(f"model and guide do not run on the first two observations: {errors[0]}") from errors[0]
+    if not shape:
+        return [site]
+    return [f"{site}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
 
 
-def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[Pair, Block] | None:
-    """Try a way of running on a few observations. Users' programs can fail with anything."""
-    try:
-        pair = replace(pair, nesting=_nesting(pair, observations))
-        return pair, pair.block(observations, slice(0, 3), seed=0)
-    except Exception as error:
-        errors.append(error)
-        return None
-
-
-def _nesting(pair: Pair, observations: slice) -> int:
-    """How many plates there are inside each other: the draws go outside of all of them."""
-    single = replace(pair, layout="rows")
-    with single._evaluation(0):
-        traces = single._traces(tuple(arg[observations] for arg in pair.args), 1)
-    frames = [
-        f for trace in traces for site in _sample_sites(trace).values() for f in site["cond_indep_stack"]
-    ]
-    return max((-frame.dim for frame in frames if frame.vectorized), default=1)
-
-
-def _agree(a: Block, b: Block) -> bool:
-    return torch.allclose(a.log_weight, b.log_weight, rtol=1e-4, atol=1e-4, equal_nan=True)
-
-
-def _copies(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Iterator[Pair]:
-    """The pair in float64 if both programs are modules, then in the dtype that it has."""
-    store = pyro.get_param_store().get_state()
-    modules = [module for module in (owner(model), owner(guide)) if module is not None]
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    own = floating[0] if floating else torch.get_default_dtype()
-    device = tensors[0].device if tensors else _device(data)
-    for dtype in (torch.float64, None) if len(modules) == 2 else (None,):
-        shared: dict[int, Any] = {}
-        programs = [_evaluation_copy(program, dtype, shared) for program in (model, guide)]
-        states = [_state(store, owner(program), dtype) for program in programs]
-        args = as_tensors(data, device=device, dtype=dtype or own)
-        yield Pair(programs[0], programs[1], args, states[0], states[1], dtype)
-
-
-def _evaluation_copy(
-    program: Callable[..., Any], dtype: torch.dtype | None, shared: dict[int, Any]
-) -> Callable[..., Any]:
-    """A module's copy in evaluation mode; ``shared`` keeps what model and guide have in common one thing."""
-    module = owner(program)
-    if module is None:
-        return program
-    autoguides = {
-        part: (part._model, part.master) for part in module.modules() if isinstance(part, AutoGuide)
-    }
-    twin = copy.deepcopy(program, shared)
-    twin_module: Any = owner(twin)
-    twin_module.to(dtype=dtype).eval()
-    # copying an autoguide takes its model away, from the original too
-    for part, twin_part in zip(module.modules(), twin_module.modules(), strict=True):
-        if isinstance(part, AutoGuide):
-            part._model, part.master = autoguides[part]
-            twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
-    return twin
-
-
-def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | None) -> StoreState:
-    """The store entries that a program needs: a function all, a module those that it does not hold itself.
-
-    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may belong
-    to another pair.
-    """
-    if module is None:
-        return {"params": dict(store["params"]), "constraints": dict(store["constraints"])}
-    own = {name.removesuffix("_unconstrained") for name, _ in module.named_parameters()}
-    params = {name: value for name, value in store["params"].items() if name not in own and "$$$" not in name}
-    cast = {
-        name: value.detach().to(dtype).requires_grad_(value.requires_grad) for name, value in params.items()
-    }
-    return {"params": cast, "constraints": {name: store["constraints"][name] for name in params}}
-
-
-def _device(data: Any) -> torch.device:
-    first = data[0] if isinstance(data, tuple) and data else data
-    return first.device if isinstance(first, Tensor) else torch.device("cpu")
-
-
-def _sample_sites(trace: Any) -> dict[str, Any]:
+def sample_sites(trace: Any) -> dict[str, Any]:
     """The sites with a density of their own."""
     return {
         name: site

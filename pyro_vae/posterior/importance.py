@@ -10,7 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from pyro_vae.posterior.drawing import CHUNK, Block, Pair, prepare
+from pyro_vae.posterior.drawing import CHUNK, Block, Pair
+from pyro_vae.posterior.preparation import prepare
 
 __all__ = ["diagnose", "khat_threshold", "log_weights", "pareto_khat"]
 

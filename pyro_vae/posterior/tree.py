@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyro_vae.posterior.drawing import CHUNK, Block, prepare
+from pyro_vae.posterior.drawing import CHUNK, Block
+from pyro_vae.posterior.preparation import prepare
 
 __all__ = ["align_draws", "from_pyro_svi"]
 

@@ -14,7 +14,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from pyro_vae.posterior import diagnose, from_pyro_svi, log_weights
-from pyro_vae.posterior.drawing import prepare
+from pyro_vae.posterior.preparation import prepare
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, diagonal, observations
 
 pytestmark = pytest.mark.arviz

@@ -1,0 +1,140 @@
+"""Making a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+
+from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sample_sites
+from pyro_vae.svi.batches import as_tensors
+from pyro_vae.svi.isolation import owner
+
+__all__ = ["prepare"]
+
+
+def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
+    """Make a pair ready: copies in evaluation mode and float64, and the fastest right way to run them.
+
+    Modules are copied, put into evaluation mode and, if both programs are modules, converted to float64.
+    Plain functions run as they are. Three ways of drawing many times are tried on two observations:
+
+    - ``broadcast``: an outer plate of draws, so the encoder runs once per observation and networks see
+      (draws, rows, ...);
+    - ``rows``: each observation repeated, for networks that do not broadcast (convolutions); it also checks
+      the first way, because a network may broadcast wrongly without an error;
+    - ``whole``: all observations at once, for guides with parameters of their own for each observation
+      (Pyro's autoguides).
+
+    Raises
+    ------
+    PairError
+        If a latent is missing in one of the two programs or lies outside the observation plate.
+    ValueError
+        If the pair does not run on the data; the pair's own error is the cause.
+    """
+    errors: list[Exception] = []
+    for candidate in _copies(model, guide, data):
+        two = slice(0, min(2, candidate.observations))
+        rows = _attempt(replace(candidate, layout="rows"), two, errors)
+        broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
+        if broadcast is not None and (rows is None or _agree(broadcast[1], rows[1])):
+            return broadcast[0]
+        if rows is not None:
+            return rows[0]
+        whole = _attempt(replace(candidate, layout="whole"), slice(0, candidate.observations), errors)
+        if whole is not None:
+            return whole[0]
+    told = [error for error in errors if isinstance(error, PairError)]
+    if told:
+        raise told[-1]  # of the most tolerant way
+    raise ValueError(f"model and guide do not run on the first two observations: {errors[0]}") from errors[0]
+
+
+def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[Pair, Block] | None:
+    """Try a way of running on a few observations. Users' programs can fail with anything."""
+    try:
+        pair = replace(pair, nesting=_nesting(pair, observations))
+        return pair, pair.block(observations, slice(0, 3), seed=0)
+    except Exception as error:
+        errors.append(error)
+        return None
+
+
+def _nesting(pair: Pair, observations: slice) -> int:
+    """How many plates there are inside each other: the draws go outside of all of them."""
+    single = replace(pair, layout="rows")
+    with single.evaluation(0):
+        traces = single.traces(tuple(arg[observations] for arg in pair.args), 1)
+    frames = [
+        f for trace in traces for site in sample_sites(trace).values() for f in site["cond_indep_stack"]
+    ]
+    return max((-frame.dim for frame in frames if frame.vectorized), default=1)
+
+
+def _agree(a: Block, b: Block) -> bool:
+    return torch.allclose(a.log_weight, b.log_weight, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def _copies(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Iterator[Pair]:
+    """The pair in float64 if both programs are modules, then in the dtype that it has."""
+    store = pyro.get_param_store().get_state()
+    modules = [module for module in (owner(model), owner(guide)) if module is not None]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    own = floating[0] if floating else torch.get_default_dtype()
+    device = tensors[0].device if tensors else _device(data)
+    for dtype in (torch.float64, None) if len(modules) == 2 else (None,):
+        shared: dict[int, Any] = {}
+        programs = [_evaluation_copy(program, dtype, shared) for program in (model, guide)]
+        states = [_state(store, owner(program), dtype) for program in programs]
+        args = as_tensors(data, device=device, dtype=dtype or own)
+        yield Pair(programs[0], programs[1], args, states[0], states[1], dtype)
+
+
+def _evaluation_copy(
+    program: Callable[..., Any], dtype: torch.dtype | None, shared: dict[int, Any]
+) -> Callable[..., Any]:
+    """A module's copy in evaluation mode; ``shared`` keeps what model and guide have in common one thing."""
+    module = owner(program)
+    if module is None:
+        return program
+    autoguides = {
+        part: (part._model, part.master) for part in module.modules() if isinstance(part, AutoGuide)
+    }
+    twin = copy.deepcopy(program, shared)
+    twin_module: Any = owner(twin)
+    twin_module.to(dtype=dtype).eval()
+    # copying an autoguide takes its model away, from the original too
+    for part, twin_part in zip(module.modules(), twin_module.modules(), strict=True):
+        if isinstance(part, AutoGuide):
+            part._model, part.master = autoguides[part]
+            twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
+    return twin
+
+
+def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | None) -> StoreState:
+    """The store entries that a program needs: a function all, a module those that it does not hold itself.
+
+    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may belong
+    to another pair.
+    """
+    if module is None:
+        return {"params": dict(store["params"]), "constraints": dict(store["constraints"])}
+    own = {name.removesuffix("_unconstrained") for name, _ in module.named_parameters()}
+    params = {name: value for name, value in store["params"].items() if name not in own and "$$$" not in name}
+    cast = {
+        name: value.detach().to(dtype).requires_grad_(value.requires_grad) for name, value in params.items()
+    }
+    return {"params": cast, "constraints": {name: store["constraints"][name] for name in params}}
+
+
+def _device(data: Any) -> torch.device:
+    first = data[0] if isinstance(data, tuple) and data else data
+    return first.device if isinstance(first, Tensor) else torch.device("cpu")
