@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_vae.guides import scales
-from pyro_vae.guides.heads import initial_slope
+from pyro_vae.guides.heads import initial_slope, raw_value
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.pushforward import PushforwardMessenger, pushforward
@@ -283,5 +283,6 @@ class AutoLowRankMultivariateNormal(_ScaledContinuous, autoguide.AutoLowRankMult
         *,
         scale: str | scales.ScaleMap = "softplus",
     ) -> None:
+        raw_value(scales.get(scale), init_scale)  # a refusal names the argument
         self._use_map(scale, 0.5**0.5 * init_scale)  # as Pyro splits it between diagonal and factor
         super().__init__(model, init_loc_fn, float(init_scale), rank)  # type: ignore[no-untyped-call]

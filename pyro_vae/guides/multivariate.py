@@ -8,6 +8,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Independent, Normal, constraints, kl_divergence, register_kl
 
+from pyro_vae.guides.noise import NoiseMemory
 from pyro_vae.guides.normal import LogScaleNormal
 
 __all__ = ["LogScaleMultivariateNormal", "unit_lower_triangular"]
@@ -22,8 +23,9 @@ class LogScaleMultivariateNormal(pyro.distributions.MultivariateNormal):
                     - \sum_i \log \sigma_i - \tfrac{D}{2} \log 2\pi
 
     The log determinant is the sum of the given :math:`\log\sigma`: no diagonal is exponentiated and logged
-    again. Its KL to independent Normals is registered with ``torch.distributions.kl_divergence``, that to a
-    MultivariateNormal is torch's.
+    again. The noise of a draw is remembered while the draw lives, so that the density of a reparameterized
+    draw is exact (see :class:`~pyro_vae.guides.normal.LogScaleNormal`). Its KL to independent Normals is
+    registered with ``torch.distributions.kl_divergence``, that to a MultivariateNormal is torch's.
 
     Parameters
     ----------
@@ -59,6 +61,7 @@ class LogScaleMultivariateNormal(pyro.distributions.MultivariateNormal):
         # Not broadcast, so that many draws share one matrix.
         self.log_scale, self.unit_tril = log_scale, unit_tril
         self._unbroadcasted_scale_tril = log_scale.exp().unsqueeze(-1) * unit_tril
+        self._noise = NoiseMemory()
         # MultivariateNormal's own constructor would want one matrix.
         super(torch.distributions.MultivariateNormal, self).__init__(
             batch_shape, loc.shape[-1:], validate_args=validate_args
@@ -66,22 +69,33 @@ class LogScaleMultivariateNormal(pyro.distributions.MultivariateNormal):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         new: Self = self._get_checked_instance(LogScaleMultivariateNormal, _instance)  # type: ignore[no-untyped-call]
-        new.log_scale, new.unit_tril = self.log_scale, self.unit_tril
+        new.log_scale, new.unit_tril, new._noise = self.log_scale, self.unit_tril, NoiseMemory()
         return super().expand(batch_shape, new)  # type: ignore[no-any-return, no-untyped-call]
 
-    def rsample(self, sample_shape: Any = Size()) -> Tensor:  # noqa: B008
-        shape = self._extended_shape(sample_shape)
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(Size(sample_shape))
         eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + self.log_scale.exp() * (self.unit_tril @ eps.unsqueeze(-1)).squeeze(-1)
+        draw = self.loc + self.log_scale.exp() * (self.unit_tril @ eps.unsqueeze(-1)).squeeze(-1)
+        self._noise.remember(draw, eps, (self.loc, self.log_scale, self.unit_tril))
+        return draw
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # Half of log σ at a time: 1/σ alone overflows where (z - μ)/σ does not.
-        root = (-0.5 * self.log_scale).exp()
-        eps = _solve(self.unit_tril, (value - self.loc) * root * root)
+        noise = self._noise.recall(value, (self.loc, self.log_scale, self.unit_tril))
+        # The noise is exact, but has the gradient of a reparameterized draw only.
+        if noise is not None and ((noise.pathwise and not value.is_leaf) or not torch.is_grad_enabled()):
+            eps = noise.eps
+        else:
+            eps = self._standardized(value)
         constant = 0.5 * self.event_shape[0] * math.log(2 * math.pi)
         return -0.5 * eps.square().sum(-1) - self.log_scale.sum(-1) - constant
+
+    def _standardized(self, value: Tensor) -> Tensor:
+        # Half of log σ at a time: 1/σ alone overflows where (z - μ)/σ does not.
+        most = math.log(torch.finfo(self.log_scale.dtype).max) - 1
+        root = (-0.5 * self.log_scale).clamp_max(most).exp()
+        return _solve(self.unit_tril, (value - self.loc) * root * root)
 
     def entropy(self) -> Tensor:
         constant = 0.5 * self.event_shape[0] * (1 + math.log(2 * math.pi))

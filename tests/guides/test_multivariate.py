@@ -107,3 +107,30 @@ def test_triangle_is_filled_row_by_row_in_every_batch_shape():
     torch.testing.assert_close(triangle.triu(), torch.eye(4).expand(2, 4, 4))
     torch.testing.assert_close(torch.vmap(lambda b: unit_lower_triangular(b, 4))(below), triangle)
     torch.testing.assert_close(unit_lower_triangular(torch.empty(3, 0), 1), torch.ones(3, 1, 1))
+
+
+def test_density_of_a_reparameterized_draw_is_exact():
+    """Where the draw itself has lost its noise: σ/|μ| = 1e-8 in float32."""
+    loc, log_scale = torch.ones(1000, 4).float(), torch.full((1000, 4), -8 * math.log(10.0)).float()
+    q = LogScaleMultivariateNormal(loc.requires_grad_(), log_scale, parts(1000)[2].float())
+    torch.manual_seed(1)
+    draw = q.rsample()
+    torch.manual_seed(1)
+    eps = torch.randn_like(loc)
+    exact = -0.5 * eps.square().sum(-1) - log_scale.sum(-1) - 2 * math.log(2 * math.pi)
+    torch.testing.assert_close(q.log_prob(draw), exact)
+    assert (q.log_prob(draw.clone()) - exact).abs().mean() > 0.5
+
+
+def test_gradients_of_densities_of_draws():
+    leaves = [part.requires_grad_() for part in parts(3)]
+    q = LogScaleMultivariateNormal(*leaves)
+    total = torch.autograd.grad(q.log_prob(q.rsample()).sum(), leaves, allow_unused=True)
+    assert total[0] is None or (total[0] == 0).all()
+    torch.testing.assert_close(total[1], -torch.ones(3, 4))
+    draw = q.sample()  # no gradient of its own: the score
+    score = torch.autograd.grad(q.log_prob(draw).sum(), leaves)
+    expected = torch.autograd.grad(reference(*leaves).log_prob(draw).sum(), leaves)
+    for ours, theirs in zip(score[:2], expected[:2], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(score[2].tril(-1), expected[2].tril(-1))
