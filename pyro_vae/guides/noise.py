@@ -27,9 +27,10 @@ class Noise(NamedTuple):
 class NoiseMemory:
     """The noise of every living draw of a distribution.
 
-    A draw is known by identity: neither a copy nor a view of it is that draw, nor is the draw itself once it
-    or a parameter of the distribution has been changed in place. Draws are referred to weakly: the memory
-    keeps none alive and forgets the noise of a draw with the draw. A copy or a pickle of it is empty.
+    A draw is known by identity, with the parameters that made it: neither a copy nor a view of it is that
+    draw, nor is the draw itself once it or a parameter has been replaced or changed in place. Draws are
+    referred to weakly: the memory keeps none alive and forgets the noise of a draw with the draw. A copy or a
+    pickle of it is empty.
 
     Inside ``torch.compile``, which cannot follow weak references, and in inference mode, where changes in
     place leave no trace, it remembers nothing.
@@ -56,15 +57,16 @@ class NoiseMemory:
             return
         if self._records is None:
             self._records = WeakTensorKeyDictionary()
-        self._records[draw] = Noise(eps, draw.requires_grad), _versions(draw, *parameters)
+        self._records[draw] = Noise(eps, draw.requires_grad), parameters, _versions(draw, *parameters)
 
     def recall(self, value: Tensor, parameters: tuple[Tensor, ...]) -> Noise | None:
-        """The noise of ``value``, if it is a draw and nothing has changed since."""
+        """The noise of ``value``, if it is a draw with these parameters and nothing has changed since."""
         if torch.compiler.is_dynamo_compiling() or self._records is None or value not in self._records:
             return None
         noise: Noise
-        noise, versions = self._records[value]
-        return noise if versions == _versions(value, *parameters) else None
+        noise, made_with, versions = self._records[value]
+        same = all(ours is theirs for ours, theirs in zip(made_with, parameters, strict=True))
+        return noise if same and versions == _versions(value, *parameters) else None
 
     def __reduce__(self) -> tuple[type["NoiseMemory"], tuple[()]]:
         return NoiseMemory, ()

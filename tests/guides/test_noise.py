@@ -42,6 +42,12 @@ def test_changes_in_place_are_noticed() -> None:
     assert memory.recall(draw, (loc,)) is None
 
 
+def test_other_parameters_are_noticed() -> None:
+    memory, draw, _, loc = remembered()
+    assert memory.recall(draw, (loc.detach(),)) is None
+    assert memory.recall(draw, (loc.clone(),)) is None
+
+
 def test_keeps_no_draw_alive() -> None:
     memory, draw, eps, loc = remembered()
     draw_alive, eps_alive = weakref.ref(draw), weakref.ref(eps)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import mpmath
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import (
@@ -111,6 +111,7 @@ INTERVALS = st.tuples(st.floats(-60, 55), st.floats(0.05, 60)).map(
 )
 
 
+@settings(deadline=None)
 @given(
     scale_map=st.one_of(
         SIZES.map(scales.Softplus),

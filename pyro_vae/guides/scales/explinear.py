@@ -11,9 +11,9 @@ __all__ = ["ExpLinear"]
 class ExpLinear(ScaleMap):
     """The variance is exp(raw) for raw < 0 and 1 + raw otherwise; σ(0) = 1.
 
-    The gradient of KL(N(0, σ²) ‖ N(0, 1)) in raw stays between -1/2 and 1/2. Often written ``elu(raw) + 1``,
-    which is exactly 0 from raw = -18 down in float32; this is not (Dehaene and Brossard, 2021,
-    Re-parameterizing VAEs for stability).
+    The gradient of KL(N(0, σ²) ‖ N(0, 1)) in raw stays between -1/2 and 1/2; Dehaene and Brossard (2021,
+    Re-parameterizing VAEs for stability) say why that matters. Often written ``elu(raw) + 1``, which is
+    exactly 0 from raw = -18 down in float32; this is not.
 
     Examples
     --------
