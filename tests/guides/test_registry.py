@@ -121,8 +121,9 @@ def test_table() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_convert_is_exact(source: str, target: str, bias: bool) -> None:
     head = nn.Linear(5, 3, bias=bias)
-    before = head.weight.clone()
+    before, stream = head.weight.clone(), torch.get_rng_state()
     new = scales.convert(head, source, target)
+    assert torch.equal(torch.get_rng_state(), stream)
     features = torch.randn(7, 5)
     assert torch.equal(
         scales.get(target).log_scale(new(features)), scales.get(source).log_scale(head(features))

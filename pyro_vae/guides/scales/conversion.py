@@ -50,7 +50,9 @@ def convert(head: nn.Linear, source: str | ScaleMap, target: str | ScaleMap) -> 
             f"convert: head must be the nn.Linear whose output is raw; got {type(head).__name__}."
         )
     source, target = get(source), get(target)
-    new = nn.Linear(
+    # Without initialization: it would draw from the caller's random stream.
+    new: nn.Linear = nn.utils.skip_init(
+        nn.Linear,
         head.in_features,
         head.out_features,
         bias=head.bias is not None,

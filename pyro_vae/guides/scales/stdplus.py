@@ -10,7 +10,7 @@ from pyro_vae.guides.scales.base import ScaleMap
 
 __all__ = ["StdPlus"]
 
-# |raw| up to which the series is used: the equation itself loses digits to cancellation below it.
+# Up to this |raw| a series is used: there the equation loses its digits to cancellation.
 _NEAR = 0.125
 
 
@@ -99,7 +99,7 @@ class StdPlus(ScaleMap):
 
 
 def _start(raw: Tensor) -> Tensor:
-    """u = 2 log σ to within 0.1, from the asymptotics of both branches of the Lambert W function."""
+    """u = 2 log σ to within 0.02, from the asymptotics of both branches of the Lambert W function."""
     w = math.sqrt(2) * raw
     square = raw * raw
     below = (-w.abs() - square / 3).exp() - 1 - square
