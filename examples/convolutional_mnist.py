@@ -71,13 +71,14 @@ def main() -> None:
         f"ELBO {float(diagnostics['elbo'].mean()):.1f}; k̂ below 0.7 for {float(believable):.0%} of the images"
     )
 
-    device = next(model.parameters()).device
-    shown = torch.from_numpy(test[:10]).to(device)
-    walk = traverse(model, torch.zeros(args.latent_dim, device=device), dims=range(3), steps=10)
+    shown = torch.from_numpy(test[:10]).to(next(model.parameters()).device)
+    walk = traverse(model, guide.median(shown)["z"][0], dims=range(3), steps=10)
     rows = [shown, reconstruct(model, guide, shown, draws=20), *walk, model.sample(10)]
     args.out.mkdir(parents=True, exist_ok=True)
     picture([row[:, 0].cpu().numpy() for row in rows], args.out / "images.png")
-    print(f"rows of {args.out / 'images.png'}: test images, reconstructions, three latent walks, draws")
+    print(
+        f"rows of {args.out / 'images.png'}: test images, reconstructions, walks from the first image, draws"
+    )
 
 
 if __name__ == "__main__":

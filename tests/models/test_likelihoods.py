@@ -16,6 +16,7 @@ from pyro_vae.models.likelihoods import (
     Normal,
     Poisson,
     StudentT,
+    base,
 )
 
 COUNTS = torch.tensor([0.0, 1.0, 2.0, 4.0])
@@ -128,7 +129,7 @@ def test_the_check_refuses_what_the_likelihood_cannot_give(likelihood, value):
 
 
 def test_the_check_counts_rows_beyond_the_first_chunk(monkeypatch):
-    monkeypatch.setattr(likelihoods, "_VALUES_AT_ONCE", 4)
+    monkeypatch.setattr(base, "_VALUES_AT_ONCE", 4)
     x = torch.zeros(7, 2)
     x[5, 1] = -1
     with pytest.raises(ValueError, match="row 5, column 1"):

@@ -1,0 +1,49 @@
+"""Likelihoods by name."""
+
+__all__ = ["get", "names"]
+
+import difflib
+from typing import Any
+
+from pyro_vae.models.likelihoods.base import Likelihood
+from pyro_vae.models.likelihoods.continuous import ContinuousBernoulli, Normal, StudentT
+from pyro_vae.models.likelihoods.discrete import Bernoulli, Binomial, Categorical, NegativeBinomial, Poisson
+
+_BY_NAME: dict[str, type[Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "binomial": Binomial,
+    "categorical": Categorical,
+    "continuous-bernoulli": ContinuousBernoulli,
+    "negative-binomial": NegativeBinomial,
+    "normal": Normal,
+    "poisson": Poisson,
+    "student-t": StudentT,
+}
+
+
+def names() -> list[str]:
+    """The names that `get` knows."""
+    return sorted(_BY_NAME)
+
+
+def get(name: str, **arguments: Any) -> Likelihood:
+    """A likelihood by name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such name, or the likelihood needs an argument that was not given.
+
+    Examples
+    --------
+    >>> get("binomial", total_count=16)
+    Binomial(total_count=16)
+    """
+    if name not in _BY_NAME:
+        close = difflib.get_close_matches(name, _BY_NAME, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"No likelihood is called {name!r}.{hint} The names are {', '.join(names())}.")
+    try:
+        return _BY_NAME[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"The likelihood {name!r} cannot be made from {arguments}: {error}.") from error
