@@ -1,4 +1,5 @@
-"""What to believe of a fit: importance weights, ArviZ trees, calibration, collapse and comparisons.
+"""What to believe of a fit: importance weights, ArviZ trees, references, calibration, collapse
+and comparisons.
 
 ArviZ loads when a function first needs it.
 """
@@ -8,6 +9,7 @@ from pyro_vae.posterior.collapse import active_units
 from pyro_vae.posterior.comparison import answer, compare
 from pyro_vae.posterior.importance import diagnose, log_weights
 from pyro_vae.posterior.pairing import paired_differences
+from pyro_vae.posterior.reference import posterior_error, reference_posterior
 from pyro_vae.posterior.tree import align_draws, from_pyro_svi
 
 __all__ = [
@@ -21,4 +23,6 @@ __all__ = [
     "from_pyro_svi",
     "log_weights",
     "paired_differences",
+    "posterior_error",
+    "reference_posterior",
 ]

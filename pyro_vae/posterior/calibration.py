@@ -36,10 +36,10 @@ def calibrate(
     r"""Draw latents and data from the model, and ask the guide where in its posterior those latents lie.
 
     For the exact posterior the probability integral transform u = Q(z* | x*) is uniform for every latent
-    number (Cook, Gelman and Rubin, 2006, "Validation of software for Bayesian models using posterior quantiles";
-    Talts, Betancourt, Simpson, Vehtari and Gelman, 2018, "Validating Bayesian inference algorithms with
-    simulation-based calibration"). A guide with standard deviations s times the true ones covers
-    2Φ(1.645 s) − 1 at 90%.
+    number (Cook, Gelman and Rubin, 2006, "Validation of software for Bayesian models using posterior
+    quantiles"; Talts, Betancourt, Simpson, Vehtari and Gelman, 2018, "Validating Bayesian inference
+    algorithms with simulation-based calibration"). A guide with standard deviations s times the true ones
+    covers 2Φ(1.645 s) − 1 at 90%.
 
     Parameters
     ----------

@@ -84,7 +84,7 @@ def from_pyro_svi(
     """
     import arviz_base
 
-    index, subset = _select(data, observations)
+    index, subset = select(data, observations)
     pair = prepare(model, guide, subset)
     groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
     for block in pair.blocks(draws, seed, chunk, predictive=True):
@@ -101,10 +101,8 @@ def from_pyro_svi(
             )
             into[block.observations] = array
     dims = _dims(groups)
-    library = {"inference_library": "pyro_vae", "inference_library_version": version("pyro-vae")}
-    attrs = {"/": {"model_name": name, "seed": seed}} | {
-        group: dict(library) for group in GROUPS if group != "observed_data"
-    }
+    attrs: dict[str, Any] = {group: library_attrs() for group in GROUPS if group != "observed_data"}
+    attrs["/"] = {"model_name": name, "seed": seed}
     coords = {"observation": index}
     tree = arviz_base.from_dict(
         groups, name=name, dims=dims, coords=coords, sample_dims=["chain", "draw"], attrs=attrs
@@ -119,8 +117,8 @@ def align_draws(
 ) -> dict[str, xr.DataTree]:
     """The same number of draws in one chain for every tree, so that ArviZ can show them together.
 
-    Given unequal numbers (a guide's 1 × 1000 and NUTS's 4 × 250), ArviZ pads with NaN and draws empty forests
-    and wrong densities, without an error. Trees with more draws or chains are thinned at random.
+    Given unequal numbers (a guide's 1 × 1000 and NUTS's 4 × 250), ArviZ pads with NaN and draws empty
+    forests and wrong densities, without an error. Trees with more draws or chains are thinned at random.
 
     Parameters
     ----------
@@ -152,7 +150,12 @@ def align_draws(
     return aligned
 
 
-def _select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.int64], Any]:
+def library_attrs() -> dict[str, str]:
+    """Who made the draws, in the words of ArviZ."""
+    return {"inference_library": "pyro_vae", "inference_library_version": version("pyro-vae")}
+
+
+def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.int64], Any]:
     """The chosen observations, and their data."""
     parts = data if isinstance(data, tuple) else (data,)
     total = len(parts[0])
@@ -187,9 +190,24 @@ def _values(block: Block) -> dict[str, dict[str, Array]]:
 def _dims(groups: dict[str, dict[str, Array]]) -> dict[str, list[str]]:
     """Dimension names by variable, without chain and draw."""
     dims = {name: ["observation"] for name in groups["sample_stats"]}
-    for group, lead, word in (("posterior", 3, "latent"), ("observed_data", 1, "feature")):
-        vectors = [site for site, value in groups[group].items() if value.ndim == lead + 1]
-        for site, value in groups[group].items():
-            event = [f"{site}_dim_{i}" for i in range(value.ndim - lead)]
-            dims[site] = ["observation", *([word] if vectors == [site] and site != word else event)]
+    dims |= site_dims({site: value.shape[3:] for site, value in groups["posterior"].items()}, "latent")
+    return dims | site_dims(
+        {site: value.shape[1:] for site, value in groups["observed_data"].items()}, "feature"
+    )
+
+
+def site_dims(shapes: Mapping[str, Sequence[int]], word: str) -> dict[str, list[str]]:
+    """Dimension names of sites with these event shapes: ``word`` for the only vector, else numbered.
+
+    >>> site_dims({"z": (8,), "scale": ()}, "latent")
+    {'z': ['observation', 'latent'], 'scale': ['observation']}
+    >>> site_dims({"image": (28, 28)}, "feature")
+    {'image': ['observation', 'image_dim_0', 'image_dim_1']}
+    """
+    vectors = [site for site, shape in shapes.items() if len(shape) == 1]
+    dims = {}
+    for site, shape in shapes.items():
+        event = [f"{site}_dim_{i}" for i in range(len(shape))]
+        # a dimension named like a variable would replace it
+        dims[site] = ["observation", *([word] if vectors == [site] and site != word else event)]
     return dims
