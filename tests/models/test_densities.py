@@ -1,6 +1,7 @@
 import math
 import pickle
 
+import mpmath
 import pyro.distributions as dist
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
 from pyro_vae.guides import LogScaleNormal
-from pyro_vae.models.densities import LocationScale, LogitBinomial, LogRatePoisson
+from pyro_vae.models.densities import LocationScale, LogitBinomial, LogMeanNegativeBinomial, LogRatePoisson
 
 
 def standard_normal(dtype=torch.float64):
@@ -63,6 +64,7 @@ def test_location_scale_draws_are_differentiable():
     [
         LocationScale(standard_normal(), torch.tensor([1.0, 2.0]), torch.tensor(0.3)),
         LogRatePoisson(torch.tensor([0.1, 2.0])),
+        LogMeanNegativeBinomial(torch.tensor([0.1, 2.0]), torch.tensor([0.5, 7.0])),
         LogitBinomial(4, torch.tensor([0.1, -2.0])),
     ],
 )
@@ -81,6 +83,7 @@ def test_expanding_and_pickling_keep_the_density(distribution):
     ("distribution", "impossible"),
     [
         (LogRatePoisson(torch.zeros(())), -1.0),
+        (LogMeanNegativeBinomial(torch.zeros(()), torch.zeros(())), 0.5),
         (LogitBinomial(2, torch.zeros(())), 3.0),
         (LocationScale(standard_normal(), torch.zeros(()), torch.zeros(())), math.nan),
     ],
@@ -130,3 +133,41 @@ def test_binomial_equals_torch_and_sums_to_one():
     assert_close(ours.exp().sum(-1), torch.ones(41))
     (gradient,) = torch.autograd.grad(ours.sum(), logits)
     assert_close(gradient, (counts - 16 * logits.sigmoid()).sum(-1, keepdim=True).detach())
+
+
+def exact_negative_binomial(log_mean, log_r, x):
+    """The log probability with 60 digits."""
+    with mpmath.workdps(60):
+        mean, r = mpmath.exp(log_mean), mpmath.exp(log_r)
+        gammas = mpmath.loggamma(r + x) - mpmath.loggamma(r) - mpmath.loggamma(x + 1)
+        return float(gammas + r * mpmath.log(r / (r + mean)) + x * mpmath.log(mean / (r + mean)))
+
+
+LOG_R = [-20.0, -3.0, 0.0, 2.0, 4.6, 4.7, 8.0, 14.0, 20.0, 35.0]
+
+
+@pytest.mark.parametrize("log_mean", [-8.0, 0.0, 3.0, 7.0])
+@pytest.mark.parametrize(
+    ("dtype", "largest", "tolerance"),
+    # log 1000! alone is 5,912, which float32 rounds to 5e-4
+    [(torch.float64, 1000.0, 1e-11), (torch.float32, 40.0, 2e-5)],
+)
+def test_negative_binomial_is_accurate_from_r_near_zero_to_the_poisson(log_mean, dtype, largest, tolerance):
+    counts = torch.tensor([0.0, 1.0, 3.0, largest], dtype=dtype)
+    for log_r in LOG_R:
+        raw = torch.tensor(log_r, dtype=dtype, requires_grad=True)
+        ours = LogMeanNegativeBinomial(torch.tensor(log_mean, dtype=dtype), raw).log_prob(counts)
+        exact = torch.tensor([exact_negative_binomial(log_mean, log_r, x) for x in counts.tolist()])
+        assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
+        (gradient,) = torch.autograd.grad(ours.sum(), raw)
+        assert gradient.isfinite()
+
+
+def test_negative_binomial_moments_and_limit():
+    log_mean, log_r = torch.randn(5), torch.randn(5)
+    ours = LogMeanNegativeBinomial(log_mean, log_r)
+    assert_close(ours.mean, log_mean.exp())
+    assert_close(ours.variance, log_mean.exp() + (2 * log_mean - log_r).exp())
+    counts = torch.arange(5.0)
+    beyond = LogMeanNegativeBinomial(log_mean, torch.tensor(1000.0)).log_prob(counts)
+    assert_close(beyond, LogRatePoisson(log_mean).log_prob(counts))

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from pyro_vae.models.densities import LogitBinomial, LogRatePoisson
+from pyro_vae.models.densities import LogitBinomial, LogMeanNegativeBinomial, LogRatePoisson
 from pyro_vae.models.likelihoods.base import Likelihood
 from pyro_vae.models.likelihoods.dispersion import (
     Dispersion,
@@ -159,8 +159,7 @@ class NegativeBinomial(Likelihood):
     def family(self, *parameters: Tensor) -> TorchDistribution:
         log_mean, raw = parameters
         log_r = raw + math.log(self.init_inverse_dispersion)
-        counts: TorchDistribution = dist.NegativeBinomial(log_r.exp(), logits=log_mean - log_r)
-        return counts
+        return LogMeanNegativeBinomial(log_mean, log_r)
 
     @property
     def requirement(self) -> str:
