@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pyro_vae.study import Study
 
 __all__ = ["app", "main"]
@@ -92,22 +94,30 @@ def compare(
 @app.command()
 def scales() -> None:
     """The scale maps: their names, σ as a function of the raw output, and what to know of each."""
-    from rich.console import Console
     from rich.table import Table
 
     from pyro_vae.guides import scales as maps
 
-    rows = maps.table()
     table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+    headings = {
+        "name": "name",
+        "sigma": "σ",
+        "sigma_at_0": "σ(0)",
+        "slope_at_0": "slope(0)",
+        "remark": "remark",
+    }
+    for key, heading in headings.items():
+        table.add_column(heading, no_wrap=key == "name", overflow="fold")
+    for row in maps.table():
+        table.add_row(*(row[key] for key in headings))
+    console = _wide_console()
+    console.print(table)
+    console.print(
+        "\nraw: what the encoder puts out; slope: d log σ / d raw, the speed of σ under an optimizer"
+    )
 
 
 def _print_study(study: "Study") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     seeds = study.config.seeds
@@ -123,13 +133,20 @@ def _print_study(study: "Study") -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in summary.iterrows():
         table.add_row(str(name), *(_shown(value) for value in row))
-    console = Console()
+    console = _wide_console()
     console.print(table)
     console.print("evidence (log p(x)), ELBO, KL and difference to the best in nats per observation\n")
     console.print(study.answer, highlight=False, soft_wrap=True)
     for failure in study.failures.values():
         console.print(f"Failed: {failure}", highlight=False, soft_wrap=True)
     console.print(f"Everything is in {study.folder}", highlight=False, soft_wrap=True)
+
+
+def _wide_console() -> "Console":
+    """Standard output; where it is no terminal, wide enough for every table."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _shown(value: Any) -> str:

@@ -143,15 +143,10 @@ def load_into(tensors: Mapping[str, Tensor], model: Program, guide: Program) -> 
 
 
 def _state(model: Program, guide: Program) -> dict[str, Tensor]:
-    """Parameters and buffers under all of their names, so that a tensor with several names is found under the
-    saved one."""
+    """Parameters and persistent buffers under all of their names: one of several may be the saved one."""
     state: dict[str, Tensor] = {}
     for tag, program in (("model", model), ("guide", guide)):
         module = owner(program)
         if module is not None:
-            named = [
-                *module.named_parameters(remove_duplicate=False),
-                *module.named_buffers(remove_duplicate=False),
-            ]
-            state |= {f"{tag}.{name}": tensor for name, tensor in named}
+            state |= {f"{tag}.{name}": value for name, value in module.state_dict(keep_vars=True).items()}
     return state

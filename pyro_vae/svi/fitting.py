@@ -14,6 +14,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vae.guides.heads import raw_parameters
 from pyro_vae.svi.batches import Batch, as_batches, as_tensors
@@ -26,6 +27,7 @@ from pyro_vae.svi.loop import Loop, training_mode
 from pyro_vae.svi.objective import ELBO, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
+from pyro_vae.svi.threads import threads_for
 
 __all__ = ["fit"]
 
@@ -157,7 +159,7 @@ def fit(
     _check_support(model, validation, "validation")
     state = empty_store()
     with isolated(model, guide, state=state, seed=seed), training_mode((model, guide), training=True):
-        count = _set_up(model, guide, batches.first())
+        count, flops = _set_up(model, guide, batches.first())
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         made = _make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
         loop = Loop(
@@ -179,7 +181,7 @@ def fit(
             else 100 * len(batches)
         )
         started = time.perf_counter()
-        with progress_bar(int(total), "fit", enabled=progress) as show:
+        with threads_for(flops), progress_bar(int(total), "fit", enabled=progress) as show:
             loop.run(
                 batches,
                 int(total),
@@ -200,21 +202,22 @@ def fit(
     )
 
 
-def _set_up(model: Program, guide: Program, batch: Batch) -> Callable[[Batch], int]:
-    """Run the pair once, so that lazy parameters exist; returns how many observations the totals of a batch
-    are about.
+def _set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
+    """Run the pair once, so that lazy parameters exist, with Pyro's own checks on and the stream left alone.
 
-    Without drawing from the stream, with Pyro's own checks of the pair on.
+    Returns how many observations the totals of a batch are about, and a step's floating-point operations.
     """
     with (
         torch.random.fork_rng(),
         pyro.validation_enabled(True),
         torch.no_grad(),
         training_mode((model, guide), training=False),
+        FlopCounterMode(display=False) as counter,
     ):
         model_trace, _ = get_importance_trace("flat", float("inf"), model, guide, batch, {})
     full = observation_count(model_trace)
-    return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full)
+    forward_and_backward = 3.0 * counter.get_total_flops()
+    return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
 
 
 def _make_optimizer(

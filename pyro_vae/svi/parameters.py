@@ -18,8 +18,9 @@ __all__ = ["Bound", "PendingStore", "named_tensors", "trainable_parameters"]
 def named_tensors(
     model: Callable[..., Any], guide: Callable[..., Any], state: StateDict
 ) -> dict[str, Tensor]:
-    """Every parameter and buffer of a pair by name: ``model.…`` and ``guide.…`` for modules, ``store.…`` for
-    ``pyro.param``.
+    """Every parameter and persistent buffer of a pair by name.
+
+    Modules' are ``model.…`` and ``guide.…``, those of ``pyro.param`` are ``store.…``.
 
     A tensor that several names share appears once, under the first.
     """
@@ -27,8 +28,8 @@ def named_tensors(
     for tag, program in (("model", model), ("guide", guide)):
         module = owner(program)
         if module is not None:
-            tensors = [*module.named_parameters(), *module.named_buffers()]
-            named |= {f"{tag}.{name}": tensor for name, tensor in tensors}
+            state_dict = module.state_dict(keep_vars=True)
+            named |= {f"{tag}.{name}": value for name, value in state_dict.items() if torch.is_tensor(value)}
     named |= {f"store.{name}": tensor for name, tensor in state["params"].items()}
     distinct: dict[int, str] = {}
     for name, tensor in named.items():

@@ -1,0 +1,197 @@
+"""The main job, small: what it leaves on disk, that it repeats, and what it says."""
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+import pyro_vae.study
+from pyro_vae import Fit, data
+from pyro_vae.study import Study, StudyConfig, make_pair, run_study
+from pyro_vae.svi import NonFiniteError
+
+pytestmark = pytest.mark.arviz
+
+SMALL = StudyConfig(seeds=2, epochs=2, hidden=(16,), latent_dim=2, draws=100, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it() -> None:
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return run_study(SMALL, out=tmp_path_factory.mktemp("runs") / "digits", progress=False)
+
+
+def test_everything_is_on_disk_and_nothing_else(study: Study) -> None:
+    found = {str(p.relative_to(study.folder)) for p in study.folder.rglob("*") if p.is_file()}
+    guides = ("logvar", "logstd", "softplus")
+    fits = {
+        f"fits/{g}-{s}/{f}"
+        for g in guides
+        for s in (0, 1)
+        for f in ("params.safetensors", "fit.json", "history.nc")
+    }
+    figures = {f"figures/{name}.png" for name in ("evidence", "training", "khat", "predictive", "forest")}
+    assert found == {
+        "run.json",
+        "diagnostics.nc",
+        "compare.csv",
+        "report.html",
+        *fits,
+        *figures,
+        *(f"posterior/{g}.nc" for g in guides),
+    }
+
+
+def test_diagnostics_are_over_guide_seed_and_observation(study: Study) -> None:
+    with xr.open_dataset(study.folder / "diagnostics.nc", engine="h5netcdf") as saved:
+        assert saved.sizes == {"guide": 3, "seed": 2, "observation": 359}
+        assert {"log_evidence", "elbo", "khat", "kl", "reconstruction"} <= set(saved)
+        assert list(saved["guide"].values) == ["logvar", "logstd", "softplus"]
+        assert bool((saved["log_evidence"] >= saved["elbo"]).all())
+        np.testing.assert_array_equal(saved["khat"], study.diagnostics["khat"])
+
+
+def test_posteriors_open_in_arviz(study: Study) -> None:
+    with xr.open_datatree(study.folder / "posterior" / "softplus.nc", engine="h5netcdf") as tree:
+        assert tree["posterior"]["z"].sizes == {"chain": 1, "draw": 500, "observation": 8, "latent": 2}
+        assert {"posterior_predictive", "observed_data", "log_likelihood", "sample_stats"} <= set(
+            tree.children
+        )
+
+
+def test_the_record_says_what_was_asked_and_what_ran_it(study: Study) -> None:
+    record = json.loads((study.folder / "run.json").read_text())
+    assert record["schema"] == 1
+    assert record["config"]["scales"] == ["logvar", "logstd", "softplus"]
+    assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert record["result"] == {"status": "done", "answer": study.answer}
+
+
+def test_the_page_is_self_contained_and_has_every_figure(study: Study) -> None:
+    page = (study.folder / "report.html").read_text()
+    assert study.answer in page
+    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(embedded) == 5
+    assert all(base64.b64decode(text).startswith(b"\x89PNG") for text in embedded)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert all(re.findall(r'<img [^>]*alt="[^"]{20,}"', page))
+
+
+def test_a_saved_fit_of_a_run_can_be_loaded(study: Study) -> None:
+    train, held_out = data.split(data.load("digits"), 0.2, seed=0)
+    model, guide = make_pair(SMALL, train, "softplus", seed=5)
+    fitted = Fit.load(study.folder / "fits" / "softplus-1", model, guide)
+    again = pyro_vae.diagnose(fitted.model, fitted.guide, held_out.x, draws=100, seed=1)
+    saved = study.diagnostics["log_evidence"].sel(guide="softplus", seed=1)
+    np.testing.assert_allclose(again["log_evidence"], saved, rtol=1e-10)
+
+
+def test_the_same_study_gives_the_same_numbers(study: Study, tmp_path: Path) -> None:
+    again = run_study(SMALL, out=tmp_path / "again", progress=False)
+    xr.testing.assert_equal(again.diagnostics, study.diagnostics)
+    assert again.answer == study.answer
+    assert (tmp_path / "again" / "compare.csv").read_text() == (study.folder / "compare.csv").read_text()
+
+
+def test_guides_start_from_the_same_function() -> None:
+    """Equal weights and equal σ, whatever the map."""
+    train, _ = data.split(data.load("digits"), 0.2, seed=0)
+    x = torch.as_tensor(train.x[:5])
+    posteriors = []
+    for scale in ("logvar", "logstd", "softplus"):
+        model, guide = make_pair(SMALL, train, scale, seed=3)
+        torch.manual_seed(1)  # the heads are made by the first call
+        posteriors.append((guide.posterior(x), model.decode(torch.ones(1, 2)).base_dist.logits))
+    for q, logits in posteriors[1:]:
+        torch.testing.assert_close(q.mean, posteriors[0][0].mean)
+        torch.testing.assert_close(q.stddev, torch.ones(5, 2))
+        torch.testing.assert_close(logits, posteriors[0][1])
+
+
+def test_the_summary_and_the_answer(study: Study) -> None:
+    summary = study.summary()
+    assert list(summary.columns) == [
+        "evidence",
+        "ELBO",
+        "KL",
+        "k̂>0.50",
+        "diff",
+        "95% interval",
+        "decided",
+        "weight",
+    ]
+    assert study.comparison is not None
+    assert list(summary.index) == list(study.comparison.index)
+    assert summary["weight"].sum() == pytest.approx(1.0)
+    undecided = not study.comparison["decided"].iloc[1:].any()
+    assert ("data do not decide" in study.answer) == undecided
+    assert study.answer in repr(study)
+
+
+def test_one_guide_alone_is_diagnosed_but_not_compared(tmp_path: Path) -> None:
+    config = StudyConfig(scales=("softplus-var",), seeds=1, epochs=1, hidden=(8,), latent_dim=2, draws=100)
+    study = run_study(config, out=tmp_path / "one", progress=False)
+    assert study.comparison is None
+    assert not (tmp_path / "one" / "compare.csv").exists()
+    assert "there is no other guide to compare it with" in study.answer
+    assert list(study.summary().columns) == ["evidence", "ELBO", "KL", "k̂>0.50"]
+
+
+def test_a_guide_that_fails_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_fit = pyro_vae.study.fit
+
+    def failing(model: object, guide: object, *args: object, **options: object) -> Fit:
+        if "LogVar" in repr(guide.scale_map):  # type: ignore[attr-defined]
+            raise NonFiniteError("three steps in a row were not finite")
+        return real_fit(model, guide, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pyro_vae.study, "fit", failing)
+    study = run_study(SMALL, out=tmp_path / "run", progress=False)
+    assert list(study.failures) == ["logvar"]
+    assert study.comparison is not None
+    assert sorted(study.comparison.index) == ["logstd", "softplus"]
+    assert study.answer.endswith("Left out, because a fit failed: logvar.")
+    only = StudyConfig(scales=("logvar",), seeds=1, epochs=1)
+    with pytest.raises(NonFiniteError, match="no guide could be fitted: logvar, seed 0: three steps"):
+        run_study(only, out=tmp_path / "none", progress=False)
+
+
+def test_a_users_file(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(3.0, (60, 4))
+    pd.DataFrame(counts, columns=list("abcd")).to_csv(tmp_path / "counts.csv", index=False)
+    config = StudyConfig(
+        str(tmp_path / "counts.csv"), likelihood="poisson", seeds=1, epochs=1, draws=100, latent_dim=2
+    )
+    study = run_study(config, out=tmp_path / "run", progress=False)
+    assert study.diagnostics.sizes["observation"] == 12
+    assert not (tmp_path / "run" / "figures" / "predictive.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"scales": ()}, "scales is empty; name at least one of"),
+        ({"scales": ("softplu",)}, "softplu.*softplus"),
+        ({"scales": ("logvar", "logvar")}, "scales names 'logvar' twice"),
+        ({"seeds": 0}, "seeds is 0; give an integer of at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5; give an integer"),
+        ({"draws": 10}, "draws is 10; give an integer of at least 100"),
+        ({"hidden": ()}, r"hidden is \(\); give the sizes"),
+        ({"lr": 0.0}, "lr is 0.0; give a positive number"),
+        ({"held_out": 1.0}, "held_out is 1.0; give a share between 0 and 1"),
+        ({"device": "gpu"}, "device is 'gpu'"),
+    ],
+)
+def test_a_request_that_cannot_be_met_gets_a_sentence(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        StudyConfig(**options)  # type: ignore[arg-type]
