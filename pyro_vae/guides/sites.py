@@ -105,7 +105,9 @@ class LocalSite:
         """A distribution over the free coordinates (…, size), pushed to the support."""
         transforms: list[Transform] = []
         if len(self.unconstrained_shape) != 1:
-            transforms.append(ReshapeTransform(torch.Size([self.size]), self.unconstrained_shape, cache_size=1))
+            transforms.append(
+                ReshapeTransform(torch.Size([self.size]), self.unconstrained_shape, cache_size=1)
+            )
         if not self.is_real:
             transforms.append(self.transform)
         return TransformedDistribution(joint, transforms) if transforms else joint

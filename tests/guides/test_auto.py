@@ -541,8 +541,10 @@ def dist_of(guide):
 
 
 @pytest.mark.parametrize("guide_class", GUIDES)
-@pytest.mark.parametrize("elbo_class", [Trace_ELBO, TraceMeanField_ELBO])
-@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize(
+    ("elbo_class", "as_list"),
+    [(Trace_ELBO, False), (TraceMeanField_ELBO, False), (TraceMeanField_ELBO, True)],
+)
 def test_log_normal_recovers_its_location(guide_class, elbo_class, as_list):
     """Pyro's guides give loc 0.0 instead of 1.0 under TraceMeanField_ELBO: the Jacobian is lost."""
 
@@ -554,9 +556,9 @@ def test_log_normal_recovers_its_location(guide_class, elbo_class, as_list):
     if as_list:
         program = AutoGuideList(model)
         program.append(guide)
-    elbo = elbo_class(num_particles=64, vectorize_particles=True, max_plate_nesting=0)
-    svi = SVI(model, program, ClippedAdam({"lr": 0.05, "lrd": 0.98}), elbo)
-    for _ in range(200):
+    elbo = elbo_class(num_particles=32, vectorize_particles=True, max_plate_nesting=0)
+    svi = SVI(model, program, ClippedAdam({"lr": 0.1, "lrd": 0.96}), elbo)
+    for _ in range(100):
         svi.step()
     assert guide.median()["y"].log().item() == pytest.approx(1.0, abs=0.1)
 
