@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.svi.isolation import modules_of
-from pyro_vae.svi.objective import ELBO, Estimate, Program
+from pyro_vae.svi.objective import Estimate, Objective, Program
 
 __all__ = ["capture_step", "gradient_step", "untouched_buffers"]
 
@@ -27,7 +27,7 @@ _IDENTITIES = (aten.detach.default, aten.alias.default)
 
 
 def gradient_step(
-    objective: ELBO,
+    objective: Objective,
     model: Program,
     guide: Program,
     parameters: Sequence[Tensor],
@@ -43,7 +43,7 @@ def gradient_step(
 
 
 def capture_step(
-    objective: ELBO,
+    objective: Objective,
     model: Program,
     guide: Program,
     parameters: Sequence[Tensor],

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
 from pyro_vae.svi.isolation import modules_of
-from pyro_vae.svi.objective import ELBO, Program
+from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.verification import agree, changed_settings, settings_of
 
 __all__ = ["ENGINES", "CaptureError", "CapturedEngine", "EagerEngine", "Engine"]
@@ -41,7 +41,9 @@ class EagerEngine:
 
     name = "eager"
 
-    def __init__(self, objective: ELBO, model: Program, guide: Program, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, objective: Objective, model: Program, guide: Program, parameters: Sequence[Tensor]
+    ) -> None:
         self.objective, self.model, self.guide, self.parameters = objective, model, guide, list(parameters)
 
     def __call__(self, batch: Batch, kl_weight: Tensor) -> Sequence[Tensor]:
@@ -57,7 +59,9 @@ class CapturedEngine:
 
     name = "captured"
 
-    def __init__(self, objective: ELBO, model: Program, guide: Program, parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, objective: Objective, model: Program, guide: Program, parameters: Sequence[Tensor]
+    ) -> None:
         self.eager = EagerEngine(objective, model, guide, parameters)
         self.parameters = list(parameters)
         self.modules = [module for root in modules_of(model, guide) for module in root.modules()]

@@ -24,7 +24,7 @@ from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
 from pyro_vae.svi.loop import Loop, training_mode
-from pyro_vae.svi.objective import ELBO, Program, observation_count
+from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.threads import threads_for
@@ -43,7 +43,7 @@ def fit(
     lr: float = 1e-3,
     optimizer: Callable[..., Optimizer] | None = None,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
-    objective: ELBO | None = None,
+    objective: Objective | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     engine: str = "auto",
@@ -80,7 +80,8 @@ def fit(
     schedule
         A factory of a learning-rate schedule, called with the optimizer; it advances once per step.
     objective
-        :class:`ELBO` by default.
+        :class:`~pyro_vae.svi.ELBO` by default; or :class:`~pyro_vae.svi.IWAE`,
+        :class:`~pyro_vae.svi.Renyi`, :class:`~pyro_vae.svi.STL`.
     seed
         Of the data's order and of the noise; two guides fitted with one seed see the same batches and the
         same draws.
@@ -281,8 +282,9 @@ def _check_arguments(
             raise TypeError(
                 f"{name} is a {type(program).__name__}; give a Pyro program: a PyroModule or a function"
             )
-    if not isinstance(objective, ELBO):
-        raise TypeError(f"objective is a {type(objective).__name__}; give pyro_vae.svi.ELBO(...)")
+    if isinstance(objective, type) or not isinstance(objective, Objective):
+        given = f"the class {objective.__name__}" if isinstance(objective, type) else type(objective).__name__
+        raise TypeError(f"objective is {given}; give an objective such as pyro_vae.svi.ELBO() or IWAE(8)")
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}; give one of {', '.join(map(repr, ENGINES))}")
     if lr_multiplier not in (None, "matched"):

@@ -18,7 +18,7 @@ from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.history import EpochRecord, Recorder
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.nonfinite import NonFiniteError, explain
-from pyro_vae.svi.objective import ELBO, Program
+from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.parameters import copy_tensors, named_tensors, restore_tensors
 
 __all__ = ["EarlyStopping", "Loop", "training_mode"]
@@ -37,7 +37,7 @@ class Loop:
 
     model: Program
     guide: Program
-    objective: ELBO
+    objective: Objective
     parameters: dict[str, Tensor]
     engine: Engine
     optimizer: Optimizer
