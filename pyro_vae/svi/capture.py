@@ -18,11 +18,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.objective import Estimate, Objective, Program
+from pyro_vae.svi.simplify import has_effect, simplify
 
 __all__ = ["capture_step", "gradient_step", "untouched_buffers"]
 
-aten = torch.ops.aten
-_IDENTITIES = (aten.detach.default, aten.alias.default)
+_IDENTITIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 """Copies of nothing: without autograd they are only overhead."""
 
 
@@ -38,8 +38,19 @@ def gradient_step(
     that is captured."""
     estimate: Estimate = objective.estimate(model, guide, args, kl_weight)
     gradients = torch.autograd.grad(estimate.surrogate, parameters, allow_unused=True)
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    filled = [
+        torch.zeros_like(p) if g is None else _laid_out_like(p, g)
+        for p, g in zip(parameters, gradients, strict=True)
+    ]
     return (estimate.loss.detach(), estimate.kl.detach(), estimate.reconstruction.detach(), *filled)
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Fused optimizers walk through memory and not through indices: a transposed gradient would be applied to
+    the wrong elements, without any error."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def capture_step(
@@ -70,7 +81,7 @@ def capture_step(
     _lift(graph, parameters)
     _drop_dead_code(graph)
     graph.recompile()
-    return graph
+    return simplify(graph)
 
 
 @contextmanager
@@ -109,15 +120,4 @@ def _drop_dead_code(graph: fx.GraphModule) -> None:
         if node.op == "call_function" and node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """Inputs, outputs, in-place updates, and draws: a draw that nobody uses still moves the random stream."""
-    if node.op in ("placeholder", "output"):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    mutates = schema is not None and schema.is_mutable
-    return node.op == "call_function" and (
-        mutates or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    )
+    graph.graph.eliminate_dead_code(is_impure_node=has_effect)

@@ -208,6 +208,31 @@ def test_an_unused_parameter_gets_a_zero_gradient() -> None:
     assert gradients["model.spare"].tolist() == [0.0, 0.0, 0.0]
 
 
+class Transposed(torch.nn.Module):
+    """A linear layer whose weight autograd gives a gradient that lies transposed in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((6, 2), 0.1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.nn.functional.linear(z, self.weight.t().contiguous().t())
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["eager", "captured"])
+def test_gradients_lie_in_memory_as_their_parameters_do(which: int) -> None:
+    """Fused Adam walks through memory: it would update the wrong elements."""
+    pair, x = PAIRS["normal"](), observations()
+    pair.model.net = Transposed()  # type: ignore[attr-defined]
+    with inside(pair):
+        *engines, parameters = make_engines(pair, x)
+        surrogate = ELBO().estimate(pair.model, pair.guide, (x,)).surrogate
+        (by_autograd,) = torch.autograd.grad(surrogate, parameters["model.net.weight"])
+        assert by_autograd.stride() == (1, 6)
+        for parameter, gradient in zip(parameters.values(), engines[which]((x,), ONE)[3:], strict=True):
+            assert gradient.stride() == parameter.stride()
+
+
 def test_an_internally_subsampling_plate_draws_new_rows() -> None:
     data = torch.arange(20.0)
 
