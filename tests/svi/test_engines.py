@@ -10,7 +10,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.guides import AmortizedNormal
-from pyro_vae.svi.engines import CapturedEngine, CaptureError, EagerEngine
+from pyro_vae.svi.engines import (
+    STEPS_BETWEEN_VERIFICATIONS,
+    CapturedEngine,
+    CaptureError,
+    EagerEngine,
+)
 from pyro_vae.svi.isolation import empty_store, isolated
 from pyro_vae.svi.loop import training_mode
 from pyro_vae.svi.objective import ELBO
@@ -171,6 +176,27 @@ def test_a_number_that_changes_is_noticed_and_captured_again(caplog: pytest.LogC
         wanted = eager((x,), ONE)
         torch.manual_seed(2)
         assert_same(captured((x,), ONE), wanted)
+
+
+def test_what_hides_in_a_closure_is_noticed_after_some_steps() -> None:
+    """No attribute tells, so only a comparison with Pyro does, which is not made at every epoch."""
+    inner, settings = Decoder(), {"scale": 1.0}
+
+    def model(x: Tensor) -> None:
+        pyro.module("inner", inner)
+        with poutine.scale(scale=settings["scale"]):
+            inner(x)
+
+    pair, x = Pair(model, Encoder()), observations()
+    with inside(pair):
+        _, captured, _ = make_engines(pair, x)
+        stale = float(captured((x,), ONE)[2])
+        settings["scale"] = 1e-3
+        for _ in range(STEPS_BETWEEN_VERIFICATIONS):
+            captured.verify((x,), ONE)
+            captured((x,), ONE)
+        captured.verify((x,), ONE)
+        assert abs(float(captured((x,), ONE)[2])) < abs(stale) / 100
 
 
 def test_training_flags_are_part_of_the_signature() -> None:
