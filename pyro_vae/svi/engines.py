@@ -5,17 +5,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pyro_vae.svi.batches import Batch
-from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
+from pyro_vae.svi.capture import capture_step, fork_rng, gradient_step, untouched_buffers
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.verification import agree, changed_settings, settings_of
 
 __all__ = ["ENGINES", "CaptureError", "CapturedEngine", "EagerEngine", "Engine"]
 
-ENGINES = ("auto", "captured", "eager")
+ENGINES = ("auto", "captured", "eager", "inductor")
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_VERIFICATIONS = 250
@@ -105,12 +105,14 @@ class CapturedEngine:
         eager = self.eager
         self._run_once(batch, kl_weight)
         try:
-            graph = capture_step(
+            captured = capture_step(
                 eager.objective, eager.model, eager.guide, self.parameters, batch, kl_weight
-            ).forward
+            )
         except Exception as error:  # whatever the user's program does that a tracer cannot follow
             reason = str(error).strip().split("\n")[0]
             raise CaptureError(f"tracing it failed with {type(error).__name__}: {reason}") from error
+        with untouched_buffers(eager.model, eager.guide), fork_rng(self.parameters):
+            graph = self._made_ready(captured, [*self.parameters, kl_weight, *batch])
         if not self._agrees(graph, batch, kl_weight, gradients=True):
             raise CaptureError(
                 "its graph and Pyro give different numbers from the same seed, so it depends on something "
@@ -119,6 +121,15 @@ class CapturedEngine:
         self.settings = settings_of(eager.model, eager.guide)
         self.graphs[self._signature(batch)] = graph
         return graph
+
+    def _made_ready(
+        self,
+        graph: fx.GraphModule,
+        inputs: Sequence[Tensor],  # noqa: ARG002
+    ) -> Callable[..., Sequence[Tensor]]:
+        """What replays the graph: here its own Python code. ``inputs`` are an example."""
+        replay: Callable[..., Sequence[Tensor]] = graph.forward
+        return replay
 
     def _run_once(self, batch: Batch, kl_weight: Tensor) -> None:
         """Let programs that look at the model anew for a batch of a new size do so outside of the graph."""

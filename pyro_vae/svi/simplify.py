@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, fx
 
-__all__ = ["has_effect", "simplify"]
+__all__ = ["has_effect", "mutates", "simplify"]
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.expand.default, aten._unsafe_view.default, aten.reshape.default)
@@ -25,6 +25,15 @@ _OF_A_SHAPE = (
     aten.new_full.default,
 )
 """They look at the shape of their argument only, and shapes are fixed in a graph."""
+_NEW = (
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+    aten.zeros.default,
+    aten.ones.default,
+)
 _CONSTANT = "_constant_of_the_step_"
 
 Rule = Callable[[fx.GraphModule, fx.Node], fx.Node | None]
@@ -35,9 +44,9 @@ def simplify(graph: fx.GraphModule) -> fx.GraphModule:
     """Clean a graph up in place, and return it.
 
     A graph that changes tensors in place (the statistics of batch norm) is left alone: there the order of
-    reading and writing counts.
+    reading and writing counts. Tensors that it makes for itself may be filled in place.
     """
-    if any(_mutates(node) for node in graph.graph.nodes):
+    if any(mutates(node) for node in graph.graph.nodes):
         return graph
     _fold_constants(graph)
     while _apply(graph, _RULES) or _merge_equal(graph):
@@ -51,12 +60,30 @@ def has_effect(node: fx.Node) -> bool:
     """Inputs, outputs, in-place updates, and draws: a draw that nobody uses still moves the random stream."""
     if node.op in ("placeholder", "output"):
         return True
-    return node.op == "call_function" and (_mutates(node) or _is_random(node))
+    return node.op == "call_function" and (_works_in_place(node) or _is_random(node))
 
 
-def _mutates(node: fx.Node) -> bool:
+def mutates(node: fx.Node) -> bool:
+    """Whether an operation changes a tensor in place that anyone else can see."""
+    return _works_in_place(node) and not _is_fresh(node.args[0])
+
+
+def _works_in_place(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def _is_fresh(argument: object) -> bool:
+    """Whether a tensor was made for the operation that changes it: ``torch.empty(3).normal_()``, as torch's
+    own distributions and dropout draw."""
+    if not isinstance(argument, fx.Node) or len(argument.users) != 1:
+        return False
+    return argument.target in _NEW or (_works_in_place(argument) and _is_fresh(argument.args[0]))
+
+
+def _stands_alone(node: fx.Node) -> bool:
+    """Draws, and what is changed in place: never computed in advance or once for two."""
+    return _is_random(node) or _works_in_place(node) or any(_works_in_place(user) for user in node.users)
 
 
 def _is_random(node: fx.Node) -> bool:
@@ -163,7 +190,7 @@ def _merge_equal(graph: fx.GraphModule) -> bool:
     seen: dict[str, fx.Node] = {}
     changed = False
     for node in list(graph.graph.nodes):
-        if node.op == "call_function" and not _is_random(node):
+        if node.op == "call_function" and not _stands_alone(node):
             same = seen.setdefault(repr((str(node.target), node.args, node.kwargs)), node)
             if same is not node:
                 _replace(node, same)
@@ -193,7 +220,7 @@ def _fold_constants(graph: fx.GraphModule) -> None:
 
 
 def _value(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor | None:
-    if node.op != "call_function" or _is_random(node) or not torch.is_tensor(node.meta.get("val")):
+    if node.op != "call_function" or _stands_alone(node) or not torch.is_tensor(node.meta.get("val")):
         return None
     if node.target is aten.lift_fresh_copy.default:  # a literal in the user's program
         literal = _first(node)

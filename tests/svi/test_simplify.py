@@ -130,3 +130,17 @@ def test_graphs_that_change_tensors_in_place_are_left_alone() -> None:
     graph = make_fx(function, _allow_non_fake_inputs=True)(X)
     before = operations(graph)
     assert operations(simplify(graph)) == before
+
+
+def test_tensors_that_the_graph_made_may_be_filled_in_place() -> None:
+    def function(x: Tensor) -> Tensor:
+        one, two = torch.empty(4, 3).normal_(), torch.empty(4, 3).normal_()
+        return (x * 1.0 + one - two) * 1.0
+
+    graph = simplified(function, X)
+    assert [name for name in operations(graph) if "mul" in name] == []
+    torch.manual_seed(0)
+    wanted = function(X)
+    torch.manual_seed(0)
+    torch.testing.assert_close(graph(X), wanted, rtol=0, atol=0)
+    assert not torch.equal(wanted, X)
