@@ -17,6 +17,7 @@ _HOME = {
     "from_pyro_svi": "pyro_vae.posterior",
     "log_weights": "pyro_vae.posterior",
     "run_study": "pyro_vae.study",
+    "sweep": "pyro_vae.svi",
 }
 _MODULES = {
     "data": "pyro_vae.data",
@@ -42,6 +43,7 @@ __all__ = [
     "run_study",
     "scales",
     "svi",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from pyro_vae.guides import scales
     from pyro_vae.posterior import compare, diagnose, from_pyro_svi, log_weights
     from pyro_vae.study import run_study
-    from pyro_vae.svi import Fit, fit
+    from pyro_vae.svi import Fit, fit, sweep
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from pyro_vae.svi.engines import CapturedEngine
 from pyro_vae.svi.simplify import mutates
+from pyro_vae.svi.verification import agree
 
 __all__ = ["CudaGraphEngine", "InductorEngine"]
 
@@ -22,7 +23,7 @@ class _CompiledEngine(CapturedEngine):
     def _made_ready(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
         if self.name != CapturedEngine.name:
             try:
-                return self._compiled(graph, inputs)
+                return self._checked(self._compiled(graph, inputs), graph, inputs)
             except Exception as error:  # no C++ compiler, an operation that cannot be recorded, ...
                 reason = str(error).strip().split("\n")[0]
                 logger.warning(
@@ -35,6 +36,16 @@ class _CompiledEngine(CapturedEngine):
 
     def _compiled(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
         raise NotImplementedError
+
+    @staticmethod
+    def _checked(
+        compiled: Callable[..., Sequence[Tensor]], graph: fx.GraphModule, inputs: Sequence[Tensor]
+    ) -> Callable[..., Sequence[Tensor]]:
+        """The compiled step, if it has the numbers of the graph from the same random stream."""
+        with torch.no_grad():
+            if not agree(lambda: graph.forward(*inputs), lambda: compiled(*inputs)):
+                raise ValueError("it gives other numbers than uncompiled, from the same random stream")
+        return compiled
 
 
 class InductorEngine(_CompiledEngine):
@@ -52,7 +63,7 @@ class InductorEngine(_CompiledEngine):
             replay: Callable[..., Sequence[Tensor]] = graph.forward
             return replay
         if any(mutates(node) for node in graph.graph.nodes):
-            raise NotImplementedError("it changes buffers in place, as batch norm does")
+            raise NotImplementedError("it changes tensors in place, as batch norm does its statistics")
         with torch._inductor.config.patch(fallback_random=True), torch.no_grad():
             compiled: Callable[..., Sequence[Tensor]] = torch._inductor.compile(graph, list(inputs))
             compiled(*inputs)  # builds what is built at the first call

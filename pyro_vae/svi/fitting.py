@@ -30,7 +30,7 @@ from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.threads import threads_for
 
-__all__ = ["fit"]
+__all__ = ["check_numbers", "check_support", "fit", "float_dtype", "set_up"]
 
 
 def fit(
@@ -137,7 +137,7 @@ def fit(
     _check_arguments(
         model=model, guide=guide, objective=objective, engine=engine, lr_multiplier=lr_multiplier
     )
-    _check_numbers(
+    check_numbers(
         epochs=epochs,
         steps=steps,
         batch_size=batch_size,
@@ -153,18 +153,18 @@ def fit(
     resolved = resolve_device(device)
     for module in modules_of(model, guide):
         module.to(resolved)
-    dtype = _float_dtype(model, guide)
+    dtype = float_dtype(model, guide)
     batches = as_batches(data, batch_size=batch_size, seed=seed, device=resolved, dtype=dtype)
     held_out = (
         None
         if validation is None
         else as_tensors(validation, device=resolved, dtype=dtype, name="validation")
     )
-    _check_support(model, data, "data")
-    _check_support(model, validation, "validation")
+    check_support(model, data, "data")
+    check_support(model, validation, "validation")
     state = empty_store()
     with isolated(model, guide, state=state, seed=seed), training_mode((model, guide), training=True):
-        count, flops = _set_up(model, guide, batches.first())
+        count, flops = set_up(model, guide, batches.first())
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         made = _make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
         loop = Loop(
@@ -218,7 +218,7 @@ def _engine(name: str, device: torch.device) -> type[EagerEngine | CapturedEngin
     return engines[name]
 
 
-def _set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
+def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
     """Run the pair once, so that lazy parameters exist, with Pyro's own checks on and the stream left alone.
 
     Returns how many observations the totals of a batch are about, and a step's floating-point operations.
@@ -273,7 +273,8 @@ def _raw_slopes(guide: Program) -> dict[int, float]:
     )
 
 
-def _float_dtype(model: Program, guide: Program) -> torch.dtype:
+def float_dtype(model: Program, guide: Program) -> torch.dtype:
+    """The dtype of a pair's parameters; data are cast to it."""
     for module in modules_of(model, guide):
         for parameter in module.parameters():
             if parameter.is_floating_point():
@@ -281,7 +282,7 @@ def _float_dtype(model: Program, guide: Program) -> torch.dtype:
     return torch.get_default_dtype()
 
 
-def _check_support(model: Program, data: Any, name: str) -> None:
+def check_support(model: Program, data: Any, name: str) -> None:
     """Let a model that knows the support of its data (``model.likelihood.check``) look at them once."""
     check = getattr(getattr(owner(model), "likelihood", None), "check", None)
     observed = data[0] if isinstance(data, tuple) else data
@@ -306,7 +307,8 @@ def _check_arguments(
         raise ValueError(f"lr_multiplier is {lr_multiplier!r}; give None or 'matched'")
 
 
-def _check_numbers(**numbers: Any) -> None:
+def check_numbers(**numbers: Any) -> None:
+    """Raise a ValueError that names the first argument that is not the number it has to be."""
     for name, value in numbers.items():
         if value is None:
             continue
