@@ -1,5 +1,5 @@
-"""What to believe of a fit: importance weights, ArviZ trees, references, calibration, collapse
-and comparisons.
+"""What to believe of a fit: importance weights, ArviZ trees, references, gaps,
+calibration, collapse and comparisons.
 
 ArviZ loads when a function first needs it.
 """
@@ -7,6 +7,7 @@ ArviZ loads when a function first needs it.
 from pyro_vae.posterior.calibration import calibrate, coverage_reading
 from pyro_vae.posterior.collapse import active_units
 from pyro_vae.posterior.comparison import answer, compare
+from pyro_vae.posterior.gaps import inference_gaps
 from pyro_vae.posterior.importance import diagnose, log_weights
 from pyro_vae.posterior.pairing import paired_differences
 from pyro_vae.posterior.reference import posterior_error, reference_posterior
@@ -21,6 +22,7 @@ __all__ = [
     "coverage_reading",
     "diagnose",
     "from_pyro_svi",
+    "inference_gaps",
     "log_weights",
     "paired_differences",
     "posterior_error",

@@ -88,7 +88,7 @@ def calibrate(
     rows = np.arange(n) % len(parts[0])
     repeated = tuple(part[rows] for part in parts)
     pair = prepare(model, guide, repeated)
-    if pair.layout == "whole":
+    if pair.whole:
         raise ValueError(
             "the guide has parameters for each observation; calibrate needs one that takes new data"
         )

@@ -29,7 +29,7 @@ CHUNK = 16_384
 
 StoreState = Any
 
-Layout = Literal["broadcast", "rows", "whole"]
+Layout = Literal["broadcast", "rows"]
 
 
 class PairError(ValueError):
@@ -98,6 +98,8 @@ class Pair:
     dtype: torch.dtype | None = None
     layout: Layout = "rows"
     nesting: int = 1
+    whole: bool = False
+    """Whether all observations must go through together."""
 
     @property
     def observations(self) -> int:
@@ -119,7 +121,7 @@ class Pair:
                 f"chunk is {chunk}; it counts rows that go through the networks at once, so give at least 1"
             )
         n = self.observations
-        rows = n if self.layout == "whole" else min(n, max(1, chunk // draws))
+        rows = n if self.whole else min(n, max(1, chunk // draws))
         repeats = min(draws, max(1, chunk // rows))
         for start in range(0, n, rows):
             for first in range(0, draws, repeats):

@@ -150,7 +150,11 @@ def diagnose(
         raise ValueError(
             f"draws is {draws}; a Pareto tail needs at least {FEWEST_DRAWS}, and 1000 is a good number"
         )
-    pair = prepare(model, guide, data)
+    return diagnose_pair(prepare(model, guide, data), draws, seed, chunk)
+
+
+def diagnose_pair(pair: Pair, draws: int, seed: int, chunk: int = CHUNK) -> xr.Dataset:
+    """:func:`diagnose` for a pair that is ready."""
     parts, latent_dim = [], 0
     for block, weights, kl in _complete(pair, draws, seed, chunk):
         parts.append(_summary(weights, kl))

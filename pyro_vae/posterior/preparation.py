@@ -29,8 +29,8 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
       (draws, rows, ...);
     - ``rows``: each observation repeated, for networks that do not broadcast (convolutions); it also checks
       the first way, because a network may broadcast wrongly without an error;
-    - ``whole``: all observations at once, for guides with parameters of their own for each observation
-      (Pyro's autoguides).
+    - ``broadcast`` with all observations at once, for guides with parameters of their own for each
+      observation (Pyro's autoguides).
 
     Raises
     ------
@@ -48,7 +48,8 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
             return broadcast[0]
         if rows is not None:
             return rows[0]
-        whole = _attempt(replace(candidate, layout="whole"), slice(0, candidate.observations), errors)
+        together = replace(candidate, layout="broadcast", whole=True)
+        whole = _attempt(together, slice(0, candidate.observations), errors)
         if whole is not None:
             return whole[0]
     told = [error for error in errors if isinstance(error, PairError)]

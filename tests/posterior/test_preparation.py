@@ -180,7 +180,7 @@ class TestWeightsEqualThoseOfPyro:
         guide = AutoNormal(model)
         guide(x)
         pair = prepare(model, guide, x)
-        assert pair.layout == "whole"
+        assert pair.whole
         report = diagnose(model, guide, x, draws=4000)
         error = (report["log_evidence"] - model.log_evidence(x).numpy()) / report["log_evidence_se"]
         assert (report["elbo"] < report["log_evidence"]).all()
