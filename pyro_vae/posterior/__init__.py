@@ -1,5 +1,4 @@
-"""What to believe of a fit: importance weights, ArviZ trees, references, gaps,
-calibration, collapse and comparisons.
+"""What to believe of a fit: weights, ArviZ trees, references, gaps, repair, calibration, comparison.
 
 ArviZ loads when a function first needs it.
 """
@@ -11,6 +10,7 @@ from pyro_vae.posterior.gaps import inference_gaps
 from pyro_vae.posterior.importance import diagnose, log_weights
 from pyro_vae.posterior.pairing import paired_differences
 from pyro_vae.posterior.reference import posterior_error, reference_posterior
+from pyro_vae.posterior.repair import repair
 from pyro_vae.posterior.tree import align_draws, from_pyro_svi
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "paired_differences",
     "posterior_error",
     "reference_posterior",
+    "repair",
 ]

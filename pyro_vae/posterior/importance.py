@@ -177,17 +177,22 @@ def khat_threshold(draws: int) -> float:
 def pareto_khat(log_weight: Array) -> Array:
     """k̂ for each row of log weights, of shape (observations, draws).
 
-    The three cases that a Pareto fit cannot answer are answered here: equal weights are −inf (nothing to fit,
-    the guide is exact), weights that are not numbers are +inf, and so is a tail that reaches down to weights
-    of zero.
-
     >>> pareto_khat(np.zeros((1, 100)))
     array([-inf])
+    """
+    return pareto_smooth(log_weight)[1]
+
+
+def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
+    """Normalized log weights with the largest ones smoothed, and k̂, for each row (observations, draws).
+
+    The cases that a Pareto fit cannot answer are answered here: equal weights are −inf (nothing to fit, the
+    guide is exact), weights that are not numbers are +inf, and so is a tail that reaches down to weights of
+    zero.
     """
     from arviz_stats import base
 
     array_stats: Any = base.array_stats  # type: ignore[attr-defined]
-
     n, draws = log_weight.shape
     tail = int(3 * np.sqrt(draws)) if draws > 225 else draws // 5
     ordered = np.sort(log_weight, axis=1)
@@ -198,13 +203,14 @@ def pareto_khat(log_weight: Array) -> Array:
     khat = np.full(n, np.inf)
     khat[flat] = -np.inf
     fit = usable & ~flat
-    if fit.any():
-        # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides would look
-        # perfect
-        with np.errstate(all="ignore"):  # tied weights divide by zero on the way to NaN
-            _, khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
+    with np.errstate(all="ignore"):  # what is not finite or tied ends as k̂ = inf, not as a warning
+        smooth = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
+        if fit.any():
+            # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides look
+            # perfect
+            smooth[fit], khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
     khat[np.isnan(khat)] = np.inf  # NaN would count as good: it is not above any threshold
-    return khat
+    return smooth, khat
 
 
 def _complete(pair: Pair, draws: int, seed: int, chunk: int) -> Iterator[tuple[Block, Array, Array]]:
