@@ -5,7 +5,7 @@ ArviZ loads when a function first needs it.
 
 from pyro_vae.posterior.calibration import calibrate, coverage_reading
 from pyro_vae.posterior.collapse import active_units
-from pyro_vae.posterior.comparison import answer, compare
+from pyro_vae.posterior.comparison import answer, compare, to_elpd
 from pyro_vae.posterior.gaps import inference_gaps
 from pyro_vae.posterior.importance import diagnose, log_weights
 from pyro_vae.posterior.pairing import paired_differences
@@ -28,4 +28,5 @@ __all__ = [
     "posterior_error",
     "reference_posterior",
     "repair",
+    "to_elpd",
 ]

@@ -21,6 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.svi.isolation import isolated
+from pyro_vae.svi.progress import progress_bar
 
 __all__ = ["CHUNK", "Block", "Layout", "Pair", "PairError", "StoreState", "coordinate_names", "sample_sites"]
 
@@ -107,7 +108,7 @@ class Pair:
         return len(self.args[0])
 
     def blocks(
-        self, draws: int, seed: int, chunk: int = CHUNK, *, predictive: bool = False
+        self, draws: int, seed: int, chunk: int = CHUNK, *, predictive: bool = False, progress: bool = False
     ) -> Iterator[Block]:
         """Every draw of every observation once: all draws of the first observations, then of the next.
 
@@ -123,12 +124,13 @@ class Pair:
         n = self.observations
         rows = n if self.whole else min(n, max(1, chunk // draws))
         repeats = min(draws, max(1, chunk // rows))
-        for start in range(0, n, rows):
-            for first in range(0, draws, repeats):
+        with progress_bar(n, "drawing for observations", enabled=progress) as show:
+            for start in range(0, n, rows):
                 observations = slice(start, min(start + rows, n))
-                yield self.block(
-                    observations, slice(first, min(first + repeats, draws)), seed, predictive=predictive
-                )
+                for first in range(0, draws, repeats):
+                    part = slice(first, min(first + repeats, draws))
+                    yield self.block(observations, part, seed, predictive=predictive)
+                show(observations.stop, "")
 
     def block(self, observations: slice, draws: slice, seed: int, *, predictive: bool = False) -> Block:
         """The draws of one block; ``predictive`` adds draws from the prior and replicates of the data."""

@@ -123,8 +123,8 @@ def _evaluation_copy(
 def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | None) -> StoreState:
     """The store entries that a program needs: a function all, a module those that it does not hold itself.
 
-    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may belong
-    to another pair.
+    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may
+    belong to another pair.
     """
     if module is None:
         return {"params": dict(store["params"]), "constraints": dict(store["constraints"])}
