@@ -45,7 +45,8 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
         rows = _attempt(replace(candidate, layout="rows"), two, errors)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
         if broadcast is not None and (rows is None or _agree(broadcast[1], rows[1])):
-            return broadcast[0]
+            # two observations may be all there are, and the guide's parameters theirs alone
+            return replace(broadcast[0], whole=rows is None and candidate.observations <= 2)
         if rows is not None:
             return rows[0]
         together = replace(candidate, layout="broadcast", whole=True)
