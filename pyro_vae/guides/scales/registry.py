@@ -161,9 +161,7 @@ def table() -> list[dict[str, str]]:
 
 def _class_of(name: str) -> type[ScaleMap]:
     if not isinstance(name, str):
-        raise TypeError(
-            f"scale must be a scale map or the name of one ({', '.join(_MAPS)}); got {name!r}."
-        )
+        raise TypeError(f"scale must be a scale map or the name of one ({', '.join(_MAPS)}); got {name!r}.")
     if name not in _MAPS:
         close = difflib.get_close_matches(name.lower(), _MAPS)
         meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
