@@ -36,7 +36,8 @@ def gaps_reading(gaps: xr.Dataset) -> str:
     q loses 9.00 nats per observation, 0.50 to its family and 8.50 to its encoder: train it longer or enlarge
     it
     """
-    family, encoder = (float(gaps[f"{name}_gap"].mean()) for name in ("approximation", "amortization"))
+    means = (float(gaps[f"{name}_gap"].mean()) for name in ("approximation", "amortization"))
+    family, encoder = (round(mean, 2) + 0.0 for mean in means)  # no -0.00
     total = family + encoder
     if total < 0.01:
         advice = "nothing to gain"
