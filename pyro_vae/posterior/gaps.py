@@ -55,8 +55,8 @@ def inference_gaps(
     xr.Dataset
         Over ``observation``, in nats: ``log_evidence`` and ``log_evidence_se`` (from the draws of the guide
         or of q*, whichever have the smaller error), ``elbo``, ``elbo_local``, ``approximation_gap``,
-        ``amortization_gap``; and ``khat`` and ``khat_local``. The gaps of single observations can be negative
-        by their Monte Carlo error. Attributes as those of ``diagnose``, and ``steps``.
+        ``amortization_gap``; and ``khat`` and ``khat_local``. The gaps of single observations can be
+        negative by their Monte Carlo error. Attributes as those of ``diagnose``, and ``steps``.
 
     Raises
     ------

@@ -32,6 +32,7 @@ def log_weights(
     seed: int = 0,
     *,
     chunk: int = CHUNK,
+    progress: bool = False,
 ) -> xr.DataArray:
     """Log importance weights log p(x, z) − log q(z|x) of draws z from the guide.
 
@@ -81,7 +82,7 @@ def log_weights(
     """
     pair = prepare(model, guide, data)
     values = np.empty((pair.observations, draws))
-    for block in pair.blocks(draws, seed, chunk):
+    for block in pair.blocks(draws, seed, chunk, progress=progress):
         values[block.observations, block.draws] = block.log_weight.numpy().T
     coords = {"observation": np.arange(pair.observations), "draw": np.arange(draws)}
     return xr.DataArray(
@@ -97,12 +98,13 @@ def diagnose(
     seed: int = 0,
     *,
     chunk: int = CHUNK,
+    progress: bool = False,
 ) -> xr.Dataset:
     r"""How well a guide approximates the posterior of each observation, from S importance draws.
 
     Parameters
     ----------
-    model, guide, data, draws, seed, chunk
+    model, guide, data, draws, seed, chunk, progress
         As in :func:`log_weights`.
 
     Returns
@@ -150,13 +152,15 @@ def diagnose(
         raise ValueError(
             f"draws is {draws}; a Pareto tail needs at least {FEWEST_DRAWS}, and 1000 is a good number"
         )
-    return diagnose_pair(prepare(model, guide, data), draws, seed, chunk)
+    return diagnose_pair(prepare(model, guide, data), draws, seed, chunk, progress=progress)
 
 
-def diagnose_pair(pair: Pair, draws: int, seed: int, chunk: int = CHUNK) -> xr.Dataset:
+def diagnose_pair(
+    pair: Pair, draws: int, seed: int, chunk: int = CHUNK, *, progress: bool = False
+) -> xr.Dataset:
     """:func:`diagnose` for a pair that is ready."""
     parts, latent_dim = [], 0
-    for block, weights, kl in _complete(pair, draws, seed, chunk):
+    for block, weights, kl in _complete(pair, draws, seed, chunk, progress):
         parts.append(_summary(weights, kl))
         latent_dim = block.latent_dim
     names = ("elbo", "log_evidence", "log_evidence_se", "khat", "ess", "kl", "reconstruction")
@@ -213,10 +217,12 @@ def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
     return smooth, khat
 
 
-def _complete(pair: Pair, draws: int, seed: int, chunk: int) -> Iterator[tuple[Block, Array, Array]]:
+def _complete(
+    pair: Pair, draws: int, seed: int, chunk: int, progress: bool
+) -> Iterator[tuple[Block, Array, Array]]:
     """All draws of some observations together: log weights and log q − log p(z), (observations, draws)."""
     weights, kl = [], []
-    for block in pair.blocks(draws, seed, chunk):
+    for block in pair.blocks(draws, seed, chunk, progress=progress):
         weights.append(block.log_weight.numpy().T)
         kl.append((block.log_guide - block.log_prior).numpy().T)
         if block.draws.stop == draws:

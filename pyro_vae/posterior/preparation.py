@@ -45,7 +45,8 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
         rows = _attempt(replace(candidate, layout="rows"), two, errors)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
         if broadcast is not None and (rows is None or _agree(broadcast[1], rows[1])):
-            return broadcast[0]
+            # two observations may be all there are, and the guide's parameters theirs alone
+            return replace(broadcast[0], whole=rows is None and candidate.observations <= 2)
         if rows is not None:
             return rows[0]
         together = replace(candidate, layout="broadcast", whole=True)
@@ -123,8 +124,8 @@ def _evaluation_copy(
 def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | None) -> StoreState:
     """The store entries that a program needs: a function all, a module those that it does not hold itself.
 
-    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may belong
-    to another pair.
+    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may
+    belong to another pair.
     """
     if module is None:
         return {"params": dict(store["params"]), "constraints": dict(store["constraints"])}

@@ -177,6 +177,7 @@ def nuts(
     module = owner(pair.model)
     if module is not None:
         module.requires_grad_(False)  # a copy; only the latents move
+    device = pair.args[0].device
     by_chain, divergences = [], 0
     for chain in range(chains):
         with (
@@ -184,7 +185,7 @@ def nuts(
             torch.enable_grad(),
             pyro.get_param_store().scope(pair.model_state),
         ):
-            init = init_to_sample() if start is None else init_to_value(values=dict(start[chain]))
+            init = init_to_sample() if start is None else init_to_value(values=_on(device, start[chain]))
             kernel = NUTS(_Unscaled()(pair.model), init_strategy=init)
             sampler = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=not progress)
             sampler.run(*pair.args)
@@ -196,6 +197,10 @@ def nuts(
         value = torch.stack([chain[name] for chain in by_chain]).cpu()
         values[name] = value.movedim(value.dim() - site["fn"].event_dim - 1, 2)
     return values, divergences
+
+
+def _on(device: torch.device, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {site: value.to(device) for site, value in values.items()}
 
 
 class _Prior(nn.Module):
@@ -218,6 +223,7 @@ class _Unscaled(Messenger):
 
 
 def latent_sites(pair: Pair) -> dict[str, Any]:
+    """The model's latents, as Pyro traced them."""
     with pair.evaluation(0):
         trace = pair.run_model(pair.args, 1)
     return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
@@ -237,6 +243,7 @@ def _exact(pair: Pair, draws: int, seed: int) -> dict[str, Tensor]:
 def posterior_tree(
     values: dict[str, Tensor], index: NDArray[np.int64], method: str, seed: int
 ) -> xr.DataTree:
+    """Draws by site, (chains, draws, observations, ...), as a tree with the group ``posterior``."""
     import arviz_base
 
     tree: xr.DataTree = arviz_base.from_dict(

@@ -34,8 +34,8 @@ Draws = dict[str, Tensor]
 STEPS = ("guide", "resample", "local", "nuts")
 LARGEST_KHAT = 0.5
 """Of draws that are believed. Up to the usual 0.7 weighted averages are still good, but draws are not yet:
-beyond 0.5 the weights have infinite variance, and a guide too narrow by half passes as 0.7 now and then (Yao,
-Vehtari, Simpson and Gelman, 2018, "Yes, but did it work?: Evaluating variational inference")."""
+beyond 0.5 the weights have infinite variance, and a guide too narrow by half passes as 0.7 now and then
+(Yao, Vehtari, Simpson and Gelman, 2018, "Yes, but did it work?: Evaluating variational inference")."""
 
 MORE = 10
 """Candidates for each draw that is kept by resampling."""
@@ -63,9 +63,9 @@ def repair(
 ) -> xr.DataTree:
     """Posterior draws that can be believed, as cheaply as each observation allows.
 
-    Observations whose k̂ is at most 0.5 (or the threshold of so few draws, if that is lower) keep the guide's
-    draws and cost nothing more. The others climb, each step on those only that the step before left, and
-    diagnosed again:
+    Observations whose k̂ is at most 0.5 (or the threshold of so few draws, if that is lower) keep the
+    guide's draws and cost nothing more. The others climb, each step on those only that the step before left,
+    and diagnosed again:
 
     1. ``resample``: ten times the draws from the guide, resampled by Pareto-smoothed importance weights;
     2. ``local``: the best member of the guide's family for this observation alone, found by optimization

@@ -31,12 +31,13 @@ def from_pyro_svi(
     history: xr.Dataset | None = None,
     name: str = "svi",
     chunk: int = CHUNK,
+    progress: bool = False,
 ) -> xr.DataTree:
     """Draws from a guide as the tree that every ArviZ function takes.
 
     Parameters
     ----------
-    model, guide, data, draws, seed, chunk
+    model, guide, data, draws, seed, chunk, progress
         As in :func:`~pyro_vae.posterior.importance.log_weights`.
     observations
         Which observations to keep. All draws of all observations are stored: ten thousand images of 784
@@ -87,7 +88,7 @@ def from_pyro_svi(
     index, subset = select(data, observations)
     pair = prepare(model, guide, subset)
     groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
-    for block in pair.blocks(draws, seed, chunk, predictive=True):
+    for block in pair.blocks(draws, seed, chunk, predictive=True, progress=progress):
         for group, values in _values(block).items():
             for site, value in values.items():
                 into = groups[group].setdefault(

@@ -8,7 +8,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from scipy import stats
 
-from pyro_vae.posterior.calibration import calibrate, coverage_reading
+from pyro_vae.posterior import calibrate, coverage_reading
 from tests.posterior.gaussians import GaussianGuide, dense, diagonal, observations
 
 pytestmark = pytest.mark.arviz
@@ -160,6 +160,19 @@ class TestErrors:
                 pyro.sample("z", dist.Normal(x, 1.0))
 
         with pytest.raises(ValueError, match="observed site 'x' is none of the model's arguments"):
+            calibrate(model, guide, torch.randn(4))
+
+    def test_factors_cannot_be_simulated(self):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.factor("x", dist.Normal(z, 1.0).log_prob(x))
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+        with pytest.raises(ValueError, match="the model has the factor 'x'"):
             calibrate(model, guide, torch.randn(4))
 
     def test_too_few(self):

@@ -174,6 +174,9 @@ class TestWeightsEqualThoseOfPyro:
         exact = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1).log_prob(x)
         weights = log_weights(model, guide, x, 40)
         np.testing.assert_allclose(weights, exact[:, None].expand(3, 40))
+        tree = from_pyro_svi(model, guide, x, 40)
+        np.testing.assert_array_equal(tree["observed_data"]["x"], x)
+        assert tree["posterior_predictive"]["x"].shape == (1, 40, 3, 4)
 
     def test_auxiliary_sites_of_pyro_autoguides(self):
         model, x = dense(), observations(dense(), 5)
@@ -366,6 +369,32 @@ class TestScalesAndMasks:
         both = dist.MultivariateNormal(torch.zeros(2), torch.eye(2) + 1).log_prob(x[0])
         one = dist.Normal(0.0, 2**0.5).log_prob(x[1, 0])
         np.testing.assert_allclose(report["log_evidence"], torch.stack([both, one]))
+
+
+def test_factors_count_as_likelihood_and_are_no_data():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("x", dist.Normal(z, 1.0).log_prob(x))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    x = torch.randn(3)
+    tree = from_pyro_svi(model, guide, x, 40)
+    weights = (tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"])[0]
+    np.testing.assert_allclose(weights, dist.Normal(0.0, 2**0.5).log_prob(x).expand(40, 3))
+    assert list(tree["log_likelihood"].data_vars) == ["x"]
+    assert list(tree["observed_data"].data_vars) == []
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_autoguide_of_very_few_observations_stays_whole(n):
+    model, x = dense(), observations(dense(), n)
+    guide = AutoNormal(model)
+    guide(x)
+    assert np.isfinite(diagnose(model, guide, x, draws=60, chunk=30)["elbo"]).all()
 
 
 class TestErrors:
