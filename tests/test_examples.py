@@ -92,7 +92,7 @@ def test_custom_scale_map(run, monkeypatch):
 
 def test_compare_nuts(run):
     small = ["--epochs", 8, "--images", 1, "--latent-dim", 1]
-    output = run("compare_nuts.py", *small, "--draws", 250, "--warmup", 100)
+    output = run("compare_nuts.py", *small, "--draws", 400, "--warmup", 200)
     assert "largest R-hat" in output
     assert "repair: " in output
 
