@@ -88,11 +88,11 @@ def calibrate(
     parts = data if isinstance(data, tuple) else (data,)
     rows = np.arange(n) % len(parts[0])
     repeated = tuple(part[rows] for part in parts)
-    pair = prepare(model, guide, repeated)
-    if pair.whole:
+    if prepare(model, guide, data).whole:
         raise ValueError(
             "the guide has parameters for each observation; calibrate needs one that takes new data"
         )
+    pair = prepare(model, guide, repeated)
     blocks, exact, names = [], True, []
     for start in range(0, n, chunk):
         block = slice(start, min(start + chunk, n))
