@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, sample_sites
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.preparation import as_parts, prepare
 
 __all__ = ["calibrate"]
 
@@ -85,14 +85,14 @@ def calibrate(
     """
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
-    parts = data if isinstance(data, tuple) else (data,)
+    parts = as_parts(data)
     rows = np.arange(n) % len(parts[0])
     repeated = tuple(part[rows] for part in parts)
-    pair = prepare(model, guide, repeated)
-    if pair.whole:
+    if prepare(model, guide, data).whole:
         raise ValueError(
             "the guide has parameters for each observation; calibrate needs one that takes new data"
         )
+    pair = prepare(model, guide, repeated)
     blocks, exact, names = [], True, []
     for start in range(0, n, chunk):
         block = slice(start, min(start + chunk, n))

@@ -144,6 +144,8 @@ class Pair:
     @contextmanager
     def evaluation(self, *key: int) -> Iterator[None]:
         """Nothing outside moves: store, random streams, validation, default dtype; no graph is built."""
+        if key[0] < 0:
+            raise ValueError(f"seed is {key[0]}; give a number that is not negative")
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
             yield

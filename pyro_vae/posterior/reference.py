@@ -17,8 +17,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.posterior.drawing import Pair, coordinate_names, sample_sites
-from pyro_vae.posterior.preparation import prepare
-from pyro_vae.posterior.tree import library_attrs, select, site_dims
+from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.posterior.tree import library_attrs, site_dims
 from pyro_vae.svi.isolation import owner
 
 __all__ = ["posterior_error", "reference_posterior"]

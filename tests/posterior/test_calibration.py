@@ -147,7 +147,7 @@ class TestErrors:
         guide = AutoNormal(model)
         guide(x)
         with pytest.raises(ValueError, match="calibrate needs one that takes new data"):
-            calibrate(model, guide, x, n=10)
+            calibrate(model, guide, x, n=25)
 
     def test_data_that_cannot_be_replaced(self):
         def model(x):

@@ -13,7 +13,15 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-from pyro_vae.posterior import diagnose, from_pyro_svi, log_weights
+from pyro_vae.posterior import (
+    active_units,
+    calibrate,
+    diagnose,
+    from_pyro_svi,
+    inference_gaps,
+    log_weights,
+    repair,
+)
 from pyro_vae.posterior.preparation import prepare
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, diagonal, observations
 
@@ -447,6 +455,32 @@ class TestErrors:
         model = diagonal()
         with pytest.raises(ValueError, match="without subsampling of its own"):
             diagnose(model, guide, observations(model, 3))
+
+
+@pytest.mark.parametrize(
+    "function", [diagnose, from_pyro_svi, calibrate, active_units, inference_gaps, repair]
+)
+class TestData:
+    def test_neither_tensor_nor_array(self, function):
+        model = diagonal()
+        with pytest.raises(TypeError, match="data is a list; give a tensor, an array, or a tuple of them"):
+            function(model, GaussianGuide.exact(model), [1.0, 2.0])
+
+    @pytest.mark.parametrize("empty", [torch.zeros(0, 3), np.zeros((0, 3)), torch.tensor(1.0), ()])
+    def test_empty(self, function, empty):
+        model = diagonal()
+        with pytest.raises(ValueError, match="data is empty; give at least one observation"):
+            function(model, GaussianGuide.exact(model), empty)
+
+    def test_lengths_that_differ(self, function):
+        model = diagonal()
+        with pytest.raises(ValueError, match="observations"):
+            function(model, GaussianGuide.exact(model), (torch.zeros(2, 3), torch.zeros(3, 3)))
+
+    def test_negative_seed(self, function):
+        model = diagonal()
+        with pytest.raises(ValueError, match="seed is -1; give a number that is not negative"):
+            function(model, GaussianGuide.exact(model, 0.5), observations(model, 4), seed=-1)
 
 
 def test_one_observation():
