@@ -1,5 +1,6 @@
 """The documentation site: ``make docs`` builds it into docs/_build/html, with warnings as errors."""
 
+import re
 from typing import Any
 
 import pyro_vae
@@ -62,5 +63,29 @@ def resolve_reexported(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     return None
 
 
+LITERAL = re.compile(r"(``.+?``|(?::[\w:]+:)?`[^`]+`)")
+
+
+def escape_bars(*event: Any) -> None:
+    """Docstrings write p(x|z), |raw| and (..., *shape) as people do; to reStructuredText the signs mean more."""
+    lines: list[str] = event[-1]
+    math_indent = None
+    for i, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if line.strip() == "Examples":
+            return
+        if line.strip().startswith(".. math::"):
+            math_indent = indent
+        elif math_indent is not None and line.strip() and indent <= math_indent:
+            math_indent = None
+        if math_indent is None:
+            parts = LITERAL.split(line)
+            parts[::2] = (
+                re.sub(r"(?<!\\)\||(?<![\\*\w])\*(?=\w)(?![^*]*\*)", r"\\\g<0>", part) for part in parts[::2]
+            )
+            lines[i] = "".join(parts)
+
+
 def setup(app: Any) -> None:
     app.connect("missing-reference", resolve_reexported)
+    app.connect("autodoc-process-docstring", escape_bars, priority=400)  # before napoleon

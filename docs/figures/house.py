@@ -90,15 +90,17 @@ def box(room: str) -> str:
     )
     return (
         f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#f3f6fa" stroke="#3b6ea5"/>'
-        f'<text x="{x + 12}" y="{y + 20}" font-size="14" font-weight="bold" fill="#1d3f66">{room}</text>{text}'
+        f'<text x="{x + 12}" y="{y + 20}" font-size="14" font-weight="bold" fill="#1d3f66">{room}</text>'
+        f"{text}"
     )
 
 
 def arrow(upper: str, lower: str) -> str:
     (x1, y1), (x2, y2) = corner(upper), corner(lower)
     shift = 60 if x2 > x1 else -60 if x2 < x1 else 0
+    start, end = x1 + WIDTH // 2 + shift, x2 + WIDTH // 2 - shift
     return (
-        f'<line x1="{x1 + WIDTH // 2 + shift}" y1="{y1 + HEIGHT}" x2="{x2 + WIDTH // 2 - shift}" y2="{y2 - 3}" '
+        f'<line x1="{start}" y1="{y1 + HEIGHT}" x2="{end}" y2="{y2 - 3}" '
         'stroke="#3b6ea5" stroke-width="1.5" marker-end="url(#tip)"/>'
     )
 
