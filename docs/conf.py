@@ -29,6 +29,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "pydata_sphinx_theme"
@@ -42,7 +43,9 @@ html_theme_options = {
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
-html_sidebars = {"index": []}
+html_sidebars = {"*": []}  # top pages need no second list of pages; those of the API do
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 
 def resolve_reexported(app: Any, env: Any, node: Any, contnode: Any) -> Any:
@@ -67,7 +70,7 @@ LITERAL = re.compile(r"(``.+?``|(?::[\w:]+:)?`[^`]+`)")
 
 
 def escape_bars(*event: Any) -> None:
-    """Docstrings write p(x|z), |raw| and (..., *shape) as people do; to reStructuredText the signs mean more."""
+    """Docstrings write p(x|z), |raw| and (..., *shape) as people do; reStructuredText reads more into it."""
     lines: list[str] = event[-1]
     math_indent = None
     for i, line in enumerate(lines):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pyro
 import pytest
@@ -90,3 +91,25 @@ def test_the_picture_of_scale_maps_can_be_drawn(tmp_path: Path) -> None:
     assert {*module.SMOOTH, *module.LIMITED} == set(scales.names())
     module.draw(tmp_path / "maps.png")
     assert (tmp_path / "maps.png").stat().st_size > 50_000
+
+
+def test_the_house_is_drawn_from_todays_imports() -> None:
+    module = figure("house")
+    told = re.compile(r"<title>(.*)</title>")
+    drawn, now = (told.search(text) for text in (module.PICTURE.read_text(), module.svg()))
+    assert drawn is not None
+    assert now is not None
+    assert drawn[1] == now[1], "python docs/figures/house.py draws it anew"
+    ElementTree.fromstring(module.svg())
+
+
+def test_links_and_examples_that_pages_name_exist() -> None:
+    examples = {path.name for path in (DOCS.parent / "examples").glob("*.py")}
+    for page in DOCS.glob("*.md"):
+        text = page.read_text()
+        for target in re.findall(r"\]\((?!http)([^)#\s]+)\)", text):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        named = set(re.findall(r"`(?:examples/)?(\w+\.py)`", text))
+        assert {name for name in named if f"examples/{name}" in text} <= examples, page.name
+    listed = set(re.findall(r"^\| `(\w+\.py)`", (DOCS / "start.md").read_text(), re.MULTILINE))
+    assert listed == examples
