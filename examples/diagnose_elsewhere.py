@@ -73,7 +73,7 @@ def main() -> None:
 
     held_out = images[1500 : 1500 + args.observations]
     report("PyTorch", pyro_vae.diagnose(model, guide, held_out))
-    print(f"PyTorch: {coverage_reading(pyro_vae.calibrate(model, guide, held_out))}")
+    print(f"PyTorch: {coverage_reading(pyro_vae.calibrate(model, guide, data=held_out))}")
     print(f"PyTorch: {pyro_vae.active_units(model, guide, held_out).active_units} of {Z_DIM} latents active")
 
     # Five counts per row with a log rate of its own; Pyro's AutoNormal, Pyro's SVI, Pyro's parameter store.

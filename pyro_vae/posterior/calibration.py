@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, sample_sites
 from pyro_vae.posterior.preparation import as_parts, prepare
+from pyro_vae.svi.isolation import isolated
 
 __all__ = ["calibrate"]
 
@@ -27,11 +28,11 @@ UNIVARIATE = torch.Size()
 def calibrate(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    data: Any,
     n: int = 1000,
+    *,
+    data: Any = None,
     draws: int = 1000,
     seed: int = 0,
-    *,
     chunk: int = CHUNK,
 ) -> xr.Dataset:
     r"""Draw latents and data from the model, and ask the guide where in its posterior those latents lie.
@@ -46,11 +47,12 @@ def calibrate(
     ----------
     model, guide
         As in :func:`~pyro_vae.posterior.importance.log_weights`; the guide must be amortized.
-    data
-        Gives the shapes; of a conditional model also the conditions, used again and again up to ``n``. What
-        the model observes is replaced by simulated data.
     n
         Simulations.
+    data
+        Gives the shapes; of a conditional model also the conditions, used again and again up to ``n``. What
+        the model observes is replaced by simulated data. Models with a method ``sample(n)``, as those of
+        :mod:`pyro_vae.models`, need none.
     draws
         Draws for each simulation where ranks are needed: Normal and other univariate guides have exact
         transforms, and so do multivariate Normals; flows and guides with several latent sites are ranked.
@@ -67,8 +69,9 @@ def calibrate(
     Raises
     ------
     ValueError
-        If what the model observes is none of its arguments, so simulated data cannot take its place, or if
-        the guide has parameters for each observation.
+        If there are no ``data`` and the model cannot sample; if what the model observes is none of its
+        arguments, so that simulated data cannot take its place; if the guide has parameters for each
+        observation.
 
     Examples
     --------
@@ -80,11 +83,12 @@ def calibrate(
     >>> def guide(x):
     ...     with pyro.plate("data", len(x)):
     ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5 / 2))  # half of the right standard deviation
-    >>> calibrate(model, guide, torch.zeros(2))["coverage"].sel(level=0.9).round(1).values
+    >>> calibrate(model, guide, data=torch.zeros(2))["coverage"].sel(level=0.9).round(1).values
     array([0.6])
     """
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
+    data = _example(model, seed) if data is None else data
     parts = as_parts(data)
     rows = np.arange(n) % len(parts[0])
     repeated = tuple(part[rows] for part in parts)
@@ -115,6 +119,19 @@ def calibrate(
         {"simulation": np.arange(n), "latent": names, "level": list(LEVELS)},
         {"simulations": n, "seed": seed, "method": "exact" if exact else "ranks"},
     )
+
+
+def _example(model: Callable[..., Any], seed: int) -> Tensor:
+    """Two observations of the model's own, for their shape."""
+    sample = getattr(model, "sample", None)
+    if not callable(sample):
+        raise ValueError(
+            "there are no data to take the shapes from, and the model has no method sample(n) to make some; "
+            "give data="
+        )
+    with isolated(model, model, seed=seed):
+        example: Tensor = sample(2)
+    return example
 
 
 def _simulate(pair: Pair, block: slice) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
