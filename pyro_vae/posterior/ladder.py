@@ -70,8 +70,7 @@ def repair(
     2. ``local``: the best member of the guide's family for this observation alone, found by optimization
        (:func:`~pyro_vae.posterior.gaps.inference_gaps`), its draws resampled in the same way;
     3. ``nuts``: NUTS on the latents, believed if R-hat is at most 1.01 and the effective sample size at
-    least 100 per
-       chain.
+       least 100 per chain.
 
     What no step repairs keeps the draws of the last step tried and is marked.
 
