@@ -222,7 +222,7 @@ def run_study(
     """
     config = StudyConfig() if config is None else config
     everything = data_sets.load(config.data, root=config.root, likelihood=config.likelihood)
-    train, held_out = data_sets.split(everything, config.held_out, seed=0)
+    train, held_out = _split(everything, config.held_out)
     folder = claim(Path("runs") / everything.name if out is None else out)
     folder.write_record(dataclasses.asdict(config), str(resolve_device(config.device)), {"status": "running"})
 
@@ -271,6 +271,14 @@ def run_study(
     return study
 
 
+def _split(everything: data_sets.DataSet, share: float) -> tuple[data_sets.DataSet, data_sets.DataSet]:
+    """Training and held-out data; real-valued ones in units of the training data's standard deviations."""
+    train, held_out = data_sets.split(everything, share, seed=0)
+    if everything.likelihood in ("normal", "student-t"):
+        return data_sets.standardize(train), data_sets.standardize(held_out, like=train)
+    return train, held_out
+
+
 def make_pair(
     config: StudyConfig, data: data_sets.DataSet, scale: str, seed: int
 ) -> tuple[VAE, AmortizedNormal]:
@@ -282,6 +290,7 @@ def make_pair(
         encoder = MLPEncoder(features, config.hidden)
         decoder = MLPDecoder(config.latent_dim, config.hidden[::-1], features * likelihood.outputs)
         model = VAE(decoder, config.latent_dim, likelihood)
+        model.init_output(torch.as_tensor(data.x))
         guide = AmortizedNormal(model, encoder, scale=scale, init_scale=config.init_scale)
     return model, guide
 

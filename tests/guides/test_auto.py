@@ -513,7 +513,7 @@ def test_maps_agree_at_equal_scale(guide_class, name):
 
 
 @pytest.mark.parametrize("guide_class", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
-@pytest.mark.parametrize("raw", [-1e4, -200.0, 200.0])
+@pytest.mark.parametrize("raw", [-1e4, -200.0, 150.0])
 @pytest.mark.parametrize("name", ["logvar", "softplus", "stdplus", "explinear"])
 def test_density_takes_log_scale_from_the_map(guide_class, raw, name):
     """Where σ itself under- or overflows, log q and its gradient are those of log σ."""
@@ -526,18 +526,17 @@ def test_density_takes_log_scale_from_the_map(guide_class, raw, name):
     parameter = guide.scales.x_unconstrained if guide_class is AutoNormal else guide.scale_unconstrained
     with torch.no_grad():
         parameter.fill_(raw)
-    q = dist_of(guide)
-    log_prob = q.log_prob(q.base_dist.loc.detach() if hasattr(q, "base_dist") else q.loc.detach())
-    scale_map = scales.get(name)
-    wide = torch.tensor(raw, requires_grad=True)
-    expected = -2 * scale_map.log_scale(wide) - math.log(2 * math.pi)
+    if guide_class is AutoNormal:
+        q = poutine.trace(guide).get_trace().nodes["x_unconstrained"]["fn"]
+    else:
+        q = guide.get_posterior()
+    log_prob = q.log_prob(q.mean.detach())
+    start = torch.tensor(raw, requires_grad=True)
+    expected = -2 * scales.get(name).log_scale(start) - math.log(2 * math.pi)
     assert log_prob.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def dist_of(guide):
-    if isinstance(guide, AutoNormal):
-        return poutine.trace(guide).get_trace().nodes["x_unconstrained"]["fn"]
-    return guide.get_posterior()
+    (slope,) = torch.autograd.grad(expected, start)
+    log_prob.backward()
+    assert parameter.grad.sum().item() == pytest.approx(slope.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("guide_class", GUIDES)
