@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.objective import Estimate, Objective, Program
-from pyro_vae.svi.simplify import has_effect, simplify
+from pyro_vae.svi.simplification import has_effect, simplify
 
 __all__ = ["capture_step", "fork_rng", "gradient_step", "untouched_buffers"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vae.svi.engines import CapturedEngine
-from pyro_vae.svi.simplify import mutates
+from pyro_vae.svi.simplification import mutates
 from pyro_vae.svi.verification import agree
 
 __all__ = ["CudaGraphEngine", "InductorEngine"]

@@ -24,7 +24,7 @@ from pyro_vae.svi.loop import training_mode
 from pyro_vae.svi.noise_inputs import NoiseError, noise_as_inputs
 from pyro_vae.svi.objective import ELBO, Objective, Program
 from pyro_vae.svi.parameters import bound, trainable_parameters
-from pyro_vae.svi.simplify import simplify
+from pyro_vae.svi.simplification import simplify
 from pyro_vae.svi.threads import WORTH_A_SECOND_THREAD, threads_for
 from pyro_vae.svi.updates import make_update
 from pyro_vae.svi.verification import close
