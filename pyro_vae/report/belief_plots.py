@@ -98,7 +98,7 @@ def plot_units(units: Mapping[str, xr.Dataset]) -> Figure:
         for seed in range(fits.sizes["seed"]):
             fit = fits.isel(seed=seed)
             _draw_units(axes, fit, colors[str(name)], marker, str(name) if seed == 0 else None)
-    axes.set(xlabel="latent dimension, by KL", ylabel="KL(q ‖ prior), nats per observation")
+    axes.set(xlabel="latent dimension, by KL", ylabel="KL (nats per observation)")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, title="hollow: inactive")

@@ -18,7 +18,7 @@ __all__ = ["plot_latents", "plot_samples", "plot_traversal"]
 
 Array = NDArray[np.float64]
 
-PALETTE = colormaps["tab20"]
+PALETTE = colormaps["tab10"]
 """Labels with more values than it has colours are not shown."""
 MOST_WALKS = 10
 
@@ -39,6 +39,7 @@ def plot_samples(trees: Mapping[str, xr.DataTree], image_shape: tuple[int, int])
         rows[str(name)] = _mosaic(images.reshape(1, -1, *image_shape))
     size = next(iter(rows.values())).shape
     figure = Figure(figsize=(WIDTH, 0.2 + len(rows) * (WIDTH - 1) * size[0] / size[1]), layout="constrained")
+    figure.set_layout_engine("constrained", h_pad=0.02, hspace=0.0)
     panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, (name, mosaic) in zip(panels, rows.items(), strict=True):
         axes.imshow(mosaic, cmap="gray_r", interpolation="nearest")
@@ -77,7 +78,11 @@ def plot_traversal(
         axes.set_yticks((np.arange(len(order)) + 0.5) * height, [f"z[{i}]" for i in order], fontsize=8)
         offsets = walks["offset"].values
         ends = [0, len(offsets) // 2, len(offsets) - 1]
-        axes.set_xticks([(i + 0.5) * width for i in ends], [f"{offsets[i]:+.0f}" for i in ends], fontsize=8)
+        axes.set_xticks(
+            [(i + 0.5) * width for i in ends],
+            [f"{offsets[i]:+.0f}" if offsets[i] else "0" for i in ends],
+            fontsize=8,
+        )
         axes.set_title(str(name), fontsize=10)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -129,7 +134,13 @@ def plot_latents(latents: Mapping[str, xr.Dataset], units: Mapping[str, xr.Datas
             for code, label in enumerate(classes)
         ]
         figure.legend(
-            handles=dots, loc="outside lower center", ncols=min(10, len(dots)), title="label", frameon=False
+            handles=dots,
+            loc="outside lower center",
+            ncols=5,
+            title="label",
+            frameon=False,
+            handletextpad=0.2,
+            columnspacing=1.2,
         )
     return figure
 

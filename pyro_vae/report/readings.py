@@ -62,19 +62,24 @@ def _lines(
 
 def _bound(diagnostics: "xr.Dataset") -> Told:
     loss = float((diagnostics["log_evidence"] - diagnostics["elbo"]).mean())
-    return "the ELBO lies", f"{loss:.2f}", "nats per observation below the log evidence, which is what q loses at least"
+    return (
+        "the ELBO lies",
+        f"{loss:.2f}",
+        "nats per observation below the log evidence, which is what q loses at least",
+    )
 
 
 def _gap(gaps: "xr.Dataset") -> Told:
     family = float(gaps["approximation_gap"].mean())
     encoder = float(gaps["amortization_gap"].mean())
-    numbers = f"{encoder:.2f} and {family:.2f}"
-    after = "nats are lost by encoder and family"
     if max(family, encoder) < SMALL:
-        return "q is close to the posterior:", numbers, after
-    if encoder > family:
-        return "a longer fit or a better encoder would help:", numbers, after
-    return "a richer family, such as AmortizedMultivariateNormal, would help:", numbers, after
+        verdict = "q is close to the posterior"
+    elif encoder > family:
+        verdict = "a longer fit or a better encoder would help"
+    else:
+        verdict = "a richer family, such as AmortizedMultivariateNormal, would help"
+    numbers = f"{encoder:.2f} + {family:.2f}"
+    return f"{verdict}: encoder + family lose", numbers, "nats per observation"
 
 
 def _khat(diagnostics: "xr.Dataset") -> Told:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from pyro_vae.report.style import WIDTH, bare, guide_colors
 
 __all__ = ["plot_scale_history", "plot_scales"]
-
-TICKS = LogLocator(base=10, subs=(1, 2, 5))
 
 
 def plot_scale_history(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
@@ -37,10 +36,7 @@ def plot_scale_history(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
     for axes in panels.flat[len(histories) :]:
         axes.set_visible(False)
     panels[0, 0].set_yscale("log")
-    for axis in (panels[0, 0].yaxis,):
-        axis.set_major_locator(TICKS)
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
+    _plain_numbers(panels[0, 0].yaxis)
     panels[0, 0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("σ of q(z|x)", fontsize=10)
@@ -66,11 +62,16 @@ def plot_scales(latents: Mapping[str, xr.Dataset]) -> Figure:
         counts, _ = np.histogram(scale, bins=bins)
         axes.stairs(counts / scale.size, bins, color=colors[name], lw=1.4, label=name)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(TICKS)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain_numbers(axes.xaxis)
     axes.set(xlabel="σ of q(z|x)", ylabel="share of σ in a bin")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     bare(axes)
     return figure
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """0.2 and not 2 × 10⁻¹ on a logarithmic axis; a tick or two in every factor of three."""
+    axis.set_major_locator(LogLocator(base=10, subs=(1, 1.5, 2, 3, 5, 7), numticks=20))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -141,7 +141,8 @@ class StudyConfig:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
                 raise ValueError(f"{name!r} is no setting of a study; {hint}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
     def command(self, out: str | Path | None = None) -> str:
         """The command that runs this study, with every setting that is not the default.

@@ -84,7 +84,9 @@ def run_study(
     return _write_down(Study(config, folder.root, findings), device)
 
 
-def diagnose_again(study: Study, *, progress: bool = True, **changes: int) -> Study:
+def diagnose_again(
+    study: Study, *, draws: int | None = None, gap_observations: int | None = None, progress: bool = True
+) -> Study:
     """Diagnose the fits of a finished run once more, and write diagnostics, comparison and report anew.
 
     Parameters
@@ -99,6 +101,8 @@ def diagnose_again(study: Study, *, progress: bool = True, **changes: int) -> St
     FileNotFoundError, ValueError
         If the data are not where they were or the fits do not suit them.
     """
+    asked = {"draws": draws, "gap_observations": gap_observations}
+    changes = {name: value for name, value in asked.items() if value is not None}
     config = dataclasses.replace(study.config, **changes)  # type: ignore[arg-type]
     _, train, held_out = _load(config)
     folder = RunFolder(study.folder)
@@ -174,6 +178,7 @@ def _fit_one(
     config: StudyConfig, train: data_sets.DataSet, scale: str, seed: int, show: Show, done: int
 ) -> Fit:
     model, guide = make_pair(config, train, scale, seed)
+    about = f"{scale}, seed {seed}"
     scales = ScaleHistory(guide, torch.as_tensor(train.x[:WATCHED_ROWS]))
     fitted = fit(
         model,
@@ -185,7 +190,10 @@ def _fit_one(
         seed=seed,
         device=config.device,
         progress=False,
-        callbacks=[scales, lambda r: show(done + r.epoch + 1, f"{scale}, seed {seed}: loss {r.loss:.4g} nats")],
+        callbacks=[
+            scales,
+            lambda r: show(done + r.epoch + 1, f"{scale}, seed {seed}: loss {r.loss:.4g} nats"),
+        ],
     )
     history = fitted.history.assign(scale=(("epoch", "latent"), scales.epochs))
     return dataclasses.replace(fitted, history=history)

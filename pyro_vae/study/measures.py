@@ -11,6 +11,7 @@ from pyro_vae.models import traverse
 from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.svi import EpochRecord, Fit
+from pyro_vae.svi.progress import progress_bar
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,7 +35,7 @@ class ScaleHistory:
         self.epochs: list[np.ndarray[Any, Any]] = []
 
     @torch.no_grad()
-    def __call__(self, record: EpochRecord) -> None:
+    def __call__(self, _record: EpochRecord) -> None:
         """Note σ; it leaves the random stream alone."""
         device = next(self.guide.parameters()).device
         log_scale = self.guide.local_parameters(self.rows.to(device))["log_scale"]
@@ -60,11 +61,11 @@ def first_fit_gaps(
 
     if config.gap_observations == 0:
         return None
-    rows = held_out.x[: config.gap_observations]
-    gaps = [
-        inference_gaps(fitted.model, fitted.guide, rows, draws=config.draws, progress=progress)
-        for fitted in fits.values()
-    ]
+    rows, gaps = held_out.x[: config.gap_observations], []
+    with progress_bar(len(fits), "best q of each observation", enabled=progress) as show:
+        for name, fitted in fits.items():
+            gaps.append(inference_gaps(fitted.model, fitted.guide, rows, draws=config.draws))
+            show(len(gaps), name)
     return xr.concat(gaps, "guide", combine_attrs="drop_conflicts").assign_coords(guide=list(fits))
 
 
@@ -77,9 +78,7 @@ def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
     import xarray as xr
 
     model: Any = fitted.model
-    tree = from_pyro_svi(
-        model, fitted.guide, held_out.x[:SHOWN_OBSERVATIONS], draws=KEPT_DRAWS, name=name
-    )
+    tree = from_pyro_svi(model, fitted.guide, held_out.x[:SHOWN_OBSERVATIONS], draws=KEPT_DRAWS, name=name)
     device = next(model.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(0)

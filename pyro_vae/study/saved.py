@@ -61,7 +61,7 @@ def read_findings(folder: RunFolder, record: dict[str, Any]) -> Findings:
 def _load_tree(path: Path, *, engine: str) -> "xr.DataTree":
     import xarray as xr
 
-    with xr.open_datatree(path, engine=engine) as lazy:  # type: ignore[arg-type]
+    with xr.open_datatree(path, engine=engine) as lazy:
         return lazy.load()
 
 
