@@ -100,7 +100,7 @@ def plot_units(units: Mapping[str, xr.Dataset]) -> Figure:
             _draw_units(axes, fit, colors[str(name)], marker, str(name) if seed == 0 else None)
     axes.set(xlabel="latent dimension, by KL", ylabel="KL (nats per observation)")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.legend(frameon=False, title="hollow: inactive")
     bare(axes)
     return figure

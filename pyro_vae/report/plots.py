@@ -60,7 +60,7 @@ def plot_training(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
         bare(axes)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     whole.set_ylabel("loss (nats per observation)")
     guides = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     whole.legend(handles=guides, title="guide, one line per seed", frameon=False)

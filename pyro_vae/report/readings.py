@@ -75,7 +75,7 @@ def _gap(gaps: "xr.Dataset") -> Told:
     if max(family, encoder) < SMALL:
         verdict = "q is close to the posterior"
     elif encoder > family:
-        verdict = "a longer fit or a better encoder would help"
+        verdict = "a better encoder or more data would help"
     else:
         verdict = "a richer family, such as AmortizedMultivariateNormal, would help"
     numbers = f"{encoder:.2f} + {family:.2f}"

@@ -93,8 +93,10 @@ def diagnose_again(
     ----------
     study
         From :meth:`Study.load`.
-    changes
-        New values of ``draws`` and ``gap_observations``.
+    draws, gap_observations
+        As in :class:`StudyConfig`; by default those of the run.
+    progress
+        As in :func:`run_study`.
 
     Raises
     ------
@@ -192,7 +194,7 @@ def _fit_one(
         progress=False,
         callbacks=[
             scales,
-            lambda r: show(done + r.epoch + 1, f"{scale}, seed {seed}: loss {r.loss:.4g} nats"),
+            lambda r: show(done + r.epoch + 1, f"{about}: loss {r.loss:.4g} nats"),
         ],
     )
     history = fitted.history.assign(scale=(("epoch", "latent"), scales.epochs))

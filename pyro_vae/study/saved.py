@@ -17,6 +17,7 @@ def write_findings(folder: RunFolder, findings: Findings) -> None:
     for name in MEASURES:
         measure: xr.Dataset = getattr(findings, name)
         measure.to_netcdf(folder.measure(name), engine="h5netcdf")
+    folder.measure("gaps").unlink(missing_ok=True)
     if findings.gaps is not None:
         findings.gaps.to_netcdf(folder.measure("gaps"), engine="h5netcdf")
     for name, tree in findings.posteriors.items():

@@ -33,7 +33,8 @@ addEventListener("load", () => {{
     const page = frame.contentDocument, root = page.documentElement;
     const visible = (element) => {{
       const box = element.getBoundingClientRect();
-      return element.naturalWidth > 0 && box.width > 100 && box.height > 50 && box.left >= 0 && box.right <= root.clientWidth;
+      const inside = box.left >= 0 && box.right <= root.clientWidth;
+      return inside && element.naturalWidth > 0 && box.width > 100 && box.height > 50;
     }};
     const table = page.querySelector("table.sortable");
     const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent.trim());
