@@ -17,7 +17,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.svi.isolation import isolated
@@ -29,6 +29,7 @@ CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
 
 StoreState = Any
+"""What ``pyro.get_param_store().get_state()`` returns; Pyro's own type for it is private."""
 
 Layout = Literal["broadcast", "rows"]
 
@@ -52,7 +53,7 @@ class Block:
     log_prior, log_guide
         log p(z) and log q(z|x).
     log_likelihood
-        log p(x|z) by observed site.
+        log p(x|z) by observed site, and what ``pyro.factor`` adds.
     prior, replicates
         Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
         observations, ...); empty unless asked for.
@@ -143,6 +144,8 @@ class Pair:
     @contextmanager
     def evaluation(self, *key: int) -> Iterator[None]:
         """Nothing outside moves: store, random streams, validation, default dtype; no graph is built."""
+        if key[0] < 0:
+            raise ValueError(f"seed is {key[0]}; give a number that is not negative")
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
             yield
@@ -197,7 +200,11 @@ class Pair:
             observations=observations,
             draws=draws,
             latents={name: self.value(site, count, rows) for name, site in latents.items()},
-            observed={name: self.observed_value(site, rows) for name, site in observed.items()},
+            observed={
+                name: self.observed_value(site, rows)
+                for name, site in observed.items()
+                if not site_is_factor(site)
+            },
             log_prior=total(latents),
             log_guide=total(guide_sites),
             log_likelihood={name: total({name: site}) for name, site in observed.items()},
@@ -211,7 +218,7 @@ class Pair:
         return replace(
             block,
             prior={name: self.value(alone[name], count, rows) for name in block.latents},
-            replicates={name: self.value(given[name], count, rows) for name in block.log_likelihood},
+            replicates={name: self.value(given[name], count, rows) for name in block.observed},
         )
 
     def log_prob(self, site: Any, count: int, rows: int) -> Tensor:
@@ -247,8 +254,9 @@ class Pair:
         return tensor.movedim(data_axis, 1)
 
     def observed_value(self, site: Any, rows: int) -> Tensor:
+        """What an observed site was given, with the observation in front."""
         value: Tensor = site["value"].cpu()
-        return value[:rows] if self.layout == "rows" else value
+        return value.movedim(value.dim() - site["fn"].event_dim - 1, 0)[:rows]
 
 
 def coordinate_names(site: str, shape: Sequence[int]) -> list[str]:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_DRAWS, diagnose_pair
-from pyro_vae.posterior.local import fit_local
+from pyro_vae.posterior.local import ROUNDS, fit_local
 from pyro_vae.posterior.preparation import prepare
 from pyro_vae.svi.progress import progress_bar
 
@@ -80,6 +80,10 @@ def inference_gaps(
     """
     if draws < FEWEST_DRAWS:
         raise ValueError(f"draws is {draws}; give at least {FEWEST_DRAWS}")
+    if steps < ROUNDS or particles < 1:
+        raise ValueError(
+            f"steps is {steps} and particles is {particles}; give at least {ROUNDS} steps and 1 particle"
+        )
     pair = prepare(model, guide, data)
     n = pair.observations
     rows = n if pair.whole else max(1, chunk // particles)

@@ -17,8 +17,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.posterior.drawing import Pair, coordinate_names, sample_sites
-from pyro_vae.posterior.preparation import prepare
-from pyro_vae.posterior.tree import library_attrs, select, site_dims
+from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.posterior.tree import library_attrs, site_dims
 from pyro_vae.svi.isolation import owner
 
 __all__ = ["posterior_error", "reference_posterior"]
@@ -223,6 +223,7 @@ class _Unscaled(Messenger):
 
 
 def latent_sites(pair: Pair) -> dict[str, Any]:
+    """The model's latents, as Pyro traced them."""
     with pair.evaluation(0):
         trace = pair.run_model(pair.args, 1)
     return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
@@ -242,6 +243,7 @@ def _exact(pair: Pair, draws: int, seed: int) -> dict[str, Tensor]:
 def posterior_tree(
     values: dict[str, Tensor], index: NDArray[np.int64], method: str, seed: int
 ) -> xr.DataTree:
+    """Draws by site, (chains, draws, observations, ...), as a tree with the group ``posterior``."""
     import arviz_base
 
     tree: xr.DataTree = arviz_base.from_dict(

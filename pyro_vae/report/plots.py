@@ -41,11 +41,12 @@ def plot_training(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
     colors = guide_colors(list(histories))
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     whole, late = figure.subplots(1, 2)
-    second_halves, longest = [np.empty(0)], 1
+    second_halves, longest, held_out = [np.empty(0)], 1, False
     for name, fits in histories.items():
         for history in fits:
             losses = _by_epoch(history)
             longest = max(longest, len(losses))
+            held_out |= bool(np.isfinite(losses[:, 1]).any())
             second_halves.append(losses[len(losses) // 2 :].ravel())
             for axes in (whole, late):
                 axes.plot(np.arange(1, len(losses) + 1), losses[:, 0], color=colors[str(name)], lw=1)
@@ -64,7 +65,7 @@ def plot_training(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
     whole.set_ylabel("loss (nats per observation)")
     guides = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     whole.legend(handles=guides, title="guide, one line per seed", frameon=False)
-    if any(np.isfinite(_by_epoch(history)[:, 1]).any() for fits in histories.values() for history in fits):
+    if held_out:
         kinds = [Line2D([], [], color=GREY, ls=style, label=kind) for kind, style in KINDS.items()]
         late.legend(handles=kinds, frameon=False)
     return figure

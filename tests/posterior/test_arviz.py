@@ -50,7 +50,8 @@ def test_plot_ppc_dist(tree):
 
 
 def test_plot_ecdf_pit():
-    pit = calibrate(*pair(1.0), n=100)["pit"].rename(simulation="draw").expand_dims(chain=[0])
+    model, guide, x = pair(1.0)
+    pit = calibrate(model, guide, n=100, data=x)["pit"].rename(simulation="draw").expand_dims(chain=[0])
     sbc = xr.Dataset({"z": pit})
     arviz_plots.plot_ecdf_pit(xr.DataTree.from_dict({"prior_sbc": sbc}), backend="matplotlib")
 

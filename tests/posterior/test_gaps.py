@@ -121,6 +121,12 @@ def test_networks_that_do_not_broadcast():
 
 
 class TestErrors:
+    @pytest.mark.parametrize("arguments", [{"steps": 0}, {"particles": 0}, {"draws": 5}])
+    def test_numbers_that_make_no_sense(self, arguments):
+        model = diagonal()
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))} is "):
+            inference_gaps(model, GaussianGuide.exact(model), observations(model, 2), **arguments)
+
     def test_a_family_that_is_not_normal(self):
         def model(x):
             with pyro.plate("data", len(x)):

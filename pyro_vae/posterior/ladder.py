@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_DRAWS, khat_threshold, pareto_smooth
 from pyro_vae.posterior.local import fit_local
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.preparation import prepare, select
 from pyro_vae.posterior.reference import (
     LARGEST_RHAT,
     SMALLEST_ESS_PER_CHAIN,
@@ -23,7 +23,6 @@ from pyro_vae.posterior.reference import (
     nuts,
     posterior_tree,
 )
-from pyro_vae.posterior.tree import select
 from pyro_vae.svi.progress import progress_bar
 
 __all__ = ["repair"]

@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 
 from pyro_vae.posterior import from_pyro_svi
-from pyro_vae.posterior.repair import repair
+from pyro_vae.posterior.ladder import repair
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, diagonal, observations
 
 pytestmark = pytest.mark.arviz
