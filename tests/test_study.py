@@ -310,7 +310,9 @@ def test_plot_is_a_figure(study: Study) -> None:
 class TestConfigFile:
     def test_toml_may_name_everything(self, tmp_path: Path) -> None:
         path = tmp_path / "study.toml"
-        path.write_text('data = "digits"\nscale = ["abs", "logvar"]\nbatch-size = 32\nhidden = [8]\nout = "a"\n')
+        path.write_text(
+            'data = "digits"\nscale = ["abs", "logvar"]\nbatch-size = 32\nhidden = [8]\nout = "a"\n'
+        )
         values = read_config(path)
         assert values.pop("out") == "a"
         expected = StudyConfig(scales=("abs", "logvar"), batch_size=32, hidden=(8,))

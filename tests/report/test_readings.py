@@ -53,9 +53,7 @@ def said(given, measure):
 
 def test_guides_that_agree_share_a_line():
     (sentence,) = said(findings(coverage=(0.74, 0.7)), "coverage")
-    assert (
-        sentence == "q is too narrow: its 90% intervals cover 74% (logvar), 70% (softplus) of the latents"
-    )
+    assert sentence == "q is too narrow: its 90% intervals cover 74% (logvar), 70% (softplus) of the latents"
 
 
 def test_guides_that_differ_have_their_own():
