@@ -105,7 +105,7 @@ def _print_readings(console: "Console", study: "Study") -> None:
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for reading in read_findings_aloud(study.findings):
-        table.add_row(reading.measure, reading.sentence)
+        table.add_row(reading.measure, reading.guide, reading.sentence)
     console.print("Can the posteriors be believed?", highlight=False)
     console.print(table, highlight=False)
     console.print()

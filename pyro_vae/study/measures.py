@@ -47,7 +47,7 @@ def measure_fit(fitted: Fit, held_out: DataSet, config: StudyConfig, seed: int) 
     model, guide, x = fitted.model, fitted.guide, held_out.x
     return {
         "diagnostics": diagnose(model, guide, x, draws=config.draws, seed=seed),
-        "calibration": calibrate(model, guide, x, seed=seed),
+        "calibration": calibrate(model, guide, data=x, seed=seed),
         "units": active_units(model, guide, x, seed=seed),
         "latents": _latents(guide, held_out),
     }
