@@ -126,6 +126,7 @@ def test_options_win_over_the_file_and_the_file_over_defaults(
 @pytest.mark.parametrize("command", ["compare", "fit"])
 def test_help_tells_the_defaults_that_hold(command: str) -> None:
     shown = " ".join(CliRunner(env={"COLUMNS": "300"}).invoke(app, [command, "--help"]).stdout.split())
+    shown = shown.split(" Options ", 1)[1]
     defaults = dataclasses.asdict(StudyConfig())
     if command == "fit":
         defaults |= {"seeds": 1, "scales": ("softplus",)}

@@ -33,19 +33,17 @@ def plot_samples(trees: Mapping[str, xr.DataTree], image_shape: tuple[int, int])
     image_shape
         Height and width.
     """
-    rows = {}
-    for name, tree in trees.items():
-        images = tree["prior_predictive"].to_dataset()["x"].values
-        rows[str(name)] = _mosaic(images.reshape(1, -1, *image_shape))
-    size = next(iter(rows.values())).shape
-    figure = Figure(figsize=(WIDTH, 0.2 + len(rows) * (WIDTH - 1) * size[0] / size[1]), layout="constrained")
-    figure.set_layout_engine("constrained", h_pad=0.02, hspace=0.0)
-    panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axes, (name, mosaic) in zip(panels, rows.items(), strict=True):
-        axes.imshow(mosaic, cmap="gray_r", interpolation="nearest")
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+    drawn = [tree["prior_predictive"].to_dataset()["x"].values for tree in trees.values()]
+    mosaic = _mosaic(np.stack([images.reshape(-1, *image_shape) for images in drawn]))
+    ratio = mosaic.shape[0] / mosaic.shape[1]
+    figure = Figure(figsize=(WIDTH, 0.2 + (WIDTH - 0.9) * ratio), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(mosaic, cmap="gray_r", interpolation="nearest")
+    height = mosaic.shape[0] / len(trees)
+    axes.set_yticks((np.arange(len(trees)) + 0.5) * height, list(map(str, trees)))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure
 
 
