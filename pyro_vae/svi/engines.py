@@ -15,7 +15,7 @@ from pyro_vae.svi.verification import agree, changed_settings, settings_of
 
 __all__ = ["ENGINES", "CaptureError", "CapturedEngine", "EagerEngine", "Engine"]
 
-ENGINES = ("auto", "captured", "eager", "inductor")
+ENGINES = ("auto", "captured", "cuda-graph", "eager", "inductor")
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_VERIFICATIONS = 250

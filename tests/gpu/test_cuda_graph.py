@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 def test_the_graph_learns_what_eager_cuda_learns(max_norm: float | None) -> None:
     """40 rows in batches of 16: two batch shapes, so two graphs."""
     histories = []
-    for engine in ("eager", "captured", "auto"):
+    for engine in ("eager", "captured", "cuda-graph"):
         torch.manual_seed(0)
         pair = PAIRS["tutorial"]()
         fitted = fit(
@@ -41,6 +41,7 @@ def test_noise_is_fresh_at_every_replay() -> None:
         pair.guide,
         observations(16),
         device="cuda",
+        engine="cuda-graph",
         batch_size=16,
         steps=6,
         lr=1e-30,
