@@ -1,0 +1,7 @@
+"""A captured step as one generated C++ function that takes many steps per call."""
+
+from pyro_vae.svi.native.build import BuildError
+from pyro_vae.svi.native.engine import NativeSteps, StepTerms, supported
+from pyro_vae.svi.native.lowering import Unsupported
+
+__all__ = ["BuildError", "NativeSteps", "StepTerms", "Unsupported", "supported"]
