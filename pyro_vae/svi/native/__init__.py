@@ -2,6 +2,6 @@
 
 from pyro_vae.svi.native.build import BuildError
 from pyro_vae.svi.native.engine import NativeSteps, StepTerms, supported
-from pyro_vae.svi.native.lowering import Unsupported
+from pyro_vae.svi.native.formulas import UnsupportedError
 
-__all__ = ["BuildError", "NativeSteps", "StepTerms", "Unsupported", "supported"]
+__all__ = ["BuildError", "NativeSteps", "StepTerms", "UnsupportedError", "supported"]

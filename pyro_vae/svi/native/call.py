@@ -1,6 +1,7 @@
 """The one argument of the generated function: a C struct, declared here once for both languages."""
 
 import ctypes
+from typing import Any
 
 __all__ = ["Call", "declaration"]
 
@@ -34,15 +35,17 @@ _FIELDS = (
     ("double*", "squares", "partial sums of the norm"),
 )
 
-_CTYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
+_CTYPES: dict[str, Any] = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 
 
 class Call(ctypes.Structure):
     """As in C; pointers are addresses."""
 
-    _fields_ = [(name, _CTYPES.get(kind, ctypes.c_void_p)) for kind, name, _ in _FIELDS]  # noqa: RUF012
+    _fields_ = [(name, _CTYPES.get(kind, ctypes.c_void_p)) for kind, name, _ in _FIELDS]
 
 
 def declaration() -> str:
     """The struct in C++; ``T`` is the number type of the step."""
-    return "\n".join(["struct Call {", *(f"  {kind} {name};  // {note}" for kind, name, note in _FIELDS), "};"])
+    return "\n".join(
+        ["struct Call {", *(f"  {kind} {name};  // {note}" for kind, name, note in _FIELDS), "};"]
+    )

@@ -8,7 +8,7 @@ from importlib.resources import files
 import torch
 
 from pyro_vae.svi.native.call import declaration
-from pyro_vae.svi.native.lowering import literal
+from pyro_vae.svi.native.formulas import literal
 from pyro_vae.svi.native.program import Buffer, Pointwise, Product, Program, Sum, View
 from pyro_vae.svi.native.stages import Loop, Stage, arrange
 
@@ -58,10 +58,11 @@ def _aligned(size: int) -> int:
 
 
 def _constants(program: Program, layout: _Layout, stages: Sequence[Stage]) -> list[str]:
+    gradients = [view.source for view in program.gradients]
     deepest = max((op.left.shape[1] for op in stages if isinstance(op, Product)), default=0)
     tables = {
         "PARAMETER_SIZES": [b.size for b in program.parameters],
-        "GRADIENT_OFFSETS": [layout.offsets[v.source] for v in program.gradients if isinstance(v.source, Buffer)],
+        "GRADIENT_OFFSETS": [layout.offsets[b] for b in gradients if isinstance(b, Buffer)],
         "ROW_SIZES": [b.size // program.batch_size for b in program.data],
         "DATA_OFFSETS": [layout.offsets[b] for b in program.data],
     }

@@ -13,16 +13,12 @@ from torch.optim import Adam, Optimizer
 from pyro_vae.svi.native.build import load
 from pyro_vae.svi.native.call import Call
 from pyro_vae.svi.native.emitter import emit
-from pyro_vae.svi.native.lowering import Unsupported, lower
+from pyro_vae.svi.native.formulas import UnsupportedError
+from pyro_vae.svi.native.lowering import lower
+from pyro_vae.svi.native.pace import Pace
 from pyro_vae.svi.threads import WORTH_A_SECOND_THREAD
 
 __all__ = ["NativeSteps", "StepTerms", "supported"]
-
-SECONDS_PER_CALL = 0.1
-"""Seconds that one call may take: Python handles an interrupt only between calls."""
-
-FIRST_GUESS = 1e9
-"""Floating-point operations per second, on the low side, before the first call is timed."""
 
 
 class StepTerms(NamedTuple):
@@ -44,7 +40,7 @@ def supported(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequen
     """
     try:
         lower(graph, parameters, batch)
-    except Unsupported as error:
+    except UnsupportedError as error:
         return str(error)
     return None
 
@@ -60,8 +56,8 @@ class NativeSteps:
     Parameters
     ----------
     graph
-        What :func:`~pyro_vae.svi.capture.capture_step` returns: ``graph(*parameters, kl_weight, *batch)`` gives
-        loss, KL, reconstruction and a gradient for each parameter.
+        What :func:`~pyro_vae.svi.capture.capture_step` returns: ``graph(*parameters, kl_weight, *batch)``
+        gives loss, KL, reconstruction and a gradient for each parameter.
     parameters
         The graph's leading inputs; contiguous, on the CPU, float32 or float64.
     batch
@@ -75,11 +71,11 @@ class NativeSteps:
         So many steps in a row that are not finite end a run.
     threads
         By default one for a step so small that threads would cost more to wait for each other, else torch's
-        number.
+        number or one, whichever the clock says (:class:`~pyro_vae.svi.native.pace.Pace`).
 
     Raises
     ------
-    Unsupported
+    UnsupportedError
         If the graph or the optimizer is not of these, by the name of what is not known.
     BuildError
         If there is no C++ compiler or it fails.
@@ -103,12 +99,12 @@ class NativeSteps:
         self.max_norm = math.inf if max_norm is None else max_norm
         self.most_bad, self.bad_in_a_row = most_bad, 0
         few = self.program.flops < WORTH_A_SECOND_THREAD
-        self.threads = threads or (1 if few else torch.get_num_threads())
-        self.seconds_per_step = max(self.program.flops, 1) / FIRST_GUESS
+        choices = [threads] if threads else sorted({1, 1 if few else torch.get_num_threads()})
+        self._pace = Pace(choices, self.program.flops)
         self._library = load(emit(self.program))
         self._library.run.restype = ctypes.c_int64
         self._arena = torch.zeros(self._size("arena_size"), dtype=self.program.dtype)
-        self._packing = torch.zeros(self.threads * self._size("packing_size"), dtype=self.program.dtype)
+        self._packing = torch.zeros(choices[-1] * self._size("packing_size"), dtype=self.program.dtype)
         self._squares = torch.zeros(self._size("squares_size"), dtype=torch.float64)
 
     def _size(self, name: str) -> int:
@@ -144,7 +140,7 @@ class NativeSteps:
         index, kl_weight = index.contiguous(), kl_weight.to(dtype).contiguous()
         done = good = 0
         while done < steps and self.bad_in_a_row < self.most_bad:
-            count = min(steps - done, max(1, int(SECONDS_PER_CALL / self.seconds_per_step)))
+            count = min(steps - done, self._pace.steps)
             results = [x[done : done + count] for x in (loss, kl, reconstruction, norm, bad)]
             ran, taken = self._call(
                 data, index[done : done + count], kl_weight[done : done + count], rates[good:], results
@@ -167,7 +163,9 @@ class NativeSteps:
             raise ValueError(f"data has parts of (dtype, row size) {given}, unlike the batch of the graph")
         rows = min(len(x) for x in data)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < rows:
-            raise ValueError(f"index goes from {int(index.min())} to {int(index.max())}, data has {rows} rows")
+            raise ValueError(
+                f"index goes from {int(index.min())} to {int(index.max())}, data has {rows} rows"
+            )
         return [x.contiguous() for x in data]
 
     def _rates(self, lr: Tensor | None, steps: int) -> Tensor:
@@ -176,7 +174,9 @@ class NativeSteps:
         if lr is None:
             lr = torch.tensor([[float(group["lr"]) for group in groups]]).expand(steps, -1)
         if lr.shape != (steps, len(groups)):
-            raise ValueError(f"lr has shape {tuple(lr.shape)}; give (steps, groups) = ({steps}, {len(groups)})")
+            raise ValueError(
+                f"lr has shape {tuple(lr.shape)}; give (steps, groups) = ({steps}, {len(groups)})"
+            )
         return lr.double()[:, self._groups].contiguous()
 
     def _call(
@@ -186,10 +186,11 @@ class NativeSteps:
         states = [self._state(parameter) for parameter in self.parameters]
         groups = [self.optimizer.param_groups[i] for i in self._groups]
         taken = torch.zeros((), dtype=torch.int64)
+        threads = self._pace.threads
         beta1, beta2 = groups[0]["betas"]
         numbers = {
             "steps": len(index),
-            "threads": self.threads,
+            "threads": threads,
             "beta1": beta1,
             "beta2": beta2,
             "max_norm": self.max_norm,
@@ -218,7 +219,7 @@ class NativeSteps:
         started = time.perf_counter()
         try:
             ran = int(self._library.run(ctypes.byref(call)))
-            self.seconds_per_step = (time.perf_counter() - started) / max(ran, 1)
+            self._pace.note(threads, steps=ran, seconds=time.perf_counter() - started)
             for flag in results[4][:ran].tolist():
                 self.bad_in_a_row = self.bad_in_a_row + 1 if flag else 0
         finally:  # also if an interrupt waited for the call to end
@@ -258,14 +259,16 @@ def _addresses(tensors: Sequence[Tensor]) -> Tensor:
 def _groups(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[int]:
     """The optimizer's group of each parameter."""
     if type(optimizer) is not Adam:
-        raise Unsupported(f"the optimizer {type(optimizer).__name__}; native steps are those of torch.optim.Adam")
+        raise UnsupportedError(
+            f"the optimizer {type(optimizer).__name__}; native steps are those of torch.optim.Adam"
+        )
     group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for group in optimizer.param_groups:
         for option in ("weight_decay", "amsgrad", "maximize"):
             if group[option]:
-                raise Unsupported(f"Adam with {option}={group[option]}")
+                raise UnsupportedError(f"Adam with {option}={group[option]}")
         if group["betas"] != optimizer.param_groups[0]["betas"] or any(map(torch.is_tensor, group["betas"])):
-            raise Unsupported("Adam with betas that are tensors or differ between groups")
+            raise UnsupportedError("Adam with betas that are tensors or differ between groups")
     if any(id(parameter) not in group_of for parameter in parameters):
-        raise Unsupported("an optimizer that leaves out some of the parameters")
+        raise UnsupportedError("an optimizer that leaves out some of the parameters")
     return [group_of[id(parameter)] for parameter in parameters]

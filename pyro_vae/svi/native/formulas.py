@@ -4,10 +4,21 @@ Braces name an argument of the operation's schema; an argument that a formula do
 default value or the value in ``REQUIRED``, unless it is ``IGNORED``.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["FORMULAS", "IGNORED", "MASKS", "REQUIRED", "power"]
+import torch
+
+from pyro_vae.svi.native.program import View
+
+__all__ = ["FORMULAS", "MASKS", "UnsupportedError", "fill_in", "literal"]
+
+
+class UnsupportedError(Exception):
+    """The native engine cannot express this graph; the message names what it does not know."""
+
 
 FORMULAS: Mapping[str, str] = {
     "aten.abs.default": "std::fabs({self})",
@@ -56,7 +67,7 @@ FORMULAS: Mapping[str, str] = {
     "aten.ne.Scalar": "T({self} != {other})",
     "aten.ne.Tensor": "T({self} != {other})",
     "aten.neg.default": "-{self}",
-    "aten.pow.Tensor_Scalar": "{power}",
+    "aten.pow.Tensor_Scalar": "{self} ** {exponent}",
     "aten.reciprocal.default": "1 / {self}",
     "aten.relu.default": "{self} <= 0 ? 0 : {self}",
     "aten.rsqrt.default": "1 / std::sqrt({self})",
@@ -84,7 +95,11 @@ MASKS = frozenset(
     f"aten.{name}"
     for name in (
         *(f"logical_{word}.default" for word in ("and", "not", "or")),
-        *(f"{compare}.{kind}" for compare in ("eq", "ge", "gt", "le", "lt", "ne") for kind in ("Scalar", "Tensor")),
+        *(
+            f"{compare}.{kind}"
+            for compare in ("eq", "ge", "gt", "le", "lt", "ne")
+            for kind in ("Scalar", "Tensor")
+        ),
     )
 )
 """Operations whose result is a truth value."""
@@ -110,6 +125,60 @@ _POWERS = {
 }
 
 
-def power(exponent: float) -> str:
+def _power(exponent: float) -> str:
     """The formula of a power; a rare exponent is right but slow."""
     return _POWERS.get(float(exponent), f"std::pow({{0}}, T({float(exponent)!r}))")
+
+
+def fill_in(name: str, arguments: dict[str, Any]) -> tuple[str, list[View]]:
+    """A formula in which ``{0}``, ``{1}``, … are the operands that come with it, and numbers are put in.
+
+    Raises UnsupportedError for an argument that the formula does not know.
+    """
+    formula = FORMULAS[name]
+    named = set(re.findall(r"\{(\w+)\}", formula))
+    if name == "aten.pow.Tensor_Scalar":
+        formula, named = _power(arguments["exponent"]).replace("{0}", "{self}"), {"self", "exponent"}
+    defaults = _defaults(name)
+    operands: list[View] = []
+    slots: dict[str, str] = {}
+    for key, value in arguments.items():
+        if key in named:
+            if isinstance(value, View) and value.is_stored:
+                slots[key] = f"{{{len(operands)}}}"
+                operands.append(value)
+            else:
+                slots[key] = _number(name, key, value.source if isinstance(value, View) else value)
+        elif IGNORED.get(name) != key:
+            required = REQUIRED.get(name, {}).get(key, defaults.get(key))
+            if value != required:
+                raise UnsupportedError(f"{name} with {key}={value}")
+    if slots.get("alpha") == "T(1.0)":
+        formula = formula.replace("{alpha} * ", "")
+    return formula.format(**slots), operands
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    _, word, overload = name.split(".")
+    schema = getattr(getattr(torch.ops.aten, word), overload)._schema
+    return {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+
+
+def _number(name: str, key: str, value: Any) -> str:
+    """A number as C++."""
+    if value is None and name == "aten.clamp.default":
+        return "-infinity" if key == "min" else "infinity"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, int | float):
+        raise UnsupportedError(f"{name} with {key}={value}")
+    return literal(float(value))
+
+
+def literal(value: float) -> str:
+    """A number as C++, in the type of the step."""
+    if math.isnan(value):
+        return "not_a_number"
+    if math.isinf(value):
+        return "infinity" if value > 0 else "-infinity"
+    return f"T({float(value)!r})"

@@ -37,6 +37,9 @@ constexpr int VECTOR_BYTES = 16, WIDEST = 2;
 constexpr int LANES = VECTOR_BYTES / sizeof(T);
 typedef T Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 
+// A panel whose rows lie over so many bytes is packed, because the processor finds the pages of fewer at once.
+constexpr int64_t MANY_PAGES = 1 << 17;
+
 // Rows of a register tile that is so many vectors wide: with 32 registers, and with 16.
 constexpr int rows_of_tile(int vectors) {
   return WIDEST == 4 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14) : (vectors == 2 ? 6 : 8);
@@ -102,7 +105,8 @@ inline void block(Range rows, Range columns, T* packing, int64_t width, int64_t 
     const int64_t vectors = (here + LANES - 1) / LANES, padded = vectors * LANES;
     const T* source = right + j * right_column;
     int64_t source_row = right_row;
-    if (right_column != 1 || here < padded) {
+    const bool scattered = rows.end - rows.begin >= 64 && depth * right_row * sizeof(T) > MANY_PAGES;
+    if (right_column != 1 || here < padded || scattered) {
       pack(depth, source, right_row, right_column, here, padded, packing);
       source = packing;
       source_row = padded;

@@ -76,7 +76,7 @@ inline float log(float x) {
 
 inline float log1p(float x) {
   const float u = 1.f + x;
-  const float y = math::log(u) - ((u - 1.f) - x) / u;  // the second term is what rounding took from u
+  const float y = math::log(u) - ((u - 1.f) - x) * (1.f / u);  // the second term is what rounding took from u
   return u > 0.f && u < infinity ? y : math::log(u);
 }
 
@@ -139,11 +139,11 @@ inline double lgamma(double x) { return std::lgamma(x); }
 
 }  // namespace math
 
-// Everything below has exp(-|x|) in it, which a loop that holds several of them computes once.
+// These have exp(-|x|) and 1 / (1 + exp(-|x|)) in common: a loop that holds several computes them once.
 
 inline T sigmoid(T x) {
   const T e = math::exp(-std::fabs(x));
-  return (x < 0 ? e : T(1)) / (1 + e);
+  return (x < 0 ? e : T(1)) * (1 / (1 + e));
 }
 inline T log1p_exp(T x) { return (x < 0 ? T(0) : x) + math::log1p(math::exp(-std::fabs(x))); }
 inline T softplus(T x, T beta = 1, T threshold = infinity) {

@@ -38,7 +38,7 @@ class View:
     """Whether it holds truth values (as the numbers 0 and 1)."""
 
     @staticmethod
-    def whole(buffer: Buffer, shape: Sequence[int], *, mask: bool = False) -> "View":
+    def whole(buffer: Buffer | float, shape: Sequence[int], *, mask: bool = False) -> "View":
         """A buffer in row-major order."""
         return View.like(buffer, torch.empty(tuple(shape), device="meta"), mask=mask)
 

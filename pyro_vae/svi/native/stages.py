@@ -74,4 +74,6 @@ def _loop(shape: tuple[int, ...], pending: list[Operation], unfinished: Counter[
 
 
 def _along_rows(op: Sum) -> bool:
-    return len(op.source.shape) > 1 and op.axis == len(op.source.shape) - 1 and op.source.shape[op.axis] >= WIDE
+    return (
+        len(op.source.shape) > 1 and op.axis == len(op.source.shape) - 1 and op.source.shape[op.axis] >= WIDE
+    )
