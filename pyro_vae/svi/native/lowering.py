@@ -30,6 +30,7 @@ _VIEWS = (
     aten.squeeze.dims,
     aten.t.default,
     aten.transpose.int,
+    aten.unbind.int,
     aten.unsqueeze.default,
     aten.view.default,
 )
