@@ -162,10 +162,9 @@ class NativeSteps:
         if given != [(program.dtype, size) for size in sizes]:
             raise ValueError(f"data has parts of (dtype, row size) {given}, unlike the batch of the graph")
         rows = min(len(x) for x in data)
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < rows:
-            raise ValueError(
-                f"index goes from {int(index.min())} to {int(index.max())}, data has {rows} rows"
-            )
+        low, high = (int(end) for end in index.aminmax()) if index.numel() else (0, 0)
+        if not 0 <= low <= high < rows:
+            raise ValueError(f"index goes from {low} to {high}, but data has {rows} rows")
         return [x.contiguous() for x in data]
 
     def _rates(self, lr: Tensor | None, steps: int) -> Tensor:

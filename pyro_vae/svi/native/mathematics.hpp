@@ -40,14 +40,14 @@ inline float exp(float x) {
 }
 
 inline float expm1(float x) {
-  const float huge = x > 88.f ? infinity : x;
+  const float given = x;
   x = x < -18.f ? -18.f : x;
   x = x > 88.f ? 88.f : x;
   const float shifted = shifted_exponent(x);
   const float r = remainder(x, shifted - SHIFT);
   const int32_t k = exponent(shifted);
   const float value = (small_expm1(r) + (1.f - power_of_two(-k))) * power_of_two(k);
-  return huge == infinity ? math::exp(huge) : value;
+  return given > 88.f ? math::exp(given) : value;
 }
 
 // Moshier, Cephes
@@ -126,7 +126,8 @@ inline float lgamma(float x) {
   sine = sine * z - 1.6666667e-1f;
   sine = std::fabs(sine * z * r + r);
   const float negative = math::log(3.14159265359f / sine) - positive;
-  return std::fabs(x) == infinity ? infinity : x <= 0.f ? negative : positive;
+  const bool pole = x <= 0.f && sine == 0.f;
+  return pole || std::fabs(x) == infinity ? infinity : x <= 0.f ? negative : positive;
 }
 
 inline double exp(double x) { return std::exp(x); }

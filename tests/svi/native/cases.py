@@ -135,7 +135,11 @@ def native_steps(
 
 
 def eager_steps(
-    made: Made, optimizer: torch.optim.Optimizer, index: Tensor, weights: Tensor
+    made: Made,
+    optimizer: torch.optim.Optimizer,
+    index: Tensor,
+    weights: Tensor,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> tuple[StepTerms, Tensor]:
     """What the native steps should do, by Pyro itself."""
     rows = []
@@ -153,6 +157,8 @@ def eager_steps(
                 clip = min(1.0, (made.case.max_norm or math.inf) / float(norm))
                 parameter.grad = gradient * clip
             optimizer.step()
+            if schedule is not None:
+                schedule.step()
         after = torch.rand(())
     terms = torch.stack(rows, 1)
     return StepTerms(*terms[:4], terms[4].bool()), after
