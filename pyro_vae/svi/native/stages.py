@@ -44,7 +44,12 @@ def arrange(operations: Sequence[Operation]) -> list[Stage]:
 
 
 def _next(pending: list[Operation], unfinished: Counter[Buffer | float]) -> Stage:
-    ready = [op for op in pending if not any(unfinished[view.source] for view in op.reads)]
+    ready: list[Operation] = []
+    written: set[Buffer | float] = set()
+    for op in pending:
+        if op.out.source not in written and not any(unfinished[view.source] for view in op.reads):
+            ready.append(op)
+        written.add(op.out.source)  # parts of one buffer are written in order
     for op in ready:
         if not isinstance(op, Pointwise):
             return op

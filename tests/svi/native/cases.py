@@ -1,5 +1,6 @@
 """Pairs for the native engine: one by name, and any number at random; and eager steps to compare with."""
 
+import dataclasses
 import math
 import random
 import shutil
@@ -171,9 +172,14 @@ def distance(some: list[Tensor], others: list[Tensor]) -> float:
 
 
 def random_case(seed: int) -> Case:
-    """Any network, shape, map, likelihood, objective and number type that the engine should know."""
+    """Any network, shape, map, likelihood, objective and number type that the engine should know.
+
+    Two kinds are drawn in double precision only, because in single precision Pyro itself is 1e-5 to 1e-4 from
+    the exact steps: the continuous Bernoulli, whose normalizer loses its digits near p = ½, and the clamped
+    scale, whose gradient jumps.
+    """
     draw = random.Random(seed)
-    return Case(
+    case = Case(
         features=draw.choice([1, 2, 5, 16, 33, 70, 130]),
         hidden=tuple(draw.choice([1, 3, 8, 16, 37, 64, 100]) for _ in range(draw.choice([1, 1, 2]))),
         latent=draw.choice([1, 2, 3, 8, 17]),
@@ -186,6 +192,8 @@ def random_case(seed: int) -> Case:
         dtype=draw.choice([torch.float32, torch.float32, torch.float64]),
         seed=seed,
     )
+    hard = case.likelihood == "continuous-bernoulli" or case.scale == "clamp"
+    return dataclasses.replace(case, dtype=torch.float64) if hard else case
 
 
 def assert_follows_eager(case: Case, steps: int = 6, **options: Any) -> None:
