@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -10,7 +11,7 @@ export XDG_CACHE_HOME := $(CURDIR)/.cache
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help compare test check arviz slow clean
+.PHONY: help compare test check arviz slow docs clean
 
 help:  ## the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
@@ -38,5 +39,14 @@ arviz: $(STAMP)  ## the tests that face ArviZ (for the other line: make arviz VE
 slow: $(STAMP)  ## the tests that take minutes
 	$(RUN)python -m pytest -m slow
 
+$(DOCS_STAMP): $(STAMP)
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(DOCS_STAMP)  ## the documentation site, into docs/_build/html
+	$(RUN)python docs/figures/house.py
+	$(RUN)python -m sphinx -q -W --keep-going -E -b html docs docs/_build/html
+	@echo 'open docs/_build/html/index.html'
+
 clean:  ## remove what these targets made, but not runs/
-	rm -rf .venv .venv-3.12 .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf docs/_build .venv .venv-3.12 .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -11,11 +11,19 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Fit": "pyro_vae.svi",
-    "fit": "pyro_vae.svi",
+    "Study": "pyro_vae.study",
+    "StudyConfig": "pyro_vae.study",
+    "active_units": "pyro_vae.posterior",
+    "calibrate": "pyro_vae.posterior",
     "compare": "pyro_vae.posterior",
     "diagnose": "pyro_vae.posterior",
+    "fit": "pyro_vae.svi",
     "from_pyro_svi": "pyro_vae.posterior",
+    "inference_gaps": "pyro_vae.posterior",
     "log_weights": "pyro_vae.posterior",
+    "posterior_error": "pyro_vae.posterior",
+    "reference_posterior": "pyro_vae.posterior",
+    "repair": "pyro_vae.posterior",
     "run_study": "pyro_vae.study",
 }
 _MODULES = {
@@ -26,19 +34,25 @@ _MODULES = {
     "scales": "pyro_vae.guides.scales",
     "svi": "pyro_vae.svi",
 }
-__all__ = [*_HOME, *_MODULES]
-
 __all__ = [
     "Fit",
+    "Study",
+    "StudyConfig",
+    "active_units",
+    "calibrate",
     "compare",
     "data",
     "diagnose",
     "fit",
     "from_pyro_svi",
     "guides",
+    "inference_gaps",
     "log_weights",
     "models",
     "posterior",
+    "posterior_error",
+    "reference_posterior",
+    "repair",
     "run_study",
     "scales",
     "svi",
@@ -47,8 +61,19 @@ __all__ = [
 if TYPE_CHECKING:
     from pyro_vae import data, guides, models, posterior, svi
     from pyro_vae.guides import scales
-    from pyro_vae.posterior import compare, diagnose, from_pyro_svi, log_weights
-    from pyro_vae.study import run_study
+    from pyro_vae.posterior import (
+        active_units,
+        calibrate,
+        compare,
+        diagnose,
+        from_pyro_svi,
+        inference_gaps,
+        log_weights,
+        posterior_error,
+        reference_posterior,
+        repair,
+    )
+    from pyro_vae.study import Study, StudyConfig, run_study
     from pyro_vae.svi import Fit, fit
 
 

@@ -6,7 +6,9 @@
       run.json                       what was asked, versions, device, schema version
       fits/softplus-0/               params.safetensors, fit.json, history.nc
       posterior/softplus.nc          draws for some held-out observations
-      diagnostics.nc                 (guide, seed, observation)
+      diagnostics.nc                 (guide, seed, observation): evidence, ELBO, k̂ …
+      calibration.nc units.nc latents.nc    (guide, seed, …)
+      gaps.nc                        (guide, observation), of each first fit
       compare.csv
       figures/*.png  report.html
 """
@@ -21,12 +23,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SCHEMA", "RunFolder", "claim"]
+__all__ = ["SCHEMA", "RunFolder", "claim", "open_run", "parse_record"]
 
 SCHEMA = 1
 """Version of the layout; a reader refuses a newer one."""
 
-_OURS = ("run.json", "fits", "posterior", "diagnostics.nc", "compare.csv", "figures", "report.html")
+_MEASURES = ("diagnostics", "calibration", "units", "latents", "gaps")
+_OURS = (
+    "run.json",
+    "fits",
+    "posterior",
+    "compare.csv",
+    "figures",
+    "report.html",
+    *(f"{measure}.nc" for measure in _MEASURES),
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +51,8 @@ class RunFolder:
         return self.root / "run.json"
 
     @property
-    def diagnostics(self) -> Path:
-        return self.root / "diagnostics.nc"
+    def figures(self) -> Path:
+        return self.root / "figures"
 
     @property
     def comparison(self) -> Path:
@@ -57,6 +68,24 @@ class RunFolder:
     def posterior(self, guide: str) -> Path:
         return self.root / "posterior" / f"{guide}.nc"
 
+    def measure(self, name: str) -> Path:
+        """File of one of the measures: "diagnostics", "calibration", "units", "latents" or "gaps"."""
+        return self.root / f"{name}.nc"
+
+    def read_record(self) -> dict[str, Any]:
+        """What ``run.json`` says.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged, or was written by a newer version.
+        """
+        try:
+            content = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.record} cannot be read ({error}); it is damaged or foreign") from error
+        return parse_record(content, self.record)
+
     def write_record(self, config: Mapping[str, Any], device: str, result: Mapping[str, Any]) -> None:
         """Write ``run.json``: the request, what ran it, and (when it is known) the result."""
         versions = {
@@ -70,6 +99,46 @@ class RunFolder:
             "result": dict(result),
         }
         self.record.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def parse_record(content: Any, path: Path) -> dict[str, Any]:
+    """Check what a ``run.json`` holds.
+
+    Raises
+    ------
+    ValueError
+        If it is no record of a run, or of a newer schema.
+    """
+    if not isinstance(content, dict) or "schema" not in content:
+        raise ValueError(f"{path} is no record of a run: it has no schema")
+    schema = content["schema"]
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        advice = "update pyro-vae to read it" if newer else "it is damaged or foreign"
+        raise ValueError(
+            f"{path} has schema {schema!r}, and this version of pyro-vae reads schema {SCHEMA}: {advice}"
+        )
+    for part in ("config", "result"):
+        if not isinstance(content.get(part), dict):
+            raise ValueError(f"{path} has no {part!r}; it is damaged or foreign")
+    return content
+
+
+def open_run(root: str | Path) -> RunFolder:
+    """The folder of a run that exists.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no run in it.
+    """
+    folder = RunFolder(Path(root))
+    if not folder.record.is_file():
+        raise FileNotFoundError(
+            f"{folder.root} holds no run: there is no run.json in it; give a folder that "
+            "`pyro-vae compare` or `pyro-vae fit` has written"
+        )
+    return folder
 
 
 def claim(root: str | Path) -> RunFolder:

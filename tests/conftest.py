@@ -1,4 +1,4 @@
-"""What every test starts from: float64, a fixed seed, validation on, an empty parameter store; and checks that it left them so."""
+"""What every test starts from: float64, a fixed seed, validation on, an empty parameter store."""
 
 from collections.abc import Iterator
 

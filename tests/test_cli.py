@@ -1,6 +1,8 @@
 """The command as a user meets it: in a process of its own where exit codes and streams matter."""
 
+import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-QUICK = ["--epochs", "1", "--seeds", "1", "--latent-dim", "2", "--scale", "logvar", "--scale", "softplus"]
+from pyro_vae.cli import app
+from pyro_vae.study import StudyConfig
+
+SMALL = ["--epochs", "1", "--seeds", "1", "--latent-dim", "2", "--draws", "100", "--gap-observations", "2"]
+QUICK = [*SMALL, "--scale", "logvar", "--scale", "softplus"]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -27,6 +34,9 @@ def test_compare_prints_one_table_and_one_answer(tmp_path: Path) -> None:
     assert "this is about these fits and not about the guides" in done.stdout
     assert lines[-1] == "Everything is in here"
     assert "epochs: 2 of 2" in done.stderr  # plain lines where there is no terminal
+    assert "Can the posteriors be believed?" in done.stdout
+    assert "latent dimensions are active" in done.stdout
+    assert "\x1b[" not in done.stdout + done.stderr  # colour is for terminals
     assert (tmp_path / "here" / "report.html").exists()
 
 
@@ -37,7 +47,94 @@ def test_json_is_all_that_goes_to_standard_output(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert set(result["summary"]) == {"logvar", "softplus"}
     assert set(result["comparison"]["logvar"]) >= {"elpd", "se", "weight", "diff_low", "decided"}
+    assert {reading["measure"] for reading in result["readings"]} == {"evidence", "coverage", "units", "gaps"}
     assert result["folder"] == str(Path("runs") / "digits")
+
+
+@pytest.mark.arviz
+def test_fit_then_diagnose_and_report(tmp_path: Path) -> None:
+    done = run("fit", "digits", *SMALL, "--scale", "abs", "--out", "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "abs reaches a log evidence of" in done.stdout
+    done = run("diagnose", "one", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["config"]["scales"] == ["abs"]
+    (tmp_path / "one" / "report.html").unlink()
+    done = run("report", "one", cwd=tmp_path)
+    assert done.stdout.split() == ["The", "report", "is", "in", str(Path("one") / "report.html")]
+    assert (tmp_path / "one" / "report.html").exists()
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[StudyConfig, object]]:
+    """What the commands would run, in place of running it."""
+    asked: list[tuple[StudyConfig, object]] = []
+    monkeypatch.setattr("pyro_vae.study.run_study", lambda config, out: asked.append((config, out)))
+    monkeypatch.setattr("pyro_vae.cli.output.show_study", lambda study, as_json: None)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        StudyConfig(),
+        StudyConfig(
+            "some data.npy",
+            ("abs", "logvar"),
+            seeds=2,
+            epochs=7,
+            batch_size=9,
+            lr=0.5,
+            latent_dim=3,
+            hidden=(4, 5),
+            init_scale=0.25,
+            held_out=0.5,
+            draws=123,
+            gap_observations=0,
+            device="cpu",
+            root="a folder",
+            likelihood="poisson",
+        ),
+    ],
+)
+def test_the_command_of_a_study_asks_for_that_study(
+    config: StudyConfig, studies: list[tuple[StudyConfig, object]]
+) -> None:
+    words = shlex.split(config.command(out="there"))
+    assert words[0] == "pyro-vae"
+    assert CliRunner().invoke(app, words[1:]).exit_code == 0
+    assert [(asked, str(out)) for asked, out in studies] == [(config, "there")]
+
+
+def test_options_win_over_the_file_and_the_file_over_defaults(
+    tmp_path: Path, studies: list[tuple[StudyConfig, object]]
+) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(
+        'data = "digits"\nscales = ["abs", "logvar"]\nepochs = 5\nseeds = 4\nout = "file"\njson = true\n'
+    )
+    for words in (["compare"], ["compare", "mnist", "--epochs", "6", "--out", "typed"], ["fit", "-s", "abs"]):
+        assert CliRunner().invoke(app, [*words, "--config", str(path)]).exit_code == 0
+    expected = StudyConfig(scales=("abs", "logvar"), epochs=5, seeds=4)
+    assert [(config, str(out)) for config, out in studies] == [
+        (expected, "file"),
+        (dataclasses.replace(expected, data="mnist", epochs=6), "typed"),
+        (dataclasses.replace(expected, scales=("abs",)), "file"),
+    ]
+
+
+@pytest.mark.parametrize("command", ["compare", "fit"])
+def test_help_tells_the_defaults_that_hold(command: str) -> None:
+    shown = " ".join(CliRunner(env={"COLUMNS": "300"}).invoke(app, [command, "--help"]).stdout.split())
+    shown = shown.split(" Options ", 1)[1]
+    defaults = dataclasses.asdict(StudyConfig())
+    if command == "fit":
+        defaults |= {"seeds": 1, "scales": ("softplus",)}
+    for name, value in defaults.items():
+        if name not in ("data", "root", "likelihood"):
+            told = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            option = "--scale " if name == "scales" else f"--{name.replace('_', '-')} "
+            assert f"[default: {told}]" in shown.split(option, 1)[1].split(" --", 1)[0]
 
 
 def test_scales_prints_the_table(tmp_path: Path) -> None:
@@ -64,6 +161,8 @@ def write_bad_data(folder: Path) -> None:
     np.save(folder / "nan.npy", rows)
     rows[3, 1] = -2
     np.save(folder / "negative.npy", rows)
+    (folder / "wrong.toml").write_text('data = "digits"\nscalse = ["abs"]\n')
+    (folder / "typed.toml").write_text('data = "digits"\nepochs = "many"\n')
     (folder / "taken").mkdir()
     (folder / "taken" / "thesis.tex").write_text("")
 
@@ -80,16 +179,21 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["negative.npy", "--likelihood", "poisson"], ["negative.npy", "row 3", "column 1", "-2"]),
     (["missing.npy"], ["missing.npy"]),
     (["digits", "--likelihood", "gauss"], ["gauss"]),
+    ([], ["there is no data set; name one, such as digits, or give --config"]),
+    (["--config", "none.toml"], ["there is no file none.toml"]),
+    (["--config", "wrong.toml"], ["'scalse' is no setting of a study; did you mean 'scales'?"]),
+    (["--config", "typed.toml"], ["epochs is 'many'; give an integer"]),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: " ".join(value))
 def test_bad_input_ends_with_code_2_and_one_sentence(
-    arguments: list[str], words: list[str], tmp_path: Path
+    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bad_data(tmp_path)
-    done = run("compare", *arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["compare", *arguments])
+    assert done.exit_code == 2, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     for word in words:
@@ -104,7 +208,17 @@ def test_cuda_where_there_is_none(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_help_shows_examples(tmp_path: Path) -> None:
-    done = run("compare", "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "pyro-vae compare digits" in done.stdout
+@pytest.mark.parametrize("words", [["diagnose", "here"], ["report", "here"]])
+def test_a_folder_without_a_run(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("pyro-vae: here holds no run: there is no run.json in it")
+
+
+@pytest.mark.parametrize("command", ["compare", "fit", "diagnose", "report", "scales"])
+def test_help_shows_an_example_on_a_line_of_its_own(command: str) -> None:
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, [command, "--help"]).stdout
+    lines = [line.strip() for line in shown.splitlines()]
+    assert any(line.startswith(f"pyro-vae {command}") for line in lines)
+    assert "\\b" not in shown

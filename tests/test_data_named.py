@@ -131,7 +131,7 @@ def test_openml(monkeypatch):
     def fetch(name, *, version, as_frame):
         asked.append((name, version, as_frame))
         return SimpleNamespace(
-            data=np.full((70_000, 784), 255), target=np.arange(70_000).astype(str).astype(object)
+            data=np.full((70_000, 784), 255, np.uint8), target=np.arange(70_000).astype(str).astype(object)
         )
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)

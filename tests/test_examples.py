@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_vae.guides.scales import registry
 from tests.test_data_named import idx_bytes
 
 pytestmark = pytest.mark.arviz
@@ -51,6 +52,49 @@ def test_convolutional_mnist(run, tmp_path):
     output = run("convolutional_mnist.py", *arguments)
     assert "nats per test image" in output
     assert (tmp_path / "images.png").stat().st_size > 1000
+
+
+def test_own_model(run):
+    output = run("own_model.py", "--students", 60, "--questions", 6, "--steps", 30)
+    assert "correlation of posterior mean and truth" in output
+    assert "is the best with probability" in output
+
+
+def test_pyro_tutorial(run):
+    output = run("pyro_tutorial.py", "--epochs", 1, "--scales", "logvar", "explinear")
+    assert [line.split()[0] for line in output.splitlines()] == ["tutorial", "logvar", "explinear"]
+
+
+def test_hierarchical_regression(run):
+    small = ["--schools", 5, "--pupils", 3, "--steps", 30]
+    output = run("hierarchical_regression.py", *small, "--scales", "logvar", "stdplus")
+    assert [line.split()[0] for line in output.splitlines()[2:]] == ["logvar", "stdplus"]
+
+
+def test_diagnose_elsewhere(run):
+    output = run("diagnose_elsewhere.py", "--epochs", 2, "--steps", 200, "--observations", 40)
+    assert "of 6 latents active" in output
+    assert "Pyro: k̂ above" in output
+
+
+def test_kl_warmup(run):
+    output = run("kl_warmup.py", "--epochs", 3, "--latent-dim", 3, "--draws", 100)
+    assert "no warm-up" in output
+    assert output.count("of  3") == 3
+
+
+def test_custom_scale_map(run, monkeypatch):
+    monkeypatch.setattr(registry, "_MAPS", dict(registry._MAPS))
+    output = run("custom_scale_map.py", "--steps", 50)
+    assert output.count("constraint True") == 2
+    assert "arctan     gap" in output
+
+
+def test_compare_nuts(run):
+    small = ["--epochs", 8, "--images", 1, "--latent-dim", 1]
+    output = run("compare_nuts.py", *small, "--draws", 400, "--warmup", 200)
+    assert "largest R-hat" in output
+    assert "repair: " in output
 
 
 def test_two_local_latents(run):

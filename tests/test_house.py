@@ -77,10 +77,9 @@ def test_guides_and_models_need_torch_and_pyro_only(room: str) -> None:
     "module", ["pyro_vae", "pyro_vae.guides", "pyro_vae.models", "pyro_vae.svi", "pyro_vae.cli"]
 )
 def test_heavy_packages_load_when_first_used(module: str) -> None:
-    code = f"import sys, torch, pyro; before = set(sys.modules); import {module}; print(*(set(sys.modules) - before))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    code = f"import sys, torch, pyro; old = {{*sys.modules}}; import {module}; print(*{{*sys.modules}} - old)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
     assert not HEAVY & {name.split(".")[0] for name in loaded}
 
 

@@ -3,7 +3,9 @@
 import base64
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,14 +13,32 @@ import pytest
 import torch
 import xarray as xr
 
-import pyro_vae.study
+import pyro_vae.study.job
 from pyro_vae import Fit, data
-from pyro_vae.study import Study, StudyConfig, make_pair, run_study
+from pyro_vae.study import Study, StudyConfig, diagnose_again, make_pair, report_again, run_study
+from pyro_vae.study.config import read_config
 from pyro_vae.svi import NonFiniteError
 
 pytestmark = pytest.mark.arviz
 
-SMALL = StudyConfig(seeds=2, epochs=2, hidden=(16,), latent_dim=2, draws=100, device="cpu")
+SMALL = StudyConfig(
+    seeds=2, epochs=2, hidden=(16,), latent_dim=2, draws=100, gap_observations=3, device="cpu"
+)
+FIGURES = (
+    "evidence",
+    "training",
+    "khat",
+    "calibration",
+    "gaps",
+    "units",
+    "scale-training",
+    "scale-observations",
+    "predictive",
+    "samples",
+    "traversal",
+    "latents",
+    "forest",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +60,13 @@ def test_everything_is_on_disk_and_nothing_else(study: Study) -> None:
         for s in (0, 1)
         for f in ("params.safetensors", "fit.json", "history.nc")
     }
-    figures = {f"figures/{name}.png" for name in ("evidence", "training", "khat", "predictive", "forest")}
+    figures = {f"figures/{name}.png" for name in FIGURES}
+    measures = {f"{name}.nc" for name in ("diagnostics", "calibration", "units", "latents", "gaps")}
     assert found == {
         "run.json",
-        "diagnostics.nc",
         "compare.csv",
         "report.html",
+        *measures,
         *fits,
         *figures,
         *(f"posterior/{g}.nc" for g in guides),
@@ -64,9 +85,10 @@ def test_diagnostics_are_over_guide_seed_and_observation(study: Study) -> None:
 def test_posteriors_open_in_arviz(study: Study) -> None:
     with xr.open_datatree(study.folder / "posterior" / "softplus.nc", engine="h5netcdf") as tree:
         assert tree["posterior"]["z"].sizes == {"chain": 1, "draw": 500, "observation": 8, "latent": 2}
-        assert {"posterior_predictive", "observed_data", "log_likelihood", "sample_stats"} <= set(
-            tree.children
-        )
+        groups = {"posterior_predictive", "observed_data", "log_likelihood", "sample_stats"}
+        assert groups <= set(tree.children)
+        assert tree["prior_predictive"]["x"].sizes == {"chain": 1, "draw": 8, "feature": 64}
+        assert tree["traversal"]["x"].sizes == {"latent": 2, "offset": 7, "feature": 64}
 
 
 def test_the_record_says_what_was_asked_and_what_ran_it(study: Study) -> None:
@@ -74,17 +96,23 @@ def test_the_record_says_what_was_asked_and_what_ran_it(study: Study) -> None:
     assert record["schema"] == 1
     assert record["config"]["scales"] == ["logvar", "logstd", "softplus"]
     assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
-    assert record["result"] == {"status": "done", "answer": study.answer}
+    assert record["result"] == {
+        "status": "done",
+        "answer": study.answer,
+        "image_shape": [8, 8],
+        "failures": {},
+    }
 
 
 def test_the_page_is_self_contained_and_has_every_figure(study: Study) -> None:
     page = (study.folder / "report.html").read_text()
     assert study.answer in page
     embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(embedded) == 5
+    assert len(embedded) == len(FIGURES)
     assert all(base64.b64decode(text).startswith(b"\x89PNG") for text in embedded)
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert all(re.findall(r'<img [^>]*alt="[^"]{20,}"', page))
+    assert len(re.findall(r'<img [^>]*alt="[^"]{40,}"', page)) == len(FIGURES)
+    assert study.config.command(out=study.folder) in page
 
 
 def test_a_saved_fit_of_a_run_can_be_loaded(study: Study) -> None:
@@ -98,7 +126,8 @@ def test_a_saved_fit_of_a_run_can_be_loaded(study: Study) -> None:
 
 def test_the_same_study_gives_the_same_numbers(study: Study, tmp_path: Path) -> None:
     again = run_study(SMALL, out=tmp_path / "again", progress=False)
-    xr.testing.assert_equal(again.diagnostics, study.diagnostics)
+    for measure in ("diagnostics", "calibration", "units", "latents", "gaps"):
+        xr.testing.assert_equal(getattr(again.findings, measure), getattr(study.findings, measure))
     assert again.answer == study.answer
     assert (tmp_path / "again" / "compare.csv").read_text() == (study.folder / "compare.csv").read_text()
 
@@ -148,19 +177,20 @@ def test_one_guide_alone_is_diagnosed_but_not_compared(tmp_path: Path) -> None:
 
 
 def test_a_guide_that_fails_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_fit = pyro_vae.study.fit
+    real_fit = pyro_vae.study.job.fit
 
     def failing(model: object, guide: object, *args: object, **options: object) -> Fit:
         if "LogVar" in repr(guide.scale_map):  # type: ignore[attr-defined]
             raise NonFiniteError("three steps in a row were not finite")
         return real_fit(model, guide, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pyro_vae.study, "fit", failing)
+    monkeypatch.setattr(pyro_vae.study.job, "fit", failing)
     study = run_study(SMALL, out=tmp_path / "run", progress=False)
     assert list(study.failures) == ["logvar"]
     assert study.comparison is not None
     assert sorted(study.comparison.index) == ["logstd", "softplus"]
     assert study.answer.endswith("Left out, because a fit failed: logvar.")
+    assert Study.load(study.folder).answer == study.answer
     only = StudyConfig(scales=("logvar",), seeds=1, epochs=1)
     with pytest.raises(NonFiniteError, match="no guide could be fitted: logvar, seed 0: three steps"):
         run_study(only, out=tmp_path / "none", progress=False)
@@ -189,9 +219,122 @@ def test_a_users_file(tmp_path: Path) -> None:
         ({"hidden": ()}, r"hidden is \(\); give the sizes"),
         ({"lr": 0.0}, "lr is 0.0; give a positive number"),
         ({"held_out": 1.0}, "held_out is 1.0; give a share between 0 and 1"),
-        ({"device": "gpu"}, "device is 'gpu'"),
+        ({"gap_observations": -1}, "gap_observations is -1; give an integer of at least 0"),
+        ({"lr": "fast"}, "lr is 'fast'; give a positive number"),
+        ({"scales": "logvar"}, "scales is 'logvar'; give a tuple of names"),
+        ({"data": 3}, "data is 3; give text"),
     ],
 )
 def test_a_request_that_cannot_be_met_gets_a_sentence(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         StudyConfig(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_device_stops_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        run_study(StudyConfig(device="gpu"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class TestReadBack:
+    def test_nothing_is_lost(self, study: Study) -> None:
+        again = Study.load(study.folder)
+        assert again.config == study.config
+        assert again.answer == study.answer
+        assert list(again.posteriors) == list(study.posteriors)
+        for measure in ("diagnostics", "calibration", "units", "latents", "gaps"):
+            xr.testing.assert_identical(getattr(again.findings, measure), getattr(study.findings, measure))
+        pd.testing.assert_frame_equal(again.summary(), study.summary())
+
+    def test_the_report_is_drawn_anew(self, study: Study) -> None:
+        before = (study.folder / "report.html").read_text()
+        (study.folder / "report.html").unlink()
+        (study.folder / "figures" / "khat.png").unlink()
+        assert report_again(Study.load(study.folder)) == study.folder / "report.html"
+        assert (study.folder / "report.html").read_text() == before
+
+    def test_the_fits_are_diagnosed_anew(self, study: Study, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(study.folder, tmp_path / "copy"))
+        same = diagnose_again(Study.load(copy), progress=False)
+        np.testing.assert_allclose(
+            same.diagnostics["log_evidence"], study.diagnostics["log_evidence"], rtol=1e-10
+        )
+        more = diagnose_again(Study.load(copy), draws=200, gap_observations=0, progress=False)
+        assert more.diagnostics.attrs["draws"] == 200
+        assert more.findings.gaps is None
+        assert not (copy / "gaps.nc").exists()
+        again = Study.load(copy)
+        assert again.config.draws == 200
+        xr.testing.assert_identical(again.diagnostics, more.diagnostics)
+
+    def test_a_folder_without_a_run(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"holds no run: there is no run.json in it"):
+            Study.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("damage", "sentence"),
+        [
+            (lambda run: set_record(run, schema=99), "schema 99, and this version .* update pyro-vae"),
+            (lambda run: set_record(run, schema="one"), "schema 'one', .* damaged or foreign"),
+            (lambda run: set_record(run, result={"status": "running"}), "is 'running' and not done"),
+            (lambda run: set_record(run, config={"sales": []}), "'sales' is no setting .* 'scales'"),
+            (lambda run: set_record(run, config=None), "has no 'config'"),
+            (lambda run: (run / "run.json").write_text("{"), "run.json cannot be read"),
+            (lambda run: (run / "units.nc").unlink(), "not complete: there is no .*units.nc"),
+            (lambda run: (run / "latents.nc").write_bytes(b"CDF or not"), "latents.nc cannot be read"),
+            (lambda run: (run / "posterior" / "logvar.nc").write_text(""), "logvar.nc cannot be read"),
+        ],
+    )
+    def test_a_damaged_run(self, study: Study, tmp_path: Path, damage: Any, sentence: str) -> None:
+        copy = Path(shutil.copytree(study.folder, tmp_path / "copy"))
+        damage(copy)
+        with pytest.raises(ValueError, match=sentence):
+            Study.load(copy)
+
+
+def set_record(run: Path, **parts: object) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | parts))
+
+
+def test_the_history_has_sigma_of_every_epoch(study: Study) -> None:
+    history = study.findings.histories["softplus"][0]
+    assert history["scale"].sizes == {"epoch": 2, "latent": 2}
+    assert bool((history["scale"] > 0).all())
+
+
+def test_plot_is_a_figure(study: Study) -> None:
+    assert "nats per observation" in study.plot().axes[0].get_xlabel()
+
+
+class TestConfigFile:
+    def test_toml_may_name_everything(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.toml"
+        path.write_text(
+            'data = "digits"\nscale = ["abs", "logvar"]\nbatch-size = 32\nhidden = [8]\nout = "a"\n'
+        )
+        values = read_config(path)
+        assert values.pop("out") == "a"
+        expected = StudyConfig(scales=("abs", "logvar"), batch_size=32, hidden=(8,))
+        assert StudyConfig.from_mapping(values) == expected
+
+    def test_a_record_is_a_configuration(self, study: Study) -> None:
+        assert StudyConfig.from_mapping(read_config(study.folder / "run.json")) == study.config
+
+    @pytest.mark.parametrize(
+        ("name", "text", "sentence"),
+        [
+            ("a.toml", "data = ", "a.toml is not TOML"),
+            ("a.json", "{", "a.json is not JSON"),
+            ("a.json", "[]", "is no record of a run"),
+            ("a.json", '{"schema": 2}', "schema 2, and this version .* update pyro-vae"),
+        ],
+    )
+    def test_what_cannot_be_read(self, tmp_path: Path, name: str, text: str, sentence: str) -> None:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=sentence):
+            read_config(tmp_path / name)
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="there is no file"):
+            read_config(tmp_path / "study.toml")

@@ -263,7 +263,7 @@ class AmortizedFlow(EncoderGuide):
     def _joint(self, parameters: dict[str, Tensor]) -> TorchDistribution:
         steps: Any = self.flow
         transforms = [step.condition(parameters["context"]) for step in steps]
-        return TransformedDistribution(_diagonal(parameters), transforms)  # type: ignore[no-any-return]
+        return _Flow(_diagonal(parameters), transforms)
 
     def _marginals(self, parameters: dict[str, Tensor]) -> dict[str, TorchDistribution]:
         if len(self.sites) > 1:
@@ -289,6 +289,16 @@ def _marginal(site: LocalSite, loc: Tensor, rows: Tensor) -> TorchDistribution:
 def _diagonal(parameters: dict[str, Tensor]) -> TorchDistribution:
     q: TorchDistribution = LogScaleNormal(parameters["loc"], parameters["log_scale"])
     return q.to_event(1)  # type: ignore[no-any-return]
+
+
+class _Flow(TransformedDistribution):  # type: ignore[misc]
+    """A flow that broadcasts values against its batch, which Pyro's conditional networks do not."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        # Its own draw must stay the same tensor, or the transforms would not know it.
+        value = value if value.shape == shape else value.expand(shape)
+        return super().log_prob(value)  # type: ignore[no-any-return]
 
 
 def _affine_autoregressive(

@@ -16,7 +16,7 @@ from pyro_vae.guides import scales
 from pyro_vae.guides.heads import initial_slope, raw_value
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal
 from pyro_vae.guides.normal import LogScaleNormal
-from pyro_vae.guides.pushforward import PushforwardMessenger, pushforward
+from pyro_vae.guides.pushforward import PushforwardMessenger, push_forward
 
 __all__ = ["AutoDiagonalNormal", "AutoLowRankMultivariateNormal", "AutoMultivariateNormal", "AutoNormal"]
 
@@ -113,7 +113,7 @@ class AutoNormal(autoguide.AutoNormal):
                     base.to_event(self._event_dims[name]),
                     infer={"is_auxiliary": True},
                 )
-                point = pushforward(biject_to(site["fn"].support), unconstrained, site["fn"].event_dim)
+                point = push_forward(biject_to(site["fn"].support), unconstrained, site["fn"].event_dim)
                 result[name] = pyro.sample(name, point)
         return result
 

@@ -105,7 +105,9 @@ class EncoderGuide(AutoGuide):
         self._check_features(features)
         if not self.sites:
             self._set_up(features, args, kwargs)
-        return self._heads(features)
+        linear = self._loc_linear
+        assert linear is not None
+        return self._heads(features.to(linear.weight.dtype))
 
     def sample_sites(self, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The guide program with given :meth:`local_parameters` in place of the encoder's.
@@ -183,13 +185,13 @@ class EncoderGuide(AutoGuide):
 
     @property
     def _loc_linear(self) -> nn.Linear | None:
-        # Not by attribute: that is a pyro.module statement.
+        # Not as an attribute, whose reading is a pyro.module statement.
         linear = self._modules.get("loc_head")
         assert linear is None or isinstance(linear, nn.Linear)
         return linear
 
     def _check_features(self, features: Any) -> None:
-        made_by = f"the encoder ({type(self.encoder).__name__}) returned"
+        made_by = f"the encoder ({type(self._modules['encoder']).__name__}) returned"
         if not isinstance(features, Tensor) or not features.is_floating_point():
             what = f"{features.dtype} tensor" if isinstance(features, Tensor) else type(features).__name__
             raise TypeError(
@@ -222,14 +224,15 @@ class EncoderGuide(AutoGuide):
                 f"model has {latent_dim} ({', '.join(site.name for site in sites)})"
             )
         self.sites = sites
-        self._plates_seen[call_signature((args, kwargs))] = plate
+        self._plates_seen[features.shape[0], call_signature((args, kwargs))] = plate
 
     def _add_heads(self, feature_size: int, latent_dim: int, like: Tensor) -> None:
         with torch.inference_mode(False):
             self._make_heads(feature_size, latent_dim)
             for name, module in self.named_children():
                 if name != "encoder":
-                    module.to(device=like.device, dtype=like.dtype)
+                    # An encoder in half precision does not need heads in half precision.
+                    module.to(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -268,7 +271,7 @@ class EncoderGuide(AutoGuide):
                     f"AutoGuideList(model, create_plates=lambda x: pyro.plate('{name}', len(x), dim=-1))"
                 )
             return plate
-        signature = call_signature((args, kwargs))
+        signature = (rows, call_signature((args, kwargs)))
         if signature not in self._plates_seen:
             # A batch of another size may be the whole (len(x)) or a part of it: only the model knows.
             self._remember_plate(signature, args, kwargs)

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, register_kl
 
-__all__ = ["PushforwardDelta", "PushforwardMessenger", "pushforward"]
+__all__ = ["PushforwardDelta", "PushforwardMessenger", "push_forward"]
 
 
 class PushforwardDelta(Delta):
@@ -30,7 +30,7 @@ def _kl_pushforward(p: PushforwardDelta, q: Distribution) -> Tensor:
     return p.log_density - q.log_prob(p.v)  # type: ignore[no-any-return]
 
 
-def pushforward(transform: Transform, unconstrained: Tensor, event_dim: int) -> PushforwardDelta:
+def push_forward(transform: Transform, unconstrained: Tensor, event_dim: int) -> PushforwardDelta:
     """The point ``transform(unconstrained)`` with its Jacobian, ``event_dim`` being that of the value."""
     value = transform(unconstrained)
     log_density: Tensor | float = 0.0

@@ -20,7 +20,7 @@ from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ExpTransform, ReshapeTransform
 
 from pyro_vae.guides.normal import LogScaleNormal
-from pyro_vae.guides.pushforward import PushforwardDelta, pushforward
+from pyro_vae.guides.pushforward import PushforwardDelta, push_forward
 
 __all__ = ["LocalSite", "ObservationPlate", "call_signature", "find_local_sites"]
 
@@ -83,7 +83,7 @@ class LocalSite:
 
     def point(self, free: Tensor) -> PushforwardDelta:
         """Values from their free coordinates (…, size), which are drawn elsewhere, with the Jacobian."""
-        return pushforward(self.transform, self._shaped(free), len(self.event_shape))
+        return push_forward(self.transform, self._shaped(free), len(self.event_shape))
 
     def _shaped(self, free: Tensor) -> Tensor:
         return free.reshape(*free.shape[:-1], *self.unconstrained_shape)
@@ -105,7 +105,9 @@ class LocalSite:
         """A distribution over the free coordinates (…, size), pushed to the support."""
         transforms: list[Transform] = []
         if len(self.unconstrained_shape) != 1:
-            transforms.append(ReshapeTransform(torch.Size([self.size]), self.unconstrained_shape, cache_size=1))
+            transforms.append(
+                ReshapeTransform(torch.Size([self.size]), self.unconstrained_shape, cache_size=1)
+            )
         if not self.is_real:
             transforms.append(self.transform)
         return TransformedDistribution(joint, transforms) if transforms else joint

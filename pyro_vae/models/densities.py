@@ -87,17 +87,23 @@ class LocationScale(TorchDistribution):
         """Log density in nats."""
         if self._validate_args:
             self._validate_sample(value)
-        standardized = (value - self.loc) * torch.exp(-self.log_scale)
-        log_density: Tensor = self.standard.log_prob(standardized)
+        log_density: Tensor = self.standard.log_prob(_divided_by_scale(value - self.loc, self.log_scale))
         return log_density - self.log_scale
+
+
+def _divided_by_scale(difference: Tensor, log_scale: Tensor) -> Tensor:
+    """difference/σ without 1/σ, which overflows long before the quotient does (and 0 · inf is NaN)."""
+    most = math.log(torch.finfo(log_scale.dtype).max) - 1
+    root = (-0.5 * log_scale).clamp_max(most).exp()
+    return (difference * root) * root
 
 
 def _kl_normal_location_scale(p: dist.Normal, q: LocationScale) -> Tensor:
     """KL(p‖q), so that the prior p(z₁|z₂) of a hierarchy keeps its analytic term."""
     if not isinstance(q.standard, dist.Normal):
         raise NotImplementedError("KL to a LocationScale is known for a standard Normal only")
-    precision_root = torch.exp(-q.log_scale)
-    excess = ((p.scale * precision_root).square() + ((p.loc - q.loc) * precision_root).square()) / 2
+    ratio, shift = (_divided_by_scale(part, q.log_scale) for part in (p.scale, p.loc - q.loc))
+    excess = (ratio.square() + shift.square()) / 2
     divergence: Tensor = excess + q.log_scale + 0.5 * math.log(2 * math.pi) - p.entropy()
     return divergence
 

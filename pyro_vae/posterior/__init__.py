@@ -1,14 +1,16 @@
-"""What to believe of a fit: importance weights, ArviZ trees, references, calibration, collapse
-and comparisons.
+"""What to believe of a fit: weights, ArviZ trees, references, gaps, repair, calibration, comparison.
 
 ArviZ loads when a function first needs it.
 """
 
-from pyro_vae.posterior.calibration import calibrate, coverage_reading
+from pyro_vae.posterior.calibration import calibrate
 from pyro_vae.posterior.collapse import active_units
-from pyro_vae.posterior.comparison import answer, compare
+from pyro_vae.posterior.comparison import answer, compare, to_elpd
+from pyro_vae.posterior.gaps import inference_gaps
 from pyro_vae.posterior.importance import diagnose, log_weights
+from pyro_vae.posterior.ladder import repair
 from pyro_vae.posterior.pairing import paired_differences
+from pyro_vae.posterior.readings import coverage_reading, evidence_reading, gaps_reading, units_reading
 from pyro_vae.posterior.reference import posterior_error, reference_posterior
 from pyro_vae.posterior.tree import align_draws, from_pyro_svi
 
@@ -20,9 +22,15 @@ __all__ = [
     "compare",
     "coverage_reading",
     "diagnose",
+    "evidence_reading",
     "from_pyro_svi",
+    "gaps_reading",
+    "inference_gaps",
     "log_weights",
     "paired_differences",
     "posterior_error",
     "reference_posterior",
+    "repair",
+    "to_elpd",
+    "units_reading",
 ]

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from pyro.poutine.util import site_is_factor
 from scipy import stats
 from torch import Tensor
 
 from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, sample_sites
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.preparation import as_parts, prepare
+from pyro_vae.svi.isolation import isolated
 
-__all__ = ["calibrate", "coverage_reading"]
+__all__ = ["calibrate"]
 
 Array = NDArray[np.float64]
 
@@ -26,11 +28,11 @@ UNIVARIATE = torch.Size()
 def calibrate(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    data: Any,
     n: int = 1000,
+    *,
+    data: Any = None,
     draws: int = 1000,
     seed: int = 0,
-    *,
     chunk: int = CHUNK,
 ) -> xr.Dataset:
     r"""Draw latents and data from the model, and ask the guide where in its posterior those latents lie.
@@ -45,11 +47,12 @@ def calibrate(
     ----------
     model, guide
         As in :func:`~pyro_vae.posterior.importance.log_weights`; the guide must be amortized.
-    data
-        Gives the shapes; of a conditional model also the conditions, used again and again up to ``n``. What
-        the model observes is replaced by simulated data.
     n
         Simulations.
+    data
+        Gives the shapes; of a conditional model also the conditions, used again and again up to ``n``. What
+        the model observes is replaced by simulated data. Models with a method ``sample(n)``, as those of
+        :mod:`pyro_vae.models`, need none.
     draws
         Draws for each simulation where ranks are needed: Normal and other univariate guides have exact
         transforms, and so do multivariate Normals; flows and guides with several latent sites are ranked.
@@ -66,8 +69,9 @@ def calibrate(
     Raises
     ------
     ValueError
-        If what the model observes is none of its arguments, so simulated data cannot take its place, or if
-        the guide has parameters for each observation.
+        If there are no ``data`` and the model cannot sample; if what the model observes is none of its
+        arguments, so that simulated data cannot take its place; if the guide has parameters for each
+        observation.
 
     Examples
     --------
@@ -79,19 +83,20 @@ def calibrate(
     >>> def guide(x):
     ...     with pyro.plate("data", len(x)):
     ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5 / 2))  # half of the right standard deviation
-    >>> print(coverage_reading(calibrate(model, guide, torch.zeros(2))))
-    q is too narrow: its 90% intervals cover 59% of the latents
+    >>> calibrate(model, guide, data=torch.zeros(2))["coverage"].sel(level=0.9).round(1).values
+    array([0.6])
     """
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
-    parts = data if isinstance(data, tuple) else (data,)
+    data = _example(model, seed) if data is None else data
+    parts = as_parts(data)
     rows = np.arange(n) % len(parts[0])
     repeated = tuple(part[rows] for part in parts)
-    pair = prepare(model, guide, repeated)
-    if pair.layout == "whole":
+    if prepare(model, guide, data).whole:
         raise ValueError(
             "the guide has parameters for each observation; calibrate needs one that takes new data"
         )
+    pair = prepare(model, guide, repeated)
     blocks, exact, names = [], True, []
     for start in range(0, n, chunk):
         block = slice(start, min(start + chunk, n))
@@ -116,16 +121,17 @@ def calibrate(
     )
 
 
-def coverage_reading(calibration: xr.Dataset) -> str:
-    """One line about the coverage at 90%, averaged over the latents: too narrow, too wide, or right.
-
-    Right means within three standard errors of 90% for this number of simulations.
-    """
-    covered = float(calibration["coverage"].sel(level=0.9).mean())
-    error = 3 * np.sqrt(0.9 * 0.1 / calibration.sizes["simulation"])
-    verdict = "right" if abs(covered - 0.9) <= error else "too narrow" if covered < 0.9 else "too wide"
-    lead = "the width of q is right" if verdict == "right" else f"q is {verdict}"
-    return f"{lead}: its 90% intervals cover {covered:.0%} of the latents"
+def _example(model: Callable[..., Any], seed: int) -> Tensor:
+    """Two observations of the model's own, for their shape."""
+    sample = getattr(model, "sample", None)
+    if not callable(sample):
+        raise ValueError(
+            "there are no data to take the shapes from, and the model has no method sample(n) to make some; "
+            "give data="
+        )
+    with isolated(model, model, seed=seed):
+        example: Tensor = sample(2)
+    return example
 
 
 def _simulate(pair: Pair, block: slice) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
@@ -135,6 +141,10 @@ def _simulate(pair: Pair, block: slice) -> tuple[dict[str, Tensor], tuple[Tensor
     given, drawn = pair.traces(args, 1)[1], pair.run_model(args, 1, free=True)
     truth, simulated = {}, list(args)
     for name, site in sample_sites(given).items():
+        if site_is_factor(site):
+            raise ValueError(
+                f"the model has the factor '{name}', which cannot be drawn from, so nothing can be simulated"
+            )
         value = pair.value(drawn.nodes[name], 1, rows)[0]
         if site["is_observed"]:
             seen = pair.observed_value(site, rows)

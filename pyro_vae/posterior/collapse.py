@@ -81,7 +81,7 @@ def active_units(
             "observations, so give at least 2 of each"
         )
     means, variances, kls, names = [], [], [], []
-    step = pair.observations if pair.layout == "whole" else max(1, chunk // draws)
+    step = pair.observations if pair.whole else max(1, chunk // draws)
     for start in range(0, pair.observations, step):
         with pair.evaluation(seed, start):
             values, kl = _statistics(pair, tuple(arg[start : start + step] for arg in pair.args), draws)

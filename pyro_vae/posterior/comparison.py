@@ -12,9 +12,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
+from pyro_vae.posterior.importance import khat_threshold
 from pyro_vae.posterior.pairing import CONFIDENCE, Diagnostics, measured, paired_differences
 
-__all__ = ["answer", "compare"]
+__all__ = ["answer", "compare", "to_elpd"]
 
 Array = NDArray[np.float64]
 
@@ -29,9 +30,9 @@ def compare(
     diagnostics
         By guide: what :func:`~pyro_vae.posterior.importance.diagnose` returns, or any mapping with
         ``log_evidence`` (and ``elbo`` for ``shared_model``) in nats per observation, from anywhere. One fit
-        has shape (observation,). Several seeds are a sequence of such, or one with shape (seed, observation);
-        a Dataset may have its dimensions in any order. Seed s of every guide must belong together: same
-        initial values, batches and noise.
+        has shape (observation,). Several seeds are a sequence of such, or one with shape (seed,
+        observation); a Dataset may have its dimensions in any order. Seed s of every guide must belong
+        together: same initial values, batches and noise.
     shared_model
         Say ``True`` if the guides approximate one and the same model. Its evidence is then one number, and
         estimates of it differ by their error only; so the ELBO is compared, and there are no stacking
@@ -48,12 +49,12 @@ def compare(
           that the guide is worse than the best;
         - ``weight``: stacking weight of the guide's predictive density (Yao, Vehtari, Simpson and Gelman,
           2018, "Using stacking to average Bayesian predictive distributions");
-        - ``diff``: ``elpd_diff`` in nats per observation, and its 95% interval ``diff_low`` to ``diff_high``.
-          With several seeds: Student's t on the paired differences of the seeds, so it says how the
-          difference varies when both guides are trained again, for these observations. With one seed that
-          cannot be known; the interval is then over observations, and is about these two fits only. ``seeds``
-          says which. Which guide is best was read off the same numbers, so the intervals hold jointly for all
-          pairs of guides (Bonferroni);
+        - ``diff``: ``elpd_diff`` in nats per observation, and its 95% interval ``diff_low`` to
+          ``diff_high``. With several seeds: Student's t on the paired differences of the seeds, so it says
+          how the difference varies when both guides are trained again, for these observations. With one seed
+          that cannot be known; the interval is then over observations, and is about these two fits only.
+          ``seeds`` says which. Which guide is best was read off the same numbers, so the intervals hold
+          jointly for all pairs of guides (Bonferroni);
         - ``decided``: whether the interval excludes zero. In the first row: whether all others do.
 
     Raises
@@ -144,6 +145,45 @@ def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def to_elpd(diagnostics: xr.Dataset) -> Any:
+    """The log evidence of one fit as ArviZ's ``ELPDData``, for example for ``arviz_plots.plot_khat``.
+
+    Parameters
+    ----------
+    diagnostics
+        From :func:`~pyro_vae.posterior.importance.diagnose`, of one seed.
+
+    Examples
+    --------
+    >>> values = {"log_evidence": ("observation", [-1.0, -2.0]), "khat": ("observation", [0.1, 0.9])}
+    >>> elpd = to_elpd(xr.Dataset(values, attrs={"draws": 1000}))
+    >>> elpd.elpd, elpd.warning
+    (-3.0, True)
+    """
+    return _elpd(diagnostics["log_evidence"], diagnostics["khat"], int(diagnostics.attrs["draws"]))
+
+
+def _elpd(values: xr.DataArray, khat: xr.DataArray | None = None, draws: int = 10_000) -> Any:
+    import arviz_stats
+
+    threshold = khat_threshold(draws)
+    fields = inspect.signature(arviz_stats.ELPDData).parameters
+    arviz: Any = arviz_stats  # untyped in part
+    return arviz.ELPDData(
+        **({"kind": "loo"} if "kind" in fields else {}),  # required up to arviz-stats 1.3.2, then forbidden
+        elpd=float(values.sum()),
+        se=float(np.sqrt(values.size) * values.std(ddof=1)),
+        p=np.nan,  # an effective number of parameters has no meaning here
+        n_samples=draws,
+        n_data_points=values.size,
+        scale="log",
+        warning=khat is not None and bool((khat > threshold).any()),
+        good_k=threshold,
+        elpd_i=values,
+        pareto_k=khat,
+    )
+
+
 def _arviz_table(values: Mapping[str, Array]) -> pd.DataFrame:
     """ArviZ's comparison of pointwise log densities (observation,), the same on all its versions."""
     import arviz_stats
@@ -153,24 +193,7 @@ def _arviz_table(values: Mapping[str, Array]) -> pd.DataFrame:
     # stacking takes exp(elpd): without the shift everything below -745 nats is zero and the weights are
     # silently equal
     top = np.max(list(values.values()), axis=0)
-    fields = inspect.signature(arviz.ELPDData).parameters
-    kind = {"kind": "loo"} if "kind" in fields else {}
-    shifted = {
-        name: arviz.ELPDData(
-            **kind,
-            elpd=float((value - top).sum()),
-            se=float(np.sqrt(n) * value.std(ddof=1)),
-            p=np.nan,
-            n_samples=n,
-            n_data_points=n,
-            scale="log",
-            warning=False,
-            good_k=0.7,
-            elpd_i=xr.DataArray(value - top, dims="observation"),
-            pareto_k=None,
-        )
-        for name, value in values.items()
-    }
+    shifted = {name: _elpd(xr.DataArray(value - top, dims="observation")) for name, value in values.items()}
     exact = {"round_to": "none"} if "round_to" in inspect.signature(arviz.compare).parameters else {}
     table = arviz.compare(shifted, method="stacking", **exact)
     names = [str(name) for name in table.index]

@@ -17,10 +17,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.svi.isolation import isolated
+from pyro_vae.svi.progress import progress_bar
 
 __all__ = ["CHUNK", "Block", "Layout", "Pair", "PairError", "StoreState", "coordinate_names", "sample_sites"]
 
@@ -28,8 +29,9 @@ CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
 
 StoreState = Any
+"""What ``pyro.get_param_store().get_state()`` returns; Pyro's own type for it is private."""
 
-Layout = Literal["broadcast", "rows", "whole"]
+Layout = Literal["broadcast", "rows"]
 
 
 class PairError(ValueError):
@@ -51,7 +53,7 @@ class Block:
     log_prior, log_guide
         log p(z) and log q(z|x).
     log_likelihood
-        log p(x|z) by observed site.
+        log p(x|z) by observed site, and what ``pyro.factor`` adds.
     prior, replicates
         Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
         observations, ...); empty unless asked for.
@@ -98,6 +100,8 @@ class Pair:
     dtype: torch.dtype | None = None
     layout: Layout = "rows"
     nesting: int = 1
+    whole: bool = False
+    """Whether all observations must go through together."""
 
     @property
     def observations(self) -> int:
@@ -105,7 +109,7 @@ class Pair:
         return len(self.args[0])
 
     def blocks(
-        self, draws: int, seed: int, chunk: int = CHUNK, *, predictive: bool = False
+        self, draws: int, seed: int, chunk: int = CHUNK, *, predictive: bool = False, progress: bool = False
     ) -> Iterator[Block]:
         """Every draw of every observation once: all draws of the first observations, then of the next.
 
@@ -119,14 +123,15 @@ class Pair:
                 f"chunk is {chunk}; it counts rows that go through the networks at once, so give at least 1"
             )
         n = self.observations
-        rows = n if self.layout == "whole" else min(n, max(1, chunk // draws))
+        rows = n if self.whole else min(n, max(1, chunk // draws))
         repeats = min(draws, max(1, chunk // rows))
-        for start in range(0, n, rows):
-            for first in range(0, draws, repeats):
+        with progress_bar(n, "drawing for observations", enabled=progress) as show:
+            for start in range(0, n, rows):
                 observations = slice(start, min(start + rows, n))
-                yield self.block(
-                    observations, slice(first, min(first + repeats, draws)), seed, predictive=predictive
-                )
+                for first in range(0, draws, repeats):
+                    part = slice(first, min(first + repeats, draws))
+                    yield self.block(observations, part, seed, predictive=predictive)
+                show(observations.stop, "")
 
     def block(self, observations: slice, draws: slice, seed: int, *, predictive: bool = False) -> Block:
         """The draws of one block; ``predictive`` adds draws from the prior and replicates of the data."""
@@ -139,6 +144,8 @@ class Pair:
     @contextmanager
     def evaluation(self, *key: int) -> Iterator[None]:
         """Nothing outside moves: store, random streams, validation, default dtype; no graph is built."""
+        if key[0] < 0:
+            raise ValueError(f"seed is {key[0]}; give a number that is not negative")
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
             yield
@@ -193,7 +200,11 @@ class Pair:
             observations=observations,
             draws=draws,
             latents={name: self.value(site, count, rows) for name, site in latents.items()},
-            observed={name: self.observed_value(site, rows) for name, site in observed.items()},
+            observed={
+                name: self.observed_value(site, rows)
+                for name, site in observed.items()
+                if not site_is_factor(site)
+            },
             log_prior=total(latents),
             log_guide=total(guide_sites),
             log_likelihood={name: total({name: site}) for name, site in observed.items()},
@@ -207,7 +218,7 @@ class Pair:
         return replace(
             block,
             prior={name: self.value(alone[name], count, rows) for name in block.latents},
-            replicates={name: self.value(given[name], count, rows) for name in block.log_likelihood},
+            replicates={name: self.value(given[name], count, rows) for name in block.observed},
         )
 
     def log_prob(self, site: Any, count: int, rows: int) -> Tensor:
@@ -243,8 +254,9 @@ class Pair:
         return tensor.movedim(data_axis, 1)
 
     def observed_value(self, site: Any, rows: int) -> Tensor:
+        """What an observed site was given, with the observation in front."""
         value: Tensor = site["value"].cpu()
-        return value[:rows] if self.layout == "rows" else value
+        return value.movedim(value.dim() - site["fn"].event_dim - 1, 0)[:rows]
 
 
 def coordinate_names(site: str, shape: Sequence[int]) -> list[str]:

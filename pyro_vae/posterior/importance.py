@@ -32,6 +32,7 @@ def log_weights(
     seed: int = 0,
     *,
     chunk: int = CHUNK,
+    progress: bool = False,
 ) -> xr.DataArray:
     """Log importance weights log p(x, z) − log q(z|x) of draws z from the guide.
 
@@ -81,7 +82,7 @@ def log_weights(
     """
     pair = prepare(model, guide, data)
     values = np.empty((pair.observations, draws))
-    for block in pair.blocks(draws, seed, chunk):
+    for block in pair.blocks(draws, seed, chunk, progress=progress):
         values[block.observations, block.draws] = block.log_weight.numpy().T
     coords = {"observation": np.arange(pair.observations), "draw": np.arange(draws)}
     return xr.DataArray(
@@ -97,12 +98,13 @@ def diagnose(
     seed: int = 0,
     *,
     chunk: int = CHUNK,
+    progress: bool = False,
 ) -> xr.Dataset:
     r"""How well a guide approximates the posterior of each observation, from S importance draws.
 
     Parameters
     ----------
-    model, guide, data, draws, seed, chunk
+    model, guide, data, draws, seed, chunk, progress
         As in :func:`log_weights`.
 
     Returns
@@ -150,9 +152,15 @@ def diagnose(
         raise ValueError(
             f"draws is {draws}; a Pareto tail needs at least {FEWEST_DRAWS}, and 1000 is a good number"
         )
-    pair = prepare(model, guide, data)
+    return diagnose_pair(prepare(model, guide, data), draws, seed, chunk, progress=progress)
+
+
+def diagnose_pair(
+    pair: Pair, draws: int, seed: int, chunk: int = CHUNK, *, progress: bool = False
+) -> xr.Dataset:
+    """:func:`diagnose` for a pair that is ready."""
     parts, latent_dim = [], 0
-    for block, weights, kl in _complete(pair, draws, seed, chunk):
+    for block, weights, kl in _complete(pair, draws, seed, chunk, progress):
         parts.append(_summary(weights, kl))
         latent_dim = block.latent_dim
     names = ("elbo", "log_evidence", "log_evidence_se", "khat", "ess", "kl", "reconstruction")
@@ -173,17 +181,22 @@ def khat_threshold(draws: int) -> float:
 def pareto_khat(log_weight: Array) -> Array:
     """k̂ for each row of log weights, of shape (observations, draws).
 
-    The three cases that a Pareto fit cannot answer are answered here: equal weights are −inf (nothing to fit,
-    the guide is exact), weights that are not numbers are +inf, and so is a tail that reaches down to weights
-    of zero.
-
     >>> pareto_khat(np.zeros((1, 100)))
     array([-inf])
+    """
+    return pareto_smooth(log_weight)[1]
+
+
+def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
+    """Normalized log weights with the largest ones smoothed, and k̂, for each row (observations, draws).
+
+    The cases that a Pareto fit cannot answer are answered here: equal weights are −inf (nothing to fit, the
+    guide is exact), weights that are not numbers are +inf, and so is a tail that reaches down to weights of
+    zero.
     """
     from arviz_stats import base
 
     array_stats: Any = base.array_stats  # type: ignore[attr-defined]
-
     n, draws = log_weight.shape
     tail = int(3 * np.sqrt(draws)) if draws > 225 else draws // 5
     ordered = np.sort(log_weight, axis=1)
@@ -194,19 +207,22 @@ def pareto_khat(log_weight: Array) -> Array:
     khat = np.full(n, np.inf)
     khat[flat] = -np.inf
     fit = usable & ~flat
-    if fit.any():
-        # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides would look
-        # perfect
-        with np.errstate(all="ignore"):  # tied weights divide by zero on the way to NaN
-            _, khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
+    with np.errstate(all="ignore"):  # what is not finite or tied ends as k̂ = inf, not as a warning
+        smooth = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
+        if fit.any():
+            # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides look
+            # perfect
+            smooth[fit], khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
     khat[np.isnan(khat)] = np.inf  # NaN would count as good: it is not above any threshold
-    return khat
+    return smooth, khat
 
 
-def _complete(pair: Pair, draws: int, seed: int, chunk: int) -> Iterator[tuple[Block, Array, Array]]:
+def _complete(
+    pair: Pair, draws: int, seed: int, chunk: int, progress: bool
+) -> Iterator[tuple[Block, Array, Array]]:
     """All draws of some observations together: log weights and log q − log p(z), (observations, draws)."""
     weights, kl = [], []
-    for block in pair.blocks(draws, seed, chunk):
+    for block in pair.blocks(draws, seed, chunk, progress=progress):
         weights.append(block.log_weight.numpy().T)
         kl.append((block.log_guide - block.log_prior).numpy().T)
         if block.draws.stop == draws:

@@ -36,9 +36,9 @@ def paired_differences(
     xr.Dataset
         Over ``pair`` ("a − b"), in nats per observation: ``difference`` (pair, seed), and its ``mean``,
         ``low`` and ``high``: with several seeds Student's t over the paired differences of the seeds, with
-        one seed over those of the observations. The intervals hold jointly for all pairs with probability 95%
-        (Bonferroni). ``decided``: whether the interval excludes zero. Coordinates ``first`` and ``second``
-        name the guides.
+        one seed over those of the observations. The intervals hold jointly for all pairs with probability
+        95% (Bonferroni). ``decided``: whether the interval excludes zero. Coordinates ``first`` and
+        ``second`` name the guides.
 
     Raises
     ------

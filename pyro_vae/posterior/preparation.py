@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
+from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sampl
 from pyro_vae.svi.batches import as_tensors
 from pyro_vae.svi.isolation import owner
 
-__all__ = ["prepare"]
+__all__ = ["as_parts", "prepare", "select"]
 
 
 def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
@@ -29,26 +31,32 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
       (draws, rows, ...);
     - ``rows``: each observation repeated, for networks that do not broadcast (convolutions); it also checks
       the first way, because a network may broadcast wrongly without an error;
-    - ``whole``: all observations at once, for guides with parameters of their own for each observation
-      (Pyro's autoguides).
+    - ``broadcast`` with all observations at once, for guides with parameters of their own for each
+      observation (Pyro's autoguides).
 
     Raises
     ------
     PairError
         If a latent is missing in one of the two programs or lies outside the observation plate.
+    TypeError
+        If the data are neither tensors nor arrays.
     ValueError
-        If the pair does not run on the data; the pair's own error is the cause.
+        If the data are empty or not finite, or the pair does not run on them; the pair's own error is the
+        cause.
     """
+    as_parts(data)
     errors: list[Exception] = []
     for candidate in _copies(model, guide, data):
         two = slice(0, min(2, candidate.observations))
         rows = _attempt(replace(candidate, layout="rows"), two, errors)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
         if broadcast is not None and (rows is None or _agree(broadcast[1], rows[1])):
-            return broadcast[0]
+            # two observations may be all there are, and the guide's parameters theirs alone
+            return replace(broadcast[0], whole=rows is None and candidate.observations <= 2)
         if rows is not None:
             return rows[0]
-        whole = _attempt(replace(candidate, layout="whole"), slice(0, candidate.observations), errors)
+        together = replace(candidate, layout="broadcast", whole=True)
+        whole = _attempt(together, slice(0, candidate.observations), errors)
         if whole is not None:
             return whole[0]
     told = [error for error in errors if isinstance(error, PairError)]
@@ -122,8 +130,8 @@ def _evaluation_copy(
 def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | None) -> StoreState:
     """The store entries that a program needs: a function all, a module those that it does not hold itself.
 
-    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may belong
-    to another pair.
+    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may
+    belong to another pair.
     """
     if module is None:
         return {"params": dict(store["params"]), "constraints": dict(store["constraints"])}
@@ -136,5 +144,40 @@ def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | Non
 
 
 def _device(data: Any) -> torch.device:
-    first = data[0] if isinstance(data, tuple) and data else data
+    first = as_parts(data)[0]
     return first.device if isinstance(first, Tensor) else torch.device("cpu")
+
+
+def as_parts(data: Any) -> tuple[Any, ...]:
+    """The arguments of the programs, untouched.
+
+    Raises
+    ------
+    TypeError
+        If one is neither a tensor nor an array.
+    """
+    parts = data if isinstance(data, tuple) else (data,)
+    for part in parts:
+        if not isinstance(part, Tensor | np.ndarray):
+            raise TypeError(f"data is a {type(part).__name__}; give a tensor, an array, or a tuple of them")
+    if not parts or any(part.ndim == 0 or len(part) == 0 for part in parts):
+        raise ValueError("data is empty; give at least one observation")
+    return parts
+
+
+def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.int64], Any]:
+    """The chosen observations, and their data."""
+    parts = as_parts(data)
+    total = len(parts[0])
+    if observations is None:
+        return np.arange(total), data
+    index = np.asarray(observations, dtype=np.int64).ravel()
+    if index.size == 0:
+        raise ValueError("observations is empty; name at least one, or leave it out for all")
+    if index.min() < -total or index.max() >= total:
+        raise IndexError(
+            f"observations reach from {index.min()} to {index.max()}, but the data have only {total}"
+        )
+    index = index % total
+    chosen = tuple(part[index] for part in parts)
+    return index, chosen if isinstance(data, tuple) else chosen[0]

@@ -17,8 +17,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.posterior.drawing import Pair, coordinate_names, sample_sites
-from pyro_vae.posterior.preparation import prepare
-from pyro_vae.posterior.tree import library_attrs, select, site_dims
+from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.posterior.tree import library_attrs, site_dims
 from pyro_vae.svi.isolation import owner
 
 __all__ = ["posterior_error", "reference_posterior"]
@@ -102,10 +102,10 @@ def reference_posterior(
     index, subset = select(data, observations)
     pair = prepare(model, _Prior(model), subset)
     if knows and method != "nuts":
-        return _tree(_exact(pair, draws, seed), index, "exact", seed)
+        return posterior_tree(_exact(pair, draws, seed), index, "exact", seed)
     values, divergences = nuts(pair, draws, warmup, chains, seed, progress=progress)
-    tree = _tree(values, index, "nuts", seed)
-    convergence = _convergence(tree)
+    tree = posterior_tree(values, index, "nuts", seed)
+    convergence = convergence_of(tree)
     convergence.attrs["divergences"] = divergences
     _refuse(convergence, chains)
     tree["convergence"] = xr.DataTree(dataset=convergence)
@@ -170,14 +170,14 @@ def nuts(
     chains: int,
     seed: int,
     *,
-    start: Mapping[str, Tensor] | None = None,
+    start: Sequence[Mapping[str, Tensor]] | None = None,
     progress: bool = False,
 ) -> tuple[dict[str, Tensor], int]:
     """NUTS on all observations: draws by site, (chains, draws, observations, ...), and divergences."""
     module = owner(pair.model)
     if module is not None:
         module.requires_grad_(False)  # a copy; only the latents move
-    init = init_to_sample() if start is None else init_to_value(values=dict(start))
+    device = pair.args[0].device
     by_chain, divergences = [], 0
     for chain in range(chains):
         with (
@@ -185,17 +185,22 @@ def nuts(
             torch.enable_grad(),
             pyro.get_param_store().scope(pair.model_state),
         ):
+            init = init_to_sample() if start is None else init_to_value(values=_on(device, start[chain]))
             kernel = NUTS(_Unscaled()(pair.model), init_strategy=init)
             sampler = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=not progress)
             sampler.run(*pair.args)
             by_chain.append(sampler.get_samples())
             divergences += sum(len(found) for found in sampler.diagnostics()["divergences"].values())
-    sites = _latents(pair)
+    sites = latent_sites(pair)
     values = {}
     for name, site in sites.items():
         value = torch.stack([chain[name] for chain in by_chain]).cpu()
         values[name] = value.movedim(value.dim() - site["fn"].event_dim - 1, 2)
     return values, divergences
+
+
+def _on(device: torch.device, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {site: value.to(device) for site, value in values.items()}
 
 
 class _Prior(nn.Module):
@@ -217,14 +222,15 @@ class _Unscaled(Messenger):
         msg["scale"] = 1.0
 
 
-def _latents(pair: Pair) -> dict[str, Any]:
+def latent_sites(pair: Pair) -> dict[str, Any]:
+    """The model's latents, as Pyro traced them."""
     with pair.evaluation(0):
         trace = pair.run_model(pair.args, 1)
     return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
 def _exact(pair: Pair, draws: int, seed: int) -> dict[str, Tensor]:
-    sites = _latents(pair)
+    sites = latent_sites(pair)
     if len(sites) != 1:
         raise ValueError(
             f"the model has the latents {sorted(sites)}, but its posterior(x) is of one; give method='nuts'"
@@ -234,7 +240,10 @@ def _exact(pair: Pair, draws: int, seed: int) -> dict[str, Tensor]:
         return {name: posterior.posterior(*pair.args).sample((draws,))[None].cpu() for name in sites}
 
 
-def _tree(values: dict[str, Tensor], index: NDArray[np.int64], method: str, seed: int) -> xr.DataTree:
+def posterior_tree(
+    values: dict[str, Tensor], index: NDArray[np.int64], method: str, seed: int
+) -> xr.DataTree:
+    """Draws by site, (chains, draws, observations, ...), as a tree with the group ``posterior``."""
     import arviz_base
 
     tree: xr.DataTree = arviz_base.from_dict(
@@ -251,7 +260,8 @@ def _tree(values: dict[str, Tensor], index: NDArray[np.int64], method: str, seed
     return tree
 
 
-def _convergence(tree: xr.DataTree) -> xr.Dataset:
+def convergence_of(tree: xr.DataTree) -> xr.Dataset:
+    """R-hat and bulk effective sample size of each latent number, over (observation, latent)."""
     import arviz_stats
 
     flat = _flat(tree["posterior"].to_dataset(), stack=False)

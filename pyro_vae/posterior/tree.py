@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pyro_vae.posterior.drawing import CHUNK, Block
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.preparation import prepare, select
 
 __all__ = ["align_draws", "from_pyro_svi"]
 
@@ -31,12 +31,13 @@ def from_pyro_svi(
     history: xr.Dataset | None = None,
     name: str = "svi",
     chunk: int = CHUNK,
+    progress: bool = False,
 ) -> xr.DataTree:
     """Draws from a guide as the tree that every ArviZ function takes.
 
     Parameters
     ----------
-    model, guide, data, draws, seed, chunk
+    model, guide, data, draws, seed, chunk, progress
         As in :func:`~pyro_vae.posterior.importance.log_weights`.
     observations
         Which observations to keep. All draws of all observations are stored: ten thousand images of 784
@@ -87,7 +88,7 @@ def from_pyro_svi(
     index, subset = select(data, observations)
     pair = prepare(model, guide, subset)
     groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
-    for block in pair.blocks(draws, seed, chunk, predictive=True):
+    for block in pair.blocks(draws, seed, chunk, predictive=True, progress=progress):
         for group, values in _values(block).items():
             for site, value in values.items():
                 into = groups[group].setdefault(
@@ -153,24 +154,6 @@ def align_draws(
 def library_attrs() -> dict[str, str]:
     """Who made the draws, in the words of ArviZ."""
     return {"inference_library": "pyro_vae", "inference_library_version": version("pyro-vae")}
-
-
-def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.int64], Any]:
-    """The chosen observations, and their data."""
-    parts = data if isinstance(data, tuple) else (data,)
-    total = len(parts[0])
-    if observations is None:
-        return np.arange(total), data
-    index = np.asarray(observations, dtype=np.int64).ravel()
-    if index.size == 0:
-        raise ValueError("observations is empty; name at least one, or leave it out for all")
-    if index.min() < -total or index.max() >= total:
-        raise IndexError(
-            f"observations reach from {index.min()} to {index.max()}, but the data have only {total}"
-        )
-    index = index % total
-    chosen = tuple(part[index] for part in parts)
-    return index, chosen if isinstance(data, tuple) else chosen[0]
 
 
 def _values(block: Block) -> dict[str, dict[str, Array]]:

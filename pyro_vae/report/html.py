@@ -1,13 +1,13 @@
 """A run as one self-contained page: opens from disk, needs no network."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
+from pyro_vae.report.findings import Findings
 from pyro_vae.report.pictures import Picture
-
-if TYPE_CHECKING:
-    import pandas as pd
+from pyro_vae.report.readings import Reading
 
 __all__ = ["render_page"]
 
@@ -22,30 +22,53 @@ TABLE_NOTE = (
 def render_page(
     *,
     title: str,
-    answer: str,
-    summary: "pd.DataFrame",
+    findings: Findings,
+    readings: Sequence[Reading],
     pictures: Sequence[Picture],
+    command: str,
     config: Mapping[str, Any],
-    failures: Iterable[str] = (),
+    record: Mapping[str, Any],
 ) -> str:
-    """The page as HTML text; every word is escaped, every figure embedded with its caption as alternative
-    text."""
+    """The page as HTML text; every word is escaped, every figure embedded with alternative text.
+
+    Parameters
+    ----------
+    title, findings, readings, pictures
+        What the page shows.
+    command
+        How to run it again.
+    config, record
+        What was asked, and what ``run.json`` says of device and versions.
+    """
     from jinja2 import Environment, PackageLoader
 
-    page = Environment(loader=PackageLoader("pyro_vae", "report"), autoescape=True).get_template("page.html")
+    page = Environment(
+        loader=PackageLoader("pyro_vae", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html")
+    summary = findings.summary()
     return page.render(
         title=title,
-        answer=answer,
+        answer=findings.answer,
         columns=list(summary.columns),
-        rows=[[str(name), *(_shown(cell) for cell in row)] for name, row in summary.iterrows()],
+        rows=[[_cell(str(name)), *map(_cell, row)] for name, row in summary.iterrows()],
         table_note=TABLE_NOTE,
-        figures=pictures,
-        config=config,
-        failures=list(failures),
+        readings=readings,
+        sections=[(name, list(group)) for name, group in groupby(pictures, lambda p: p.section)],
+        command=command,
+        config={name: _told(value) for name, value in config.items() if value is not None},
+        device=record["device"],
+        versions=record["versions"],
+        failures=list(findings.failures.values()),
     )
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> tuple[str, str]:
+    """As shown, and what it is sorted by."""
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.2f}"
-    return str(value)
+        return ("", "") if math.isnan(value) else (f"{value:.2f}".replace("-", "−"), repr(value))
+    text = str(value)
+    return text.replace("-", "−") if text[:1] == "-" else text, text.rstrip("%")
+
+
+def _told(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,10 +1,12 @@
 """The figures of a run on disk, each with the words that go with it."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pyro_vae.report.findings import Findings
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "draw_figures"]
 
-DPI = 150
+DPI = 200
+
+Kind = Literal["chart", "image"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,15 @@ class Picture:
     """A figure on disk and what a page says of it."""
 
     path: Path
+    section: str
     title: str
     caption: str
+    alt: str
+    """What is to be seen, for those who cannot see it."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    kind: Kind = "chart"
+    """Colours of an ``image`` mean brightness, and must not be inverted on a dark page."""
 
     @property
     def base64(self) -> str:
@@ -29,69 +40,164 @@ class Picture:
         return base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
-def draw_figures(
-    folder: Path,
-    histories: "Mapping[str, Sequence[xr.Dataset]]",
-    diagnostics: "Mapping[str, Sequence[xr.Dataset]]",
-    posteriors: "Mapping[str, xr.DataTree]",
-    *,
-    image_shape: tuple[int, ...] | None = None,
-) -> list[Picture]:
-    """Draw every figure that the data allow into a folder.
+@dataclass(frozen=True)
+class _Gallery:
+    """Collects the figures of a folder."""
 
-    Parameters
-    ----------
-    folder
-        Where the PNG files go; it must exist.
-    histories, diagnostics
-        By guide, one data set per seed.
-    posteriors
-        By guide, an ArviZ tree of the same few observations.
-    image_shape
-        (height, width) if an observation is a grey image.
-    """
+    folder: Path
+    guides: str
+    pictures: list[Picture]
+
+    def add(
+        self, section: str, name: str, figure: "Figure", title: str, caption: str, kind: Kind = "chart"
+    ) -> None:
+        path = self.folder / f"{name}.png"
+        figure.savefig(path, dpi=DPI)
+        width, height = (round(inches * DPI) for inches in figure.get_size_inches())
+        alt = f"Figure: {title.lower()}, for {self.guides}. {caption}"
+        self.pictures.append(Picture(path, section, title, caption, alt, (width, height), kind))
+
+
+def draw_figures(folder: Path, findings: Findings) -> list[Picture]:
+    """Draw every figure that the findings allow into a folder, which must exist; old ones are replaced."""
+    gallery = _Gallery(folder, ", ".join(findings.guides), [])
+    parts: list[Callable[[_Gallery, Findings], None]] = [_comparison, _belief, _scale, _latents]
+    for part in parts:
+        part(gallery, findings)
+    return gallery.pictures
+
+
+def _comparison(gallery: _Gallery, findings: Findings) -> None:
     from pyro_vae.report import plots
 
-    pictures: list[Picture] = []
-
-    def add(name: str, figure: "Figure", title: str, caption: str) -> None:
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=DPI)
-        pictures.append(Picture(path, title, caption))
-
-    if len(diagnostics) > 1:
-        add(
+    section = "Which guide explains the data better?"
+    if findings.comparison is not None:
+        gallery.add(
+            section,
             "evidence",
-            plots.plot_evidence(diagnostics),
+            plots.plot_evidence(findings.by_guide("diagnostics")),
             "Paired evidence differences",
             "Mean difference in log evidence of the same held-out observations: a point for each seed, their "
             "mean, and the 95% interval that holds for all pairs jointly.",
         )
-    add(
+    gallery.add(
+        section,
         "training",
-        plots.plot_training(histories),
+        plots.plot_training(findings.histories),
         "Training",
-        "Loss (negative ELBO) by epoch; a line for each seed.",
+        "Loss (negative ELBO, nats per observation) by epoch; a line for each seed.",
     )
-    add(
+
+
+def _belief(gallery: _Gallery, findings: Findings) -> None:
+    from pyro_vae.report import belief_plots, plots
+
+    section = "Can the posteriors be believed?"
+    gallery.add(
+        section,
         "khat",
-        plots.plot_khat(diagnostics),
-        "Can the importance weights be believed?",
-        "k̂ of every held-out observation, seeds pooled, and the threshold above which it is too large.",
+        plots.plot_khat(findings.by_guide("diagnostics")),
+        "Pareto k̂",
+        "k̂ of every held-out observation, seeds pooled, and the threshold above which importance weights "
+        "are not reliable. k̂ grows with the latent dimension.",
     )
-    if image_shape is not None and len(image_shape) == 2:
-        add(
+    gallery.add(
+        section,
+        "calibration",
+        belief_plots.plot_calibration(findings.by_guide("calibration")),
+        "Calibration",
+        "Latents and data are drawn from each model, and its guide is asked where the latents lie: how many "
+        "fall inside its central intervals, and at which of its quantiles. Right is the dashed line.",
+    )
+    if findings.gaps is not None:
+        gallery.add(
+            section,
+            "gaps",
+            belief_plots.plot_gaps(findings.by_guide("gaps")),
+            "Where the guides lose",
+            "log p(x) − ELBO, split at the best q of the family for each single observation; first seed.",
+        )
+    gallery.add(
+        section,
+        "units",
+        belief_plots.plot_units(findings.by_guide("units")),
+        "What each latent dimension carries",
+        "Mean KL of q from the prior by latent dimension, the largest first; a line for each seed.",
+    )
+
+
+def _scale(gallery: _Gallery, findings: Findings) -> None:
+    from pyro_vae.report import scale_plots
+
+    section = "What does σ do?"
+    gallery.add(
+        section,
+        "scale-training",
+        scale_plots.plot_scale_history(findings.histories),
+        "σ over training",
+        "σ of each latent dimension by epoch, geometric mean over the same observations; a line for each "
+        "dimension and seed. Where it stays at 1, the dimension carries nothing.",
+    )
+    gallery.add(
+        section,
+        "scale-observations",
+        scale_plots.plot_scales(findings.by_guide("latents")),
+        "σ over observations",
+        "Distribution of σ over held-out observations and latent dimensions, seeds pooled.",
+    )
+
+
+def _latents(gallery: _Gallery, findings: Findings) -> None:
+    from pyro_vae.report import latent_plots, plots
+
+    section = "What do model and guide show?"
+    trees, units = findings.posteriors, _first_seed(findings, "units")
+    if findings.image_shape is not None and len(findings.image_shape) == 2:
+        shape = (findings.image_shape[0], findings.image_shape[1])
+        gallery.add(
+            section,
             "predictive",
-            plots.plot_predictive(posteriors, image_shape=(image_shape[0], image_shape[1])),
-            "Posterior predictive images",
+            plots.plot_predictive(trees, image_shape=shape),
+            "Originals and posterior predictive",
             "Held-out originals, and for each guide the mean of what its posterior predicts in their place; "
             "first seed.",
+            "image",
         )
-    add(
+        gallery.add(
+            section,
+            "samples",
+            latent_plots.plot_samples(trees, shape),
+            "Samples",
+            "Images drawn from each guide's model: z from the prior, then x given z; first seed.",
+            "image",
+        )
+        gallery.add(
+            section,
+            "traversal",
+            latent_plots.plot_traversal(trees, units, shape),
+            "Latent traversal",
+            "Mean images on walks from the origin along each latent axis, those with the largest KL first; "
+            "first seed.",
+            "image",
+        )
+    if findings.latents.sizes["latent"] > 1:
+        gallery.add(
+            section,
+            "latents",
+            latent_plots.plot_latents(_first_seed(findings, "latents"), units),
+            "Held-out observations in latent space",
+            "Posterior means in the two latent dimensions with the largest KL; first seed. Every guide "
+            "trained its own decoder, so axes of two panels are not the same.",
+        )
+    gallery.add(
+        section,
         "forest",
-        plots.plot_forest(posteriors),
-        "Posteriors of a few held-out observations",
+        plots.plot_forest(trees),
+        "Posteriors of two held-out observations",
         "Medians, 50% and 94% intervals of each latent; first seed. Every guide trained its own decoder, so "
         "the same coordinate need not mean the same thing under two guides: compare widths.",
     )
-    return pictures
+
+
+def _first_seed(findings: Findings, measure: str) -> "dict[str, xr.Dataset]":
+    return {name: given.isel(seed=0) for name, given in findings.by_guide(measure).items()}

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -20,25 +19,13 @@ from numpy.typing import NDArray
 
 from pyro_vae.posterior.pairing import Diagnostics, paired_differences
 from pyro_vae.posterior.tree import align_draws
+from pyro_vae.report.style import COLORS, GREY, WIDTH, bare, guide_colors
 
 __all__ = ["plot_evidence", "plot_forest", "plot_khat", "plot_predictive", "plot_training"]
 
 Array = NDArray[np.float64]
 
-# Okabe and Ito (2008), distinguishable with any colour vision; without the yellow, which is too pale for
-# lines.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#666666"
 KINDS = {"training": "-", "held out": "--"}
-
-
-def guide_colors(names: Sequence[str]) -> dict[str, str]:
-    """The colour of each guide.
-
-    >>> guide_colors(["logvar", "softplus"])
-    {'logvar': '#0072B2', 'softplus': '#D55E00'}
-    """
-    return {str(name): COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
 def plot_training(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
@@ -52,13 +39,14 @@ def plot_training(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
         ``epoch`` where there was one.
     """
     colors = guide_colors(list(histories))
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     whole, late = figure.subplots(1, 2)
-    second_halves, longest = [np.empty(0)], 1
+    second_halves, longest, held_out = [np.empty(0)], 1, False
     for name, fits in histories.items():
         for history in fits:
             losses = _by_epoch(history)
             longest = max(longest, len(losses))
+            held_out |= bool(np.isfinite(losses[:, 1]).any())
             second_halves.append(losses[len(losses) // 2 :].ravel())
             for axes in (whole, late):
                 axes.plot(np.arange(1, len(losses) + 1), losses[:, 0], color=colors[str(name)], lw=1)
@@ -70,15 +58,16 @@ def plot_training(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
         late.set_ylim(shown.min() - margin, shown.max() + margin)
     late.set_xlim(longest // 2 + 0.5, longest + 0.5)
     for axes, title in ((whole, "whole fit"), (late, "second half, enlarged")):
-        _plain(axes)
+        bare(axes)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     whole.set_ylabel("loss (nats per observation)")
     guides = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     whole.legend(handles=guides, title="guide, one line per seed", frameon=False)
-    kinds = [Line2D([], [], color=GREY, ls=style, label=kind) for kind, style in KINDS.items()]
-    late.legend(handles=kinds, frameon=False)
+    if held_out:
+        kinds = [Line2D([], [], color=GREY, ls=style, label=kind) for kind, style in KINDS.items()]
+        late.legend(handles=kinds, frameon=False)
     return figure
 
 
@@ -97,7 +86,7 @@ def plot_evidence(
     first, second = pairs["first"].values, pairs["second"].values
     pairs = pairs.isel(pair=[i for i in range(len(first)) if order[first[i]] < order[second[i]]])
     rows, seeds = pairs.sizes["pair"], pairs.sizes["seed"]
-    figure = Figure(figsize=(8, 1.4 + 0.6 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.6 * rows), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color=GREY, lw=1, ls=":")
     labels = []
@@ -115,7 +104,7 @@ def plot_evidence(
         labels.append(f"{pair['pair'].item()}\n{verdict if bool(pair['decided']) else 'not decided'}")
     axes.set_yticks(range(rows - 1, -1, -1), labels)
     axes.set_ylim(-0.6, rows - 0.4)
-    _plain(axes)
+    bare(axes)
     axes.set_xlabel(f"difference in {pairs.attrs['measure']} (nats per observation)")
     over = f"{seeds} seeds (small dots)" if seeds > 1 else "observations of one seed: about these fits only"
     axes.set_title(f"mean and joint 95% intervals over {over}", fontsize=10)
@@ -142,7 +131,7 @@ def plot_khat(diagnostics: Mapping[str, xr.Dataset | Sequence[xr.Dataset]]) -> F
     low = min(-0.5, float(finite.min(initial=0.0)))
     high = max(1.2, float(finite.max(initial=1.0)))
     bins = np.linspace(low, high, 41)
-    figure = Figure(figsize=(8, 0.9 + 1.5 * len(pooled)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.9 + 1.3 * len(pooled)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(pooled), 1, sharex=True, sharey=True))
     for axes, (name, khat) in zip(panels, pooled.items(), strict=True):
         # infinities are answers, not gaps: they go into the outermost bins
@@ -155,7 +144,7 @@ def plot_khat(diagnostics: Mapping[str, xr.Dataset | Sequence[xr.Dataset]]) -> F
             loc="left",
         )
         axes.set_ylabel("observations")
-        _plain(axes)
+        bare(axes)
     about = next(iter(attrs.values()))
     panels[-1].set_xlabel(
         rf"Pareto $\hat{{k}}$ from {about['draws']} draws of {about['latent_dim']} latent dimensions"
@@ -204,7 +193,7 @@ def plot_predictive(
     low = min(float(images.min()) for images in rows.values())
     high = max(float(images.max()) for images in rows.values())
     figure = Figure(
-        figsize=(max(6, 1.3 + 0.95 * len(observations)), 1.1 + 0.95 * len(rows)), layout="constrained"
+        figsize=(WIDTH, 1.1 + (WIDTH - 1.3) / len(observations) * len(rows)), layout="constrained"
     )
     grid = figure.subplots(len(rows), len(observations), squeeze=False)
     for line, (label, images) in zip(grid, rows.items(), strict=True):
@@ -261,7 +250,7 @@ def plot_forest(
         ci_probs=(0.5, 0.94),
         backend="matplotlib",
         color=colors,
-        figure_kwargs={"figsize": (8, 1.6 + 0.3 * rows)},
+        figure_kwargs={"figsize": (WIDTH, 1.6 + 0.3 * rows)},
     )
     figure: Figure = collection.viz["figure"].item()
     figure.set_layout_engine("constrained")
@@ -302,7 +291,3 @@ def _infinities(khat: Array) -> str:
     counts = {"exact": int(np.isneginf(khat).sum()), "no tail": int(np.isposinf(khat).sum())}
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     return f" ({told})" if told else ""
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)

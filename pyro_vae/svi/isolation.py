@@ -4,6 +4,7 @@ Pyro keeps parameters in one global store. Two pairs whose modules share names t
 tensors, silently. Everything in this library therefore calls users' code inside :func:`isolated`.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,7 +87,14 @@ def isolated(
         functions = owner(model) is None or owner(guide) is None
         state = store.get_state() if functions else empty_store()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=cuda), pyro.validation_enabled(validate), store.scope(state):
+    with (
+        torch.random.fork_rng(devices=cuda),
+        pyro.validation_enabled(validate),
+        store.scope(state),
+        warnings.catch_warnings(),
+    ):
+        # Pyro says so of every frozen parameter; to freeze a model and fit a guide to it is no mistake.
+        warnings.filterwarnings("ignore", message=".*was not registered in the param store")
         if seed is not None:
             torch.manual_seed(seed)
         yield state

@@ -57,6 +57,17 @@ def many_latents(x):
         pyro.sample("x", dist.Normal(loc, positive.unsqueeze(-1)).to_event(1), obs=x)
 
 
+class Shifted(pyro.nn.PyroModule):
+    """one_latent with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        one_latent(x - self.loc)
+
+
 EVENT_SHAPES = {
     "vector": (2,),
     "matrix": (2, 3),
@@ -270,6 +281,17 @@ def test_posterior_of_one_latent_is_the_distribution():
     assert q.mean.requires_grad
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_posterior_scores_values_of_every_shape(family):
+    guide = moved(family(one_latent, Encoder()), torch.randn(5, 3))
+    q = guide.posterior(torch.randn(5, 3))
+    z = torch.randn(4, 1, 2)
+    expected = q.log_prob(z.expand(4, 5, 2))
+    torch.testing.assert_close(q.log_prob(z), expected)
+    torch.testing.assert_close(q.log_prob(z[0, 0]), expected[0])
+    torch.testing.assert_close(q.expand((4, 5)).log_prob(z), expected)
+
+
 @pytest.mark.parametrize("family", GAUSSIAN)
 def test_posterior_of_several_latents_is_a_dict_of_marginals(family):
     x = torch.randn(5, 3)
@@ -393,6 +415,22 @@ def test_a_model_with_several_arguments():
 # Set-up
 
 
+def test_calls_may_differ_in_what_has_no_shape():
+    """A batch as one object: its rows are known from the features."""
+
+    class Batch:
+        def __init__(self, x):
+            self.x = x
+
+    class Unpacking(Encoder):
+        def forward(self, batch):
+            return super().forward(batch.x)
+
+    guide = AmortizedNormal(lambda batch: one_latent(batch.x), Unpacking())
+    for rows in (5, 3):
+        assert guide(Batch(torch.randn(rows, 3)))["z"].shape == (rows, 2)
+
+
 def test_set_up_leaves_the_random_stream_to_the_first_draw():
     """Guides of one encoder draw the same noise, whatever the model drew while it was traced."""
 
@@ -446,10 +484,11 @@ def test_copies_leave_the_original_whole(family):
     x = torch.randn(5, 3)
     guide = moved(family(one_latent, Encoder()), x)
     twin = copy.deepcopy(guide)
+    draws = []
     for each in (guide, twin):
         torch.manual_seed(1)
-        each(x[:2])  # a new batch size: both still have their model
-    torch.testing.assert_close(guide.median(x)["z"], twin.median(x)["z"]) if family in GAUSSIAN else None
+        draws.append(each(x[:2])["z"])  # a new batch size: both still have their model
+    torch.testing.assert_close(*draws, rtol=0, atol=0)
     assert not {id(p) for p in guide.parameters()} & {id(p) for p in twin.parameters()}
 
 
@@ -480,7 +519,7 @@ def test_elbo_module_trains_with_a_torch_optimizer(family, local):
     x = torch.randn(5, 3)
     with pyro.settings.context(module_local_params=local):
         guide = family(one_latent, Encoder())
-        loss = Trace_ELBO()(pyro.nn.PyroModule("model") if False else _Module(), guide)
+        loss = Trace_ELBO()(Shifted(), guide)
         loss(x)
         optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
         before = [p.detach().clone() for p in loss.parameters()]
@@ -491,21 +530,23 @@ def test_elbo_module_trains_with_a_torch_optimizer(family, local):
         assert all(not torch.equal(p, old) for p, old in zip(loss.parameters(), before, strict=True))
 
 
-class _Module(pyro.nn.PyroModule):
-    def __init__(self):
-        super().__init__()
-        self.loc = nn.Parameter(torch.zeros(3))
-
-    def forward(self, x):
-        one_latent(x - self.loc)
-
-
-def test_low_precision_encoder_gives_a_float32_posterior():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_low_precision_encoder_gives_a_float32_posterior(family):
     x = torch.randn(5, 3, dtype=torch.bfloat16)
-    guide = AmortizedNormal(one_latent, nn.Linear(3, 4, dtype=torch.bfloat16))
+    guide = family(one_latent, nn.Linear(3, 4, dtype=torch.bfloat16))
     parameters = guide.local_parameters(x)
     assert {value.dtype for value in parameters.values()} == {torch.float32}
-    assert guide.loc_head.weight.dtype == torch.bfloat16
+    assert guide.get_posterior(x).sample().isfinite().all()
+    assert {p.dtype for name, p in guide.named_parameters() if "encoder" not in name} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", GAUSSIAN)
+def test_low_precision_guide_gives_a_float32_posterior(family):
+    x = torch.randn(5, 3)
+    guide = family(one_latent, nn.Linear(3, 4))
+    guide(x)
+    parameters = guide.bfloat16().local_parameters(x.bfloat16())
+    assert {value.dtype for value in parameters.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -513,7 +513,7 @@ def test_maps_agree_at_equal_scale(guide_class, name):
 
 
 @pytest.mark.parametrize("guide_class", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
-@pytest.mark.parametrize("raw", [-1e4, -200.0, 200.0])
+@pytest.mark.parametrize("raw", [-1e4, -200.0, 150.0])
 @pytest.mark.parametrize("name", ["logvar", "softplus", "stdplus", "explinear"])
 def test_density_takes_log_scale_from_the_map(guide_class, raw, name):
     """Where σ itself under- or overflows, log q and its gradient are those of log σ."""
@@ -526,23 +526,24 @@ def test_density_takes_log_scale_from_the_map(guide_class, raw, name):
     parameter = guide.scales.x_unconstrained if guide_class is AutoNormal else guide.scale_unconstrained
     with torch.no_grad():
         parameter.fill_(raw)
-    q = dist_of(guide)
-    log_prob = q.log_prob(q.base_dist.loc.detach() if hasattr(q, "base_dist") else q.loc.detach())
-    scale_map = scales.get(name)
-    wide = torch.tensor(raw, requires_grad=True)
-    expected = -2 * scale_map.log_scale(wide) - math.log(2 * math.pi)
+    if guide_class is AutoNormal:
+        q = poutine.trace(guide).get_trace().nodes["x_unconstrained"]["fn"]
+    else:
+        q = guide.get_posterior()
+    log_prob = q.log_prob(q.mean.detach())
+    start = torch.tensor(raw, requires_grad=True)
+    expected = -2 * scales.get(name).log_scale(start) - math.log(2 * math.pi)
     assert log_prob.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def dist_of(guide):
-    if isinstance(guide, AutoNormal):
-        return poutine.trace(guide).get_trace().nodes["x_unconstrained"]["fn"]
-    return guide.get_posterior()
+    (slope,) = torch.autograd.grad(expected, start)
+    log_prob.backward()
+    assert parameter.grad.sum().item() == pytest.approx(slope.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("guide_class", GUIDES)
-@pytest.mark.parametrize("elbo_class", [Trace_ELBO, TraceMeanField_ELBO])
-@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize(
+    ("elbo_class", "as_list"),
+    [(Trace_ELBO, False), (TraceMeanField_ELBO, False), (TraceMeanField_ELBO, True)],
+)
 def test_log_normal_recovers_its_location(guide_class, elbo_class, as_list):
     """Pyro's guides give loc 0.0 instead of 1.0 under TraceMeanField_ELBO: the Jacobian is lost."""
 
@@ -554,9 +555,9 @@ def test_log_normal_recovers_its_location(guide_class, elbo_class, as_list):
     if as_list:
         program = AutoGuideList(model)
         program.append(guide)
-    elbo = elbo_class(num_particles=64, vectorize_particles=True, max_plate_nesting=0)
-    svi = SVI(model, program, ClippedAdam({"lr": 0.05, "lrd": 0.98}), elbo)
-    for _ in range(200):
+    elbo = elbo_class(num_particles=32, vectorize_particles=True, max_plate_nesting=0)
+    svi = SVI(model, program, ClippedAdam({"lr": 0.1, "lrd": 0.96}), elbo)
+    for _ in range(100):
         svi.step()
     assert guide.median()["y"].log().item() == pytest.approx(1.0, abs=0.1)
 

@@ -21,7 +21,7 @@ def reference(loc, log_scale, unit_tril):
 @pytest.mark.parametrize("batch_shape", [(), (3,), (2, 3)])
 @pytest.mark.parametrize("sample_shape", [(), (5,), (5, 2)])
 def test_density_and_shapes_are_those_of_torch(batch_shape, sample_shape):
-    q, p = LogScaleMultivariateNormal(*parts(*batch_shape)), None
+    q = LogScaleMultivariateNormal(*parts(*batch_shape))
     p = reference(q.loc, q.log_scale, q.unit_tril)
     draw = q.rsample(sample_shape)
     assert draw.shape == sample_shape + batch_shape + (4,)

@@ -5,7 +5,7 @@ import torch
 from pyro import poutine
 from torch.distributions import biject_to, constraints, kl_divergence
 
-from pyro_vae.guides.pushforward import PushforwardDelta, PushforwardMessenger, pushforward
+from pyro_vae.guides.pushforward import PushforwardDelta, PushforwardMessenger, push_forward
 
 CASES = {
     "real": (constraints.real, dist.Normal(0.0, 1.0), ()),
@@ -23,7 +23,7 @@ def test_log_density_is_that_of_the_transformed_distribution(name):
     transform = biject_to(support)
     base = dist.Normal(torch.zeros(5, *shape), 1.0).to_event(len(shape))
     u = base.sample()
-    point = pushforward(transform, u, prior.event_dim)
+    point = push_forward(transform, u, prior.event_dim)
     assert point.batch_shape == (5,)
     pushed = dist.TransformedDistribution(
         dist.Normal(torch.zeros(5, *shape), 1.0).to_event(transform.domain.event_dim), [transform]
@@ -42,14 +42,14 @@ def test_kl_of_pyros_own_delta_is_left_alone():
 
 
 def test_expanding_keeps_the_class_and_the_jacobian():
-    point = pushforward(biject_to(constraints.positive), torch.randn(3), 0).expand((2, 3))
+    point = push_forward(biject_to(constraints.positive), torch.randn(3), 0).expand((2, 3))
     assert isinstance(point, PushforwardDelta)
     assert point.log_density.shape == (2, 3)
 
 
 def test_masked_out_sites_skip_the_jacobian():
     with poutine.mask(mask=False):
-        point = pushforward(biject_to(constraints.positive), torch.randn(3), 0)
+        point = push_forward(biject_to(constraints.positive), torch.randn(3), 0)
     assert (point.log_density == 0).all()
 
 

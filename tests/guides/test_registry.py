@@ -69,7 +69,7 @@ def test_wrong_arguments_of_get() -> None:
         scales.get("logvar", beta=1.0)
     with pytest.raises(TypeError, match=r"Softplus\(beta=1.0\) is a map already"):
         scales.get(scales.Softplus(), beta=2.0)
-    with pytest.raises(TypeError, match=r"name must be a scale map or the name of one .* got 3"):
+    with pytest.raises(TypeError, match=r"scale must be a scale map or the name of one .* got 3"):
         scales.get(3)  # type: ignore[arg-type]
 
 

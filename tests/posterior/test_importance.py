@@ -6,7 +6,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.special import logsumexp
+from sklearn.datasets import load_digits
 
+from pyro_vae.models import PPCA
 from pyro_vae.posterior import diagnose, log_weights
 from pyro_vae.posterior.importance import khat_threshold, pareto_khat
 from tests.posterior.gaussians import (
@@ -43,6 +45,26 @@ def test_mean_field_gap():
     error = (report["log_evidence"] - model.log_evidence(x).numpy()) / report["log_evidence_se"]
     assert abs(error).max() < 5
     assert float(error.std()) == pytest.approx(1, abs=0.35)
+
+
+def test_ppca_on_real_data():
+    """Maximum likelihood on the digits, and the best diagonal guide: all in closed form."""
+    x = torch.tensor(load_digits().data)
+    model = PPCA.fit_exact(x, 4)
+    rotation = torch.linalg.qr(torch.randn(4, 4))[0]
+    model = model.rotated(rotation)
+
+    def guide(x):
+        posterior = model.posterior(x)
+        scale = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1) ** -0.5
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(posterior.loc, scale).to_event(1))
+
+    report = diagnose(model, guide, x[:200], draws=2000)
+    evidence = model.log_evidence(x[:200]).detach().numpy()
+    np.testing.assert_allclose(report["log_evidence"].mean(), evidence.mean(), atol=0.02)
+    gap = float((report["log_evidence"] - report["elbo"]).mean())
+    assert gap == pytest.approx(float(model.mean_field_gap()), abs=0.02)
 
 
 def test_kl_and_reconstruction_add_up_and_equal_their_closed_forms():

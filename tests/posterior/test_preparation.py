@@ -13,7 +13,15 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-from pyro_vae.posterior import diagnose, from_pyro_svi, log_weights
+from pyro_vae.posterior import (
+    active_units,
+    calibrate,
+    diagnose,
+    from_pyro_svi,
+    inference_gaps,
+    log_weights,
+    repair,
+)
 from pyro_vae.posterior.preparation import prepare
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, diagonal, observations
 
@@ -174,13 +182,16 @@ class TestWeightsEqualThoseOfPyro:
         exact = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1).log_prob(x)
         weights = log_weights(model, guide, x, 40)
         np.testing.assert_allclose(weights, exact[:, None].expand(3, 40))
+        tree = from_pyro_svi(model, guide, x, 40)
+        np.testing.assert_array_equal(tree["observed_data"]["x"], x)
+        assert tree["posterior_predictive"]["x"].shape == (1, 40, 3, 4)
 
     def test_auxiliary_sites_of_pyro_autoguides(self):
         model, x = dense(), observations(dense(), 5)
         guide = AutoNormal(model)
         guide(x)
         pair = prepare(model, guide, x)
-        assert pair.layout == "whole"
+        assert pair.whole
         report = diagnose(model, guide, x, draws=4000)
         error = (report["log_evidence"] - model.log_evidence(x).numpy()) / report["log_evidence_se"]
         assert (report["elbo"] < report["log_evidence"]).all()
@@ -368,6 +379,32 @@ class TestScalesAndMasks:
         np.testing.assert_allclose(report["log_evidence"], torch.stack([both, one]))
 
 
+def test_factors_count_as_likelihood_and_are_no_data():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("x", dist.Normal(z, 1.0).log_prob(x))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    x = torch.randn(3)
+    tree = from_pyro_svi(model, guide, x, 40)
+    weights = (tree["sample_stats"]["log_p"] - tree["sample_stats"]["log_q"])[0]
+    np.testing.assert_allclose(weights, dist.Normal(0.0, 2**0.5).log_prob(x).expand(40, 3))
+    assert list(tree["log_likelihood"].data_vars) == ["x"]
+    assert list(tree["observed_data"].data_vars) == []
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_autoguide_of_very_few_observations_stays_whole(n):
+    model, x = dense(), observations(dense(), n)
+    guide = AutoNormal(model)
+    guide(x)
+    assert np.isfinite(diagnose(model, guide, x, draws=60, chunk=30)["elbo"]).all()
+
+
 class TestErrors:
     def test_site_missing_in_the_guide(self):
         model = diagonal()
@@ -418,6 +455,32 @@ class TestErrors:
         model = diagonal()
         with pytest.raises(ValueError, match="without subsampling of its own"):
             diagnose(model, guide, observations(model, 3))
+
+
+@pytest.mark.parametrize(
+    "function", [diagnose, from_pyro_svi, calibrate, active_units, inference_gaps, repair]
+)
+class TestData:
+    def test_neither_tensor_nor_array(self, function):
+        model = diagonal()
+        with pytest.raises(TypeError, match="data is a list; give a tensor, an array, or a tuple of them"):
+            function(model, GaussianGuide.exact(model), [1.0, 2.0])
+
+    @pytest.mark.parametrize("empty", [torch.zeros(0, 3), np.zeros((0, 3)), torch.tensor(1.0), ()])
+    def test_empty(self, function, empty):
+        model = diagonal()
+        with pytest.raises(ValueError, match="data is empty; give at least one observation"):
+            function(model, GaussianGuide.exact(model), empty)
+
+    def test_lengths_that_differ(self, function):
+        model = diagonal()
+        with pytest.raises(ValueError, match="observations"):
+            function(model, GaussianGuide.exact(model), (torch.zeros(2, 3), torch.zeros(3, 3)))
+
+    def test_negative_seed(self, function):
+        model = diagonal()
+        with pytest.raises(ValueError, match="seed is -1; give a number that is not negative"):
+            function(model, GaussianGuide.exact(model, 0.5), observations(model, 4), seed=-1)
 
 
 def test_one_observation():

@@ -161,13 +161,11 @@ def table() -> list[dict[str, str]]:
 
 def _class_of(name: str) -> type[ScaleMap]:
     if not isinstance(name, str):
-        raise TypeError(
-            f"get: name must be a scale map or the name of one ({', '.join(_MAPS)}); got {name!r}."
-        )
+        raise TypeError(f"scale must be a scale map or the name of one ({', '.join(_MAPS)}); got {name!r}.")
     if name not in _MAPS:
         close = difflib.get_close_matches(name.lower(), _MAPS)
         meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ValueError(f"get: no scale map is named {name!r}.{meant} The names are {', '.join(_MAPS)}.")
+        raise ValueError(f"no scale map is named {name!r}.{meant} The names are {', '.join(_MAPS)}.")
     return _MAPS[name]
 
 

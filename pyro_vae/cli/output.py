@@ -1,0 +1,147 @@
+"""What the commands print: tables and sentences for people, JSON for machines. Nothing else prints."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from pyro_vae.study import Study
+
+__all__ = ["show_diagnosis", "show_path", "show_scales", "show_study"]
+
+
+def show_study(study: "Study", *, as_json: bool) -> None:
+    """Table, answer, readings, and where everything is."""
+    if as_json:
+        _print_json(_as_data(study))
+        return
+    console = _console()
+    _print_summary(console, study)
+    console.print(study.answer + "\n", highlight=False, soft_wrap=True)
+    _print_readings(console, study)
+    for failure in study.failures.values():
+        console.print(f"Failed: {failure}", highlight=False, soft_wrap=True)
+    console.print(f"Everything is in {study.folder}", highlight=False, soft_wrap=True)
+
+
+def show_diagnosis(study: "Study", *, as_json: bool) -> None:
+    """Table and readings."""
+    if as_json:
+        _print_json(_as_data(study))
+        return
+    console = _console()
+    _print_summary(console, study)
+    _print_readings(console, study)
+
+
+def show_path(path: Path, *, as_json: bool) -> None:
+    """Where something was written."""
+    if as_json:
+        _print_json({"report": str(path)})
+    else:
+        _console().print(f"The report is in {path}", highlight=False, soft_wrap=True)
+
+
+def show_scales(*, as_json: bool) -> None:
+    """The table of scale maps."""
+    from rich.table import Table
+
+    from pyro_vae.guides import scales as maps
+
+    rows = maps.table()
+    if as_json:
+        _print_json(rows)
+        return
+    headings = {
+        "name": "name",
+        "sigma": "σ",
+        "sigma_at_0": "σ(0)",
+        "slope_at_0": "slope(0)",
+        "remark": "remark",
+    }
+    table = Table(box=None, pad_edge=False)
+    for key, heading in headings.items():
+        table.add_column(heading, no_wrap=key == "name", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[key] for key in headings))
+    console = _console()
+    console.print(table)
+    console.print(
+        "\nraw: what the encoder puts out; slope: d log σ / d raw, the speed of σ under an optimizer"
+    )
+
+
+def _print_summary(console: "Console", study: "Study") -> None:
+    from rich.table import Table
+
+    seeds = study.config.seeds
+    table = Table(
+        title=f"{study.config.data}, held-out observations, {seeds} seed{'s' * (seeds > 1)}",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    summary = study.summary()
+    table.add_column("guide", no_wrap=True)
+    for column in summary.columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in summary.iterrows():
+        table.add_row(str(name), *(_shown(value) for value in row))
+    console.print(table)
+    difference = " and difference to the best" if study.comparison is not None else ""
+    console.print(f"evidence (log p(x)), ELBO, KL{difference} in nats per observation\n")
+
+
+def _print_readings(console: "Console", study: "Study") -> None:
+    from rich.table import Table
+
+    from pyro_vae.report.readings import read_findings_aloud
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for reading in read_findings_aloud(study.findings):
+        table.add_row(reading.measure, reading.guide, reading.sentence)
+    console.print("Can the posteriors be believed?", highlight=False)
+    console.print(table, highlight=False)
+    console.print()
+
+
+def _as_data(study: "Study") -> dict[str, Any]:
+    """The study as JSON can hold it: what is not finite becomes null."""
+    from pyro_vae.report.readings import read_findings_aloud
+
+    return {
+        "answer": study.answer,
+        "config": dataclasses.asdict(study.config),
+        "folder": str(study.folder),
+        "summary": _records(study.summary()),
+        "comparison": {} if study.comparison is None else _records(study.comparison),
+        "readings": [dataclasses.asdict(reading) for reading in read_findings_aloud(study.findings)],
+        "failures": study.failures,
+    }
+
+
+def _records(table: "pd.DataFrame") -> Any:
+    return json.loads(table.to_json(orient="index"))
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2))
+
+
+def _console() -> "Console":
+    """Standard output; where it is no terminal, wide enough for every table."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.2f}"
+    return str(value)

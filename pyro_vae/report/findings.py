@@ -1,0 +1,104 @@
+"""What a report is about: everything that was measured of some guides on the same held-out data."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pyro_vae.posterior import answer, compare
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+__all__ = ["MEASURES", "Findings"]
+
+MEASURES = ("diagnostics", "calibration", "units", "latents")
+"""The data sets over (guide, seed, …)."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Measured of several guides, each fitted with the same seeds. Densities are in nats."""
+
+    histories: "Mapping[str, Sequence[xr.Dataset]]"
+    """By guide, the training history of each seed, with ``scale`` (epoch, latent): the guide's σ."""
+    diagnostics: "xr.Dataset"
+    """(guide, seed, observation), from :func:`~pyro_vae.posterior.importance.diagnose`."""
+    calibration: "xr.Dataset"
+    """(guide, seed, …), from :func:`~pyro_vae.posterior.calibration.calibrate`."""
+    units: "xr.Dataset"
+    """(guide, seed, latent), from :func:`~pyro_vae.posterior.collapse.active_units`."""
+    latents: "xr.Dataset"
+    """``mean`` and ``scale`` of q(z|x), (guide, seed, observation, latent); with ``label`` where known."""
+    gaps: "xr.Dataset | None"
+    """(guide, observation) of each first fit, from :func:`~pyro_vae.posterior.gaps.inference_gaps`."""
+    posteriors: "Mapping[str, xr.DataTree]"
+    """By guide, the first seed's draws for a few observations, ``prior_predictive`` and ``traversal``."""
+    image_shape: tuple[int, ...] | None = None
+    """(height, width) or (channels, height, width) if an observation is an image."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Guides that could not be fitted, and why; they are in nothing else."""
+
+    @property
+    def guides(self) -> list[str]:
+        """Their names, in the order they were asked for."""
+        return [str(name) for name in self.diagnostics["guide"].values]
+
+    def by_guide(self, measure: str) -> "dict[str, xr.Dataset]":
+        """One of :data:`MEASURES` or ``gaps``, by guide."""
+        return {name: getattr(self, measure).sel(guide=name) for name in self.guides}
+
+    @cached_property
+    def comparison(self) -> "pd.DataFrame | None":
+        """From :func:`~pyro_vae.posterior.comparison.compare`; None if there is one guide only."""
+        return compare(self.by_guide("diagnostics")) if len(self.guides) > 1 else None
+
+    @property
+    def answer(self) -> str:
+        """What the comparison says, in a sentence or two."""
+        if self.comparison is None:
+            reached = f"{float(self.diagnostics['log_evidence'].mean()):.2f} nats per observation"
+            sentence = (
+                f"{self.guides[0]} reaches a log evidence of {reached}; "
+                "there is no other guide to compare it with."
+            )
+        else:
+            sentence = answer(self.comparison)
+        if self.failures:
+            sentence += f" Left out, because a fit failed: {', '.join(self.failures)}."
+        return sentence
+
+    def summary(self) -> "pd.DataFrame":
+        """One row per guide, best first, for people: means over seeds and held-out observations.
+
+        Columns: log evidence, ELBO and KL in nats per observation; the share of observations whose k̂ is
+        above the threshold; and, where guides were compared, the paired difference to the best one, its 95%
+        interval, whether that decides, and the stacking weight.
+        """
+        import pandas as pd
+
+        means = self.diagnostics[["log_evidence", "elbo", "kl"]].mean(["seed", "observation"])
+        threshold = self.diagnostics.attrs["khat_threshold"]
+        bad = (self.diagnostics["khat"] > threshold).mean(["seed", "observation"])
+        table = pd.DataFrame(
+            {
+                "evidence": means["log_evidence"].values,
+                "ELBO": means["elbo"].values,
+                "KL": means["kl"].values,
+                f"k̂>{threshold:.2f}": [f"{share:.0%}" for share in bad.values],
+            },
+            index=pd.Index(self.guides, name="guide"),
+        )
+        if self.comparison is None:
+            return table
+        table = table.loc[self.comparison.index]
+        low, high = self.comparison["diff_low"], self.comparison["diff_high"]
+        table["diff"] = self.comparison["diff"]
+        table["95% interval"] = [
+            "" if math.isnan(a) else f"{a:.2f} to {b:.2f}" for a, b in zip(low, high, strict=True)
+        ]
+        table["decided"] = ["yes" if decided else "no" for decided in self.comparison["decided"]]
+        table["weight"] = self.comparison["weight"]
+        return table

@@ -1,0 +1,28 @@
+"""How all figures look: a guide's colour, bare axes, a width that a narrow screen can still read."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+__all__ = ["COLORS", "GREY", "WIDTH", "bare", "guide_colors"]
+
+# Okabe and Ito (2008), distinguishable with any colour vision; without the yellow, which is too pale for
+# lines.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#666666"
+WIDTH = 7.0
+"""Inches: wider figures have unreadable text on a telephone."""
+
+
+def guide_colors(names: Sequence[str]) -> dict[str, str]:
+    """The colour of each guide.
+
+    >>> guide_colors(["logvar", "softplus"])
+    {'logvar': '#0072B2', 'softplus': '#D55E00'}
+    """
+    return {str(name): COLORS[i % len(COLORS)] for i, name in enumerate(names)}
+
+
+def bare(axes: Axes) -> None:
+    """Take the frame's upper and right side away."""
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,13 @@
+"""The main job: one data set, several guides, several seeds; which guide explains held-out data better?
+
+Every guide gets the same architecture, initial weights, initial σ, batches and noise; only the map from the
+encoder's output to σ differs. Each trains a model of its own, so what is compared is the evidence of held-out
+observations.
+"""
+
+from pyro_vae.study.config import StudyConfig
+from pyro_vae.study.job import diagnose_again, report_again, run_study
+from pyro_vae.study.pairs import make_pair, split_data
+from pyro_vae.study.result import Study
+
+__all__ = ["Study", "StudyConfig", "diagnose_again", "make_pair", "report_again", "run_study", "split_data"]

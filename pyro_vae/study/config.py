@@ -1,0 +1,203 @@
+"""What a study is asked to do: from Python, from a command line, from a file, and back."""
+
+import dataclasses
+import difflib
+import json
+import math
+import shlex
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.guides import scales
+from pyro_vae.run_folder import parse_record
+
+__all__ = ["StudyConfig", "read_config"]
+
+LEAST = {
+    "seeds": 1,
+    "epochs": 1,
+    "batch_size": 1,
+    "latent_dim": 1,
+    "draws": 100,
+    "gap_observations": 0,
+}
+"""The smallest value of each integer."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What a study is asked to do; the defaults are those of ``pyro-vae compare digits``.
+
+    Parameters
+    ----------
+    data
+        A name that :func:`pyro_vae.data.load` knows, or a path.
+    scales
+        Names of scale maps, one guide each.
+    seeds
+        How often every guide is fitted: seeds 0, 1, …
+    epochs, batch_size, lr
+        Of each fit.
+    latent_dim, hidden
+        Size of z; sizes of the encoder's hidden layers (the decoder's are the same, backwards).
+    init_scale
+        σ that every guide starts at.
+    held_out
+        Share of the observations that no fit sees.
+    draws
+        Importance draws for each held-out observation.
+    gap_observations
+        Held-out observations for which each guide's first fit is compared with the best q of its family, to
+        split what it loses into approximation and amortization; 0 for none.
+    device
+        As in :func:`~pyro_vae.svi.fitting.fit`.
+    root
+        Folder of a data set's files, where it needs one.
+    likelihood
+        Name of a likelihood in place of the one that the data suggest.
+
+    Raises
+    ------
+    ValueError
+        If a value cannot be used; the message names it.
+
+    Examples
+    --------
+    >>> StudyConfig(seeds=5).scales
+    ('logvar', 'logstd', 'softplus')
+    """
+
+    data: str = "digits"
+    scales: tuple[str, ...] = ("logvar", "logstd", "softplus")
+    seeds: int = 3
+    epochs: int = 100
+    batch_size: int = 64
+    lr: float = 2e-3
+    latent_dim: int = 8
+    hidden: tuple[int, ...] = (128, 128)
+    init_scale: float = 1.0
+    held_out: float = 0.2
+    draws: int = 1000
+    gap_observations: int = 32
+    device: str = "auto"
+    root: str | None = None
+    likelihood: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("data", "device", "root", "likelihood"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in ("data", "device")):
+                raise ValueError(f"{name} is {value!r}; give text")
+        self._check_scales()
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not _is_integer(value) or value < least:
+                raise ValueError(f"{name} is {value!r}; give an integer of at least {least}")
+        sizes = self.hidden if isinstance(self.hidden, tuple) else ()
+        if not sizes or any(not _is_integer(size) or size < 1 for size in sizes):
+            raise ValueError(
+                f"hidden is {self.hidden!r}; give the sizes of the hidden layers, such as (128, 128)"
+            )
+        for name in ("lr", "init_scale"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}; give a positive number")
+        if not _is_number(self.held_out) or not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out!r}; give a share between 0 and 1, such as 0.2")
+
+    def _check_scales(self) -> None:
+        if not isinstance(self.scales, tuple) or not all(isinstance(name, str) for name in self.scales):
+            raise ValueError(f"scales is {self.scales!r}; give a tuple of names, such as ('logvar',)")
+        if not self.scales:
+            raise ValueError(f"scales is empty; name at least one of {', '.join(scales.names())}")
+        for name in self.scales:
+            scales.get(name)
+        repeated = sorted({name for name in self.scales if self.scales.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"scales names {repeated[0]!r} twice; a guide is compared with others, not with itself"
+            )
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "StudyConfig":
+        """From plain values, as a file or a command line has them: lists for tuples.
+
+        Raises
+        ------
+        ValueError
+            If there is no such setting, or its value cannot be used.
+
+        Examples
+        --------
+        >>> StudyConfig.from_mapping({"scales": ["logvar", "softplus"], "epochs": 10}).epochs
+        10
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+                raise ValueError(f"{name!r} is no setting of a study; {hint}")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+    def command(self, out: str | Path | None = None) -> str:
+        """The command that runs this study, with every setting that is not the default.
+
+        Examples
+        --------
+        >>> StudyConfig(scales=("logvar", "abs"), lr=1e-3).command(out="runs/two")
+        'pyro-vae compare digits --scale logvar --scale abs --lr 0.001 --out runs/two'
+        """
+        words = ["pyro-vae", "compare", self.data]
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            option = "--scale" if field.name == "scales" else f"--{field.name.replace('_', '-')}"
+            if value != field.default:
+                for item in value if isinstance(value, tuple) else [value]:
+                    words += [option, str(item)]
+        return shlex.join([*words, *(["--out", str(out)] if out is not None else [])])
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Settings from a TOML file, or from the ``run.json`` of an earlier run.
+
+    A TOML file names what the options of the command do: ``data = "digits"``, ``scales = ["logvar", "abs"]``,
+    ``latent-dim = 4`` (or ``latent_dim``), ``out = "runs/two"``, ``json = true``.
+
+    Returns
+    -------
+    dict
+        Unchecked values for :meth:`StudyConfig.from_mapping`, and possibly ``out`` and ``json``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; --config takes a TOML file or a run.json")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return dict(parse_record(json.loads(text), path)["config"])
+        values = tomllib.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise ValueError(f"{path} is not {kind}: {error}") from error
+    names = {name: name.replace("-", "_") for name in values}
+    return {"scales" if name == "scale" else name: values[given] for given, name in names.items()}
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,129 @@
+"""What is measured of one fit, and how the measures of many fits become one."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyro_vae.data import DataSet
+from pyro_vae.models import traverse
+from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps
+from pyro_vae.study.config import StudyConfig
+from pyro_vae.svi import EpochRecord, Fit
+from pyro_vae.svi.progress import progress_bar
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["ScaleHistory", "combine", "first_fit_gaps", "measure_fit", "posterior_tree"]
+
+SHOWN_OBSERVATIONS = 8
+"""Held-out observations whose posterior draws are kept and drawn."""
+KEPT_DRAWS = 500
+SAMPLES = 8
+WALK = 3.0
+"""How far a traversal goes from the origin, in standard deviations of the prior."""
+WALK_STEPS = 7
+
+
+class ScaleHistory:
+    """A callback of a fit: after each epoch the guide's σ of each latent, geometric mean over fixed rows."""
+
+    def __init__(self, guide: Any, rows: torch.Tensor) -> None:
+        self.guide, self.rows = guide, rows
+        self.epochs: list[np.ndarray[Any, Any]] = []
+
+    @torch.no_grad()
+    def __call__(self, _record: EpochRecord) -> None:
+        """Note σ; it leaves the random stream alone."""
+        device = next(self.guide.parameters()).device
+        log_scale = self.guide.local_parameters(self.rows.to(device))["log_scale"]
+        self.epochs.append(log_scale.mean(0).exp().cpu().numpy())
+
+
+def measure_fit(fitted: Fit, held_out: DataSet, config: StudyConfig, seed: int) -> "dict[str, xr.Dataset]":
+    """Diagnostics, calibration, active units and latents of one fit on held-out data."""
+    model, guide, x = fitted.model, fitted.guide, held_out.x
+    return {
+        "diagnostics": diagnose(model, guide, x, draws=config.draws, seed=seed),
+        "calibration": calibrate(model, guide, data=x, seed=seed),
+        "units": active_units(model, guide, x, seed=seed),
+        "latents": _latents(guide, held_out),
+    }
+
+
+def first_fit_gaps(
+    fits: Mapping[str, Fit], held_out: DataSet, config: StudyConfig, *, progress: bool
+) -> "xr.Dataset | None":
+    """By guide, where its first fit loses, on the first few held-out observations; ``None`` if not asked."""
+    import xarray as xr
+
+    if config.gap_observations == 0:
+        return None
+    rows, gaps = held_out.x[: config.gap_observations], []
+    with progress_bar(len(fits), "best q of each observation", enabled=progress) as show:
+        for name, fitted in fits.items():
+            gaps.append(inference_gaps(fitted.model, fitted.guide, rows, draws=config.draws))
+            show(len(gaps), name)
+    return xr.concat(gaps, "guide", combine_attrs="drop_conflicts").assign_coords(guide=list(fits))
+
+
+def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
+    """Draws for a few held-out observations, and what the model makes of draws and walks in latent space.
+
+    Beside the groups of :func:`~pyro_vae.posterior.tree.from_pyro_svi`: ``prior_predictive``, data drawn from
+    the model; ``traversal``, means of x (latent, offset, feature) on walks from the origin along each axis.
+    """
+    import xarray as xr
+
+    model: Any = fitted.model
+    tree = from_pyro_svi(model, fitted.guide, held_out.x[:SHOWN_OBSERVATIONS], draws=KEPT_DRAWS, name=name)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        samples = model.sample(SAMPLES).cpu().numpy()
+    tree["prior_predictive"] = xr.DataTree(xr.Dataset({"x": (("chain", "draw", "feature"), samples[None])}))
+    walks = traverse(model, torch.zeros(model.latent_dim, device=device), span=WALK, steps=WALK_STEPS)
+    tree["traversal"] = xr.DataTree(
+        xr.Dataset(
+            {"x": (("latent", "offset", "feature"), walks.cpu().numpy())},
+            {"offset": np.linspace(-WALK, WALK, WALK_STEPS)},
+        )
+    )
+    return tree
+
+
+def combine(measured: "Mapping[str, Sequence[Mapping[str, xr.Dataset]]]", measure: str) -> "xr.Dataset":
+    """One measure of all fits, over (guide, seed, …), from those of each guide's seeds."""
+    import xarray as xr
+
+    guides = []
+    for by_seed in measured.values():
+        seeds = [fit[measure] for fit in by_seed]
+        together = xr.concat(seeds, "seed", combine_attrs="drop_conflicts")
+        guides.append(together.assign_coords(seed=np.arange(len(seeds))))
+    combined = xr.concat(guides, "guide", combine_attrs="drop_conflicts")
+    return combined.assign_coords(guide=list(measured))
+
+
+@torch.no_grad()
+def _latents(guide: Any, held_out: DataSet) -> "xr.Dataset":
+    """Mean and σ of q(z|x) of each held-out observation."""
+    import xarray as xr
+
+    device = next(guide.parameters()).device
+    posterior = guide.posterior(torch.as_tensor(held_out.x).to(device))
+    dims = ("observation", "latent")
+    latents = xr.Dataset(
+        {
+            "mean": (dims, posterior.mean.cpu().numpy()),
+            "scale": (dims, posterior.stddev.cpu().numpy()),
+        }
+    )
+    if held_out.y is None:
+        return latents
+    labels = np.asarray(held_out.y)
+    return latents.assign_coords(
+        label=("observation", labels if labels.dtype.kind in "iuf" else labels.astype(str))
+    )

@@ -1,0 +1,84 @@
+"""What a study found."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pyro_vae.report.findings import Findings
+from pyro_vae.run_folder import open_run
+from pyro_vae.study.config import StudyConfig
+from pyro_vae.study.saved import read_findings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+__all__ = ["Study"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was asked, where it lies, and what was found."""
+
+    config: StudyConfig
+    folder: Path
+    findings: Findings
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a run back from its folder. Nothing in it is unpickled or executed.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no run.
+        ValueError
+            If the run is not finished, was written by a newer version, or a file of it is damaged.
+        """
+        run = open_run(folder)
+        record = run.read_record()
+        config = StudyConfig.from_mapping(record["config"])
+        return cls(config, run.root, read_findings(run, record))
+
+    @property
+    def diagnostics(self) -> "xr.Dataset":
+        """Evidence, ELBO, k̂ and more over (guide, seed, observation), in nats."""
+        return self.findings.diagnostics
+
+    @property
+    def posteriors(self) -> "dict[str, xr.DataTree]":
+        """By guide, the first seed's posterior draws for some held-out observations, for ArviZ."""
+        return dict(self.findings.posteriors)
+
+    @property
+    def comparison(self) -> "pd.DataFrame | None":
+        """From :func:`pyro_vae.compare`; None if fewer than two guides were fitted."""
+        return self.findings.comparison
+
+    @property
+    def answer(self) -> str:
+        """What the comparison says, in a sentence or two."""
+        return self.findings.answer
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Guides that could not be fitted, and why; they are in nothing else."""
+        return dict(self.findings.failures)
+
+    def summary(self) -> "pd.DataFrame":
+        """One row per guide, best first: see :meth:`pyro_vae.report.findings.Findings.summary`."""
+        return self.findings.summary()
+
+    def plot(self) -> "Figure":
+        """The paired evidence differences as a matplotlib figure; of a single guide its training."""
+        from pyro_vae.report import plots
+
+        if self.comparison is None:
+            return plots.plot_training(self.findings.histories)
+        return plots.plot_evidence(self.findings.by_guide("diagnostics"))
+
+    def __repr__(self) -> str:
+        guides = ", ".join(map(str, self.diagnostics["guide"].values))
+        about = f"{self.config.data}; {guides}; {self.config.seeds} seeds; {self.folder}"
+        return f"Study({about}): {self.answer}"

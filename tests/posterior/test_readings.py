@@ -1,0 +1,33 @@
+"""What the diagnostics say in words is what their numbers say."""
+
+import xarray as xr
+
+from pyro_vae.posterior import evidence_reading, gaps_reading, units_reading
+
+
+def evidence(khat):
+    values = {"log_evidence": [-9.0, -9.0], "elbo": [-9.5, -9.5], "khat": khat}
+    attrs = {"draws": 1000, "latent_dim": 2, "khat_threshold": 0.667}
+    return xr.Dataset({name: ("observation", value) for name, value in values.items()}, attrs=attrs)
+
+
+def test_evidence_is_believed_only_without_bad_khat():
+    assert evidence_reading(evidence([0.1, float("-inf")])).endswith("the weights can be believed")
+    assert "for 50% of 2 observations" in evidence_reading(evidence([0.1, float("inf")]))
+
+
+def gaps(family, encoder):
+    return xr.Dataset(
+        {"approximation_gap": ("observation", [family]), "amortization_gap": ("observation", [encoder])}
+    )
+
+
+def test_gaps_advise_where_the_loss_is():
+    assert gaps_reading(gaps(0.0, 0.001)).endswith("nothing to gain")
+    assert gaps_reading(gaps(0.1, 0.4)).endswith("train it longer or enlarge it")
+    assert gaps_reading(gaps(0.4, 0.1)).endswith("try a full covariance or a flow")
+
+
+def test_units():
+    all_active = xr.Dataset({"active": ("latent", [True, True])}, {"latent": ["z[0]", "z[1]"]})
+    assert units_reading(all_active) == "2 of 2 latent dimensions are active"
