@@ -11,7 +11,7 @@ export XDG_CACHE_HOME := $(CURDIR)/.cache
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help compare test check arviz slow docs clean
+.PHONY: help compare test check arviz slow bench docs clean
 
 help:  ## the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
@@ -38,6 +38,13 @@ arviz: $(STAMP)  ## the tests that face ArviZ (for the other line: make arviz VE
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(RUN)python -m pytest -m slow
+
+bench: $(STAMP)  ## step time, sweep and start against peers, as ratios (NumPyro is installed for it)
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[test,benchmark]'
+	$(RUN)python benchmarks/step_time.py 64 64 8
+	$(RUN)python benchmarks/step_time.py 784 400 20
+	$(RUN)python benchmarks/sweep_time.py
+	$(RUN)python benchmarks/start_time.py
 
 $(DOCS_STAMP): $(STAMP)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

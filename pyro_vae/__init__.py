@@ -25,6 +25,7 @@ _HOME = {
     "reference_posterior": "pyro_vae.posterior",
     "repair": "pyro_vae.posterior",
     "run_study": "pyro_vae.study",
+    "sweep": "pyro_vae.svi",
 }
 _MODULES = {
     "data": "pyro_vae.data",
@@ -56,6 +57,7 @@ __all__ = [
     "run_study",
     "scales",
     "svi",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ if TYPE_CHECKING:
         repair,
     )
     from pyro_vae.study import Study, StudyConfig, run_study
-    from pyro_vae.svi import Fit, fit
+    from pyro_vae.svi import Fit, fit, sweep
 
 
 def __getattr__(name: str) -> Any:

@@ -33,8 +33,8 @@ def gaps_reading(gaps: xr.Dataset) -> str:
 
     >>> values = {"approximation_gap": ("observation", [0.5]), "amortization_gap": ("observation", [8.5])}
     >>> print(gaps_reading(xr.Dataset(values)))
-    q loses 9.00 nats per observation, 0.50 to its family and 8.50 to its encoder: train it longer or enlarge
-    it
+    q loses 9.00 nats per observation, 0.50 to its family and 8.50 to its encoder: it needs a better encoder,
+    or more data
     """
     means = (float(gaps[f"{name}_gap"].mean()) for name in ("approximation", "amortization"))
     family, encoder = (round(mean, 2) + 0.0 for mean in means)  # no -0.00
@@ -42,7 +42,8 @@ def gaps_reading(gaps: xr.Dataset) -> str:
     if total < 0.01:
         advice = "nothing to gain"
     elif encoder > family:
-        advice = "train it longer or enlarge it"
+        # Not "train longer": on observations that no fit saw, the loss to the encoder can grow with training.
+        advice = "it needs a better encoder, or more data"
     else:
         advice = "try a full covariance or a flow"
     return (

@@ -5,5 +5,8 @@ from pyro_vae.svi.fitting import fit
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.nonfinite import NonFiniteError
 from pyro_vae.svi.objective import ELBO
+from pyro_vae.svi.path_derivative import STL
+from pyro_vae.svi.renyi import IWAE, Renyi
+from pyro_vae.svi.vectorized import sweep
 
-__all__ = ["ELBO", "EpochRecord", "Fit", "NonFiniteError", "fit"]
+__all__ = ["ELBO", "IWAE", "STL", "EpochRecord", "Fit", "NonFiniteError", "Renyi", "fit", "sweep"]

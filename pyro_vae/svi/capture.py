@@ -9,7 +9,7 @@ not tensors are frozen at the value that they had, which is why
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,17 +17,17 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.svi.isolation import modules_of
-from pyro_vae.svi.objective import ELBO, Estimate, Program
+from pyro_vae.svi.objective import Estimate, Objective, Program
+from pyro_vae.svi.simplification import has_effect, simplify
 
-__all__ = ["capture_step", "gradient_step", "untouched_buffers"]
+__all__ = ["capture_step", "fork_rng", "gradient_step", "untouched_buffers"]
 
-aten = torch.ops.aten
-_IDENTITIES = (aten.detach.default, aten.alias.default)
+_IDENTITIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 """Copies of nothing: without autograd they are only overhead."""
 
 
 def gradient_step(
-    objective: ELBO,
+    objective: Objective,
     model: Program,
     guide: Program,
     parameters: Sequence[Tensor],
@@ -38,12 +38,23 @@ def gradient_step(
     that is captured."""
     estimate: Estimate = objective.estimate(model, guide, args, kl_weight)
     gradients = torch.autograd.grad(estimate.surrogate, parameters, allow_unused=True)
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    filled = [
+        torch.zeros_like(p) if g is None else _laid_out_like(p, g)
+        for p, g in zip(parameters, gradients, strict=True)
+    ]
     return (estimate.loss.detach(), estimate.kl.detach(), estimate.reconstruction.detach(), *filled)
 
 
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Fused optimizers walk through memory and not through indices: a transposed gradient would be applied to
+    the wrong elements, without any error."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
 def capture_step(
-    objective: ELBO,
+    objective: Objective,
     model: Program,
     guide: Program,
     parameters: Sequence[Tensor],
@@ -62,7 +73,7 @@ def capture_step(
 
     with (
         untouched_buffers(model, guide),
-        torch.random.fork_rng(_cuda_devices(parameters)),
+        fork_rng(parameters),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # tracers warn of constants: verification finds the ones that matter
@@ -70,7 +81,7 @@ def capture_step(
     _lift(graph, parameters)
     _drop_dead_code(graph)
     graph.recompile()
-    return graph
+    return simplify(graph)
 
 
 @contextmanager
@@ -86,8 +97,9 @@ def untouched_buffers(*programs: Program) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _cuda_devices(tensors: Sequence[Tensor]) -> list[int]:
-    return sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})
+def fork_rng(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """Gives the random streams of the CPU and of the tensors' devices back as they were."""
+    return torch.random.fork_rng(sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda}))
 
 
 def _lift(graph: fx.GraphModule, parameters: Sequence[Tensor]) -> None:
@@ -109,15 +121,4 @@ def _drop_dead_code(graph: fx.GraphModule) -> None:
         if node.op == "call_function" and node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """Inputs, outputs, in-place updates, and draws: a draw that nobody uses still moves the random stream."""
-    if node.op in ("placeholder", "output"):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    mutates = schema is not None and schema.is_mutable
-    return node.op == "call_function" and (
-        mutates or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    )
+    graph.graph.eliminate_dead_code(is_impure_node=has_effect)

@@ -1,11 +1,11 @@
 """What a fit writes down: the loss of every step, and a line per epoch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,23 +33,22 @@ class EpochRecord:
 
 @dataclass
 class Recorder:
-    """Collects terms of steps on the device; nothing is read back before the epoch ends."""
+    """Collects the terms of steps."""
 
     step_losses: list[float] = field(default_factory=list)
     epochs: list[EpochRecord] = field(default_factory=list)
-    _terms: list[Tensor] = field(default_factory=list)
+    _terms: list[Sequence[float]] = field(default_factory=list)
     _weights: list[int] = field(default_factory=list)
 
-    def step(
-        self, loss: Tensor, kl: Tensor, reconstruction: Tensor, grad_norm: Tensor, observations: int
-    ) -> None:
-        """Note a step; ``observations`` is what the totals are about."""
-        self._terms.append(torch.stack([loss, kl, reconstruction, grad_norm.to(loss.dtype)]))
+    def step(self, terms: Sequence[float], observations: int) -> None:
+        """Note a step: its loss, KL, reconstruction and gradient norm; ``observations`` is what the totals
+        are about."""
+        self._terms.append(terms)
         self._weights.append(observations)
 
     def close_epoch(self, step: int, nonfinite: int, validation: float = math.nan) -> EpochRecord:
         """Average the epoch over its finite steps, each weighted by its observations."""
-        terms = torch.stack(self._terms).double().cpu()
+        terms = torch.tensor(self._terms, dtype=torch.float64)
         weights = torch.tensor(self._weights, dtype=torch.float64)
         self.step_losses += (terms[:, 0] / weights).tolist()
         finite = torch.isfinite(terms).all(-1)

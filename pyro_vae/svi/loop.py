@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,8 +18,9 @@ from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.history import EpochRecord, Recorder
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.nonfinite import NonFiniteError, explain
-from pyro_vae.svi.objective import ELBO, Program
+from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.parameters import copy_tensors, named_tensors, restore_tensors
+from pyro_vae.svi.updates import Update, clipped, make_update, total_norm
 
 __all__ = ["EarlyStopping", "Loop", "training_mode"]
 
@@ -37,7 +38,7 @@ class Loop:
 
     model: Program
     guide: Program
-    objective: ELBO
+    objective: Objective
     parameters: dict[str, Tensor]
     engine: Engine
     optimizer: Optimizer
@@ -51,10 +52,13 @@ class Loop:
     _bad_in_a_row: int = 0
     _bad_in_epoch: int = 0
     _kl_weight: Tensor = field(init=False)
+    _weight: float = 1.0
+    _update: Update = field(init=False)
 
     def __post_init__(self) -> None:
         leaf = next(iter(self.parameters.values()))
         self._kl_weight = torch.ones((), dtype=leaf.dtype, device=leaf.device)
+        self._update = make_update(self.optimizer, list(self.parameters.values()))
 
     def run(
         self,
@@ -86,12 +90,17 @@ class Loop:
         for i, batch in enumerate(batches.epoch(index)):
             if self.step >= steps:
                 break
-            self._kl_weight.fill_(self.objective.weight_at(self.step))
+            self._set_weight(self.objective.weight_at(self.step))
             if i == 0:
                 self._verify(batch)
             self._take_step(batch)
         held_out = math.nan if validation is None else self._validate(validation)
         return self.recorder.close_epoch(self.step, self._bad_in_epoch, held_out)
+
+    def _set_weight(self, weight: float) -> None:
+        if weight != self._weight:
+            self._weight = weight
+            self._kl_weight.fill_(weight)
 
     def _verify(self, batch: Batch) -> None:
         try:
@@ -113,18 +122,15 @@ class Loop:
     def _take_step(self, batch: Batch) -> None:
         """Gradients, guard, clip, update: what is not finite never reaches the parameters."""
         loss, kl, reconstruction, *gradients = self._gradients(batch)
-        norm = nn.utils.get_total_norm(gradients)
-        self.recorder.step(loss, kl, reconstruction, norm, self.count(batch))
+        norm = total_norm(gradients).to(loss.dtype)
+        terms = torch.stack([loss, kl, reconstruction, norm]).tolist()  # the only look at the device
+        self.recorder.step(terms, self.count(batch))
         self.step += 1
-        if not (math.isfinite(float(norm)) and math.isfinite(float(loss))):
+        if not (math.isfinite(terms[0]) and math.isfinite(terms[3])):
             self._note_bad_step(batch, gradients)
             return
         self._bad_in_a_row = 0
-        if self.max_norm is not None and float(norm) > self.max_norm:
-            torch._foreach_mul_(gradients, self.max_norm / float(norm))
-        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
+        self._update(clipped(gradients, terms[3], self.max_norm))
         if self.schedule is not None:
             self.schedule.step()
 

@@ -1,9 +1,9 @@
 """The evidence lower bound of a Pyro pair as one tensor: the same estimator as Pyro's, without leaving the
 device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pyro.distributions.delta import Delta
@@ -14,7 +14,19 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-__all__ = ["ELBO", "Estimate", "Program", "observation_count"]
+__all__ = [
+    "ELBO",
+    "Estimate",
+    "Objective",
+    "Program",
+    "average",
+    "checked_particles",
+    "checked_weight",
+    "elbo_estimate",
+    "is_delta",
+    "observation_count",
+    "run_pair",
+]
 
 Program = Callable[..., Any]
 Site = Mapping[str, Any]
@@ -25,13 +37,27 @@ class Estimate(NamedTuple):
     applied)."""
 
     loss: Tensor
-    """``kl_weight * kl - reconstruction``; report this."""
+    """What is minimized; report this. For the ELBO it is ``kl_weight * kl - reconstruction``; bounds of
+    several draws are below that."""
     surrogate: Tensor
     """Differentiate this: its gradient is an unbiased estimate of the gradient of the expected loss."""
     kl: Tensor
     """KL(q(z|x) ‖ p(z)), unweighted."""
     reconstruction: Tensor
     """E_q log p(x|z)."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What :func:`~pyro_vae.svi.fitting.fit` minimizes: :class:`ELBO`, and whatever has its two methods."""
+
+    def weight_at(self, step: int) -> float:
+        """The weight of the KL at a step."""
+
+    def estimate(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kl_weight: Tensor | float = 1.0
+    ) -> Estimate:
+        """One draw of the objective for the batch ``args``."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +111,14 @@ class ELBO:
     kl_weight: float | Callable[[int], float] = 1.0
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.num_particles, bool)
-            or not isinstance(self.num_particles, int)
-            or self.num_particles < 1
-        ):
-            raise ValueError(f"num_particles must be a positive integer, not {self.num_particles!r}")
+        checked_particles(self.num_particles)
         if not callable(self.kl_weight):
-            _checked_weight(self.kl_weight, "kl_weight")
+            checked_weight(self.kl_weight, "kl_weight")
 
     def weight_at(self, step: int) -> float:
         """The weight of the KL at a step."""
         if callable(self.kl_weight):
-            return _checked_weight(self.kl_weight(step), f"kl_weight({step})")
+            return checked_weight(self.kl_weight(step), f"kl_weight({step})")
         return float(self.kl_weight)
 
     def estimate(
@@ -105,51 +126,80 @@ class ELBO:
     ) -> Estimate:
         """One draw of the objective for the batch ``args``; ``kl_weight`` overrides the field, so that a
         graph can vary it."""
-        particles = [self._particle(model, guide, args, kl_weight) for _ in range(self.num_particles)]
-        if len(particles) == 1:
-            return particles[0]
-        return Estimate(*(torch.stack(terms).mean(0) for terms in zip(*particles, strict=True)))
+        return average([self._particle(model, guide, args, kl_weight) for _ in range(self.num_particles)])
 
     def _particle(
         self, model: Program, guide: Program, args: tuple[Any, ...], kl_weight: Tensor | float
     ) -> Estimate:
-        model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, args, {})
+        model_trace, guide_trace = run_pair(model, guide, args)
         analytic = _analytic_kls(model_trace, guide_trace) if self.analytic_kl else {}
-        log_likelihood: Tensor | float = 0.0
-        kl: Tensor | float = sum(analytic.values()) if analytic else 0.0
-        kl_surrogate = kl
-        for name, site in model_trace.nodes.items():
-            if site["type"] != "sample" or name in analytic:
-                continue
-            if site["is_observed"]:
-                log_likelihood = log_likelihood + site["log_prob_sum"]
-            else:
-                kl = kl - site["log_prob_sum"]
-                kl_surrogate = kl_surrogate - site["log_prob_sum"]
-        score: Tensor | float = 0.0
-        log_r: MultiFrameTensor | None = None
-        for name, site in guide_trace.nodes.items():
-            if site["type"] != "sample" or name in analytic:
-                continue
-            kl = kl + site["log_prob_sum"]
-            _, score_function, entropy = site["score_parts"]
-            if not is_identically_zero(entropy):
-                kl_surrogate = kl_surrogate + entropy.sum()
-            if not is_identically_zero(score_function):
-                log_r = _log_ratio(model_trace, guide_trace, kl_weight) if log_r is None else log_r
-                score = score + (log_r.sum_to(site["cond_indep_stack"]) * score_function).sum()
-        loss = kl_weight * kl - log_likelihood
-        surrogate = kl_weight * kl_surrogate - log_likelihood - score
-        like = loss if torch.is_tensor(loss) else torch.zeros(())
-        return Estimate(
-            *(
-                torch.as_tensor(v, dtype=like.dtype, device=like.device)
-                for v in (loss, surrogate, kl, log_likelihood)
-            )
+        return elbo_estimate(model_trace, guide_trace, kl_weight, analytic)
+
+
+def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Trace, Trace]:
+    """The traces of the model and of the guide on one draw, with log densities."""
+    model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, args, {})
+    return model_trace, guide_trace
+
+
+def elbo_estimate(
+    model_trace: Trace,
+    guide_trace: Trace,
+    kl_weight: Tensor | float,
+    analytic: Mapping[str, Tensor],
+) -> Estimate:
+    """The negative ELBO of one draw; ``analytic`` holds the total KL of the sites for which it is not to be
+    sampled."""
+    log_likelihood: Tensor | float = 0.0
+    kl: Tensor | float = sum(analytic.values()) if analytic else 0.0
+    kl_surrogate = kl
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or name in analytic:
+            continue
+        if site["is_observed"]:
+            log_likelihood = log_likelihood + site["log_prob_sum"]
+        else:
+            kl = kl - site["log_prob_sum"]
+            kl_surrogate = kl_surrogate - site["log_prob_sum"]
+    score: Tensor | float = 0.0
+    log_r: MultiFrameTensor | None = None
+    for name, site in guide_trace.nodes.items():
+        if site["type"] != "sample" or name in analytic:
+            continue
+        kl = kl + site["log_prob_sum"]
+        _, score_function, entropy = site["score_parts"]
+        if not is_identically_zero(entropy):
+            kl_surrogate = kl_surrogate + entropy.sum()
+        if not is_identically_zero(score_function):
+            log_r = _log_ratio(model_trace, guide_trace, kl_weight) if log_r is None else log_r
+            score = score + (log_r.sum_to(site["cond_indep_stack"]) * score_function).sum()
+    loss = kl_weight * kl - log_likelihood
+    surrogate = kl_weight * kl_surrogate - log_likelihood - score
+    like = loss if torch.is_tensor(loss) else torch.zeros(())
+    return Estimate(
+        *(
+            torch.as_tensor(v, dtype=like.dtype, device=like.device)
+            for v in (loss, surrogate, kl, log_likelihood)
         )
+    )
 
 
-def _checked_weight(weight: float, name: str) -> float:
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of several draws."""
+    if len(estimates) == 1:
+        return estimates[0]
+    return Estimate(*(torch.stack(terms).mean(0) for terms in zip(*estimates, strict=True)))
+
+
+def checked_particles(num_particles: Any) -> int:
+    """A number of draws, or a ValueError."""
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+        raise ValueError(f"num_particles must be a positive integer, not {num_particles!r}")
+    return num_particles
+
+
+def checked_weight(weight: float, name: str) -> float:
+    """A weight of the KL, or a ValueError."""
     if not 0 <= weight < float("inf"):
         raise ValueError(f"{name} must be a finite number of at least 0, not {weight!r}")
     return float(weight)
@@ -178,7 +228,7 @@ def _analytic_kls(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
         guide_site: Site = guide_trace.nodes[name]
         prior: Any = model_trace.nodes[name]["fn"]
         posterior: Any = guide_site["fn"]
-        if before_in_model <= drawn and posterior.has_rsample and not _is_delta(posterior):
+        if before_in_model <= drawn and posterior.has_rsample and not is_delta(posterior):
             try:
                 kl = scale_and_mask(kl_divergence(posterior, prior), guide_site["scale"], guide_site["mask"])
             except NotImplementedError:
@@ -189,7 +239,8 @@ def _analytic_kls(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
     return kls
 
 
-def _is_delta(distribution: Any) -> bool:
+def is_delta(distribution: Any) -> bool:
+    """Whether a distribution is a point, as autoguides use it for what another site drew."""
     while hasattr(distribution, "base_dist") and not isinstance(distribution, Delta):
         distribution = distribution.base_dist
     return isinstance(distribution, Delta)

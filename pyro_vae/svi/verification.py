@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.objective import Program
 
-__all__ = ["agree", "changed_settings", "settings_of"]
+__all__ = ["agree", "changed_settings", "close", "settings_of"]
 
 _RTOL = 1e-3
 """Relative to the largest element: kernels may sum in another order, while anything frozen is off by far
@@ -30,10 +30,10 @@ def agree(expected: Callable[[], Sequence[Tensor]], graph: Callable[[], Sequence
         wanted = expected()
         torch.manual_seed(seed)
         given = graph()
-    return len(wanted) == len(given) and all(_close(a, b) for a, b in zip(given, wanted, strict=True))
+    return len(wanted) == len(given) and all(close(a, b) for a, b in zip(given, wanted, strict=True))
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
     """Relative to the largest element; where both are non-finite they agree, for the fit judges that by
     itself."""
     if a.shape != b.shape:

@@ -24,7 +24,7 @@ def gaps(family, encoder):
 
 def test_gaps_advise_where_the_loss_is():
     assert gaps_reading(gaps(0.0, 0.001)).endswith("nothing to gain")
-    assert gaps_reading(gaps(0.1, 0.4)).endswith("train it longer or enlarge it")
+    assert gaps_reading(gaps(0.1, 0.4)).endswith("it needs a better encoder, or more data")
     assert gaps_reading(gaps(0.4, 0.1)).endswith("try a full covariance or a flow")
 
 

@@ -10,7 +10,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.guides import AmortizedNormal
-from pyro_vae.svi.engines import CapturedEngine, CaptureError, EagerEngine
+from pyro_vae.svi.engines import (
+    STEPS_BETWEEN_VERIFICATIONS,
+    CapturedEngine,
+    CaptureError,
+    EagerEngine,
+)
 from pyro_vae.svi.isolation import empty_store, isolated
 from pyro_vae.svi.loop import training_mode
 from pyro_vae.svi.objective import ELBO
@@ -173,6 +178,27 @@ def test_a_number_that_changes_is_noticed_and_captured_again(caplog: pytest.LogC
         assert_same(captured((x,), ONE), wanted)
 
 
+def test_what_hides_in_a_closure_is_noticed_after_some_steps() -> None:
+    """No attribute tells, so only a comparison with Pyro does, which is not made at every epoch."""
+    inner, settings = Decoder(), {"scale": 1.0}
+
+    def model(x: Tensor) -> None:
+        pyro.module("inner", inner)
+        with poutine.scale(scale=settings["scale"]):
+            inner(x)
+
+    pair, x = Pair(model, Encoder()), observations()
+    with inside(pair):
+        _, captured, _ = make_engines(pair, x)
+        stale = float(captured((x,), ONE)[2])
+        settings["scale"] = 1e-3
+        for _ in range(STEPS_BETWEEN_VERIFICATIONS):
+            captured.verify((x,), ONE)
+            captured((x,), ONE)
+        captured.verify((x,), ONE)
+        assert abs(float(captured((x,), ONE)[2])) < abs(stale) / 100
+
+
 def test_training_flags_are_part_of_the_signature() -> None:
     pair, x = PAIRS["dropout"](), observations()
     with inside(pair):
@@ -206,6 +232,31 @@ def test_an_unused_parameter_gets_a_zero_gradient() -> None:
         _, captured, parameters = make_engines(pair, x)
         gradients = dict(zip(parameters, captured((x,), ONE)[3:], strict=True))
     assert gradients["model.spare"].tolist() == [0.0, 0.0, 0.0]
+
+
+class Transposed(torch.nn.Module):
+    """A linear layer whose weight autograd gives a gradient that lies transposed in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((6, 2), 0.1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.nn.functional.linear(z, self.weight.t().contiguous().t())
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["eager", "captured"])
+def test_gradients_lie_in_memory_as_their_parameters_do(which: int) -> None:
+    """Fused Adam walks through memory: it would update the wrong elements."""
+    pair, x = PAIRS["normal"](), observations()
+    pair.model.net = Transposed()  # type: ignore[attr-defined]
+    with inside(pair):
+        *engines, parameters = make_engines(pair, x)
+        surrogate = ELBO().estimate(pair.model, pair.guide, (x,)).surrogate
+        (by_autograd,) = torch.autograd.grad(surrogate, parameters["model.net.weight"])
+        assert by_autograd.stride() == (1, 6)
+        for parameter, gradient in zip(parameters.values(), engines[which]((x,), ONE)[3:], strict=True):
+            assert gradient.stride() == parameter.stride()
 
 
 def test_an_internally_subsampling_plate_draws_new_rows() -> None:

@@ -1,0 +1,258 @@
+"""How long is a step? Ours, Pyro's SVI, hand-written torch, and NumPyro, on the same VAE.
+
+    python benchmarks/step_time.py 64 64 8          # data, hidden and latent dimensions
+    python benchmarks/step_time.py 784 400 20
+
+A step is everything that a fit does: gather a batch of 128, loss, gradients, Adam. Every variant runs in a
+process of its own, because compiling several models in one slows the later ones; rounds of an epoch alternate
+between the processes and the medians are compared, because machines are shared. NumPyro is skipped where it
+is not installed (``pip install pyro-vae[benchmark]``; another interpreter by ``--numpyro-python``).
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+BATCH, STEPS = 128, 50
+REFERENCE = "hand-written, compiled"
+
+
+def rounds(epoch: Callable[[], object]) -> None:
+    """Runs an epoch for every line that the parent sends, and answers with milliseconds per step."""
+    epoch()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        epoch()
+        print((time.perf_counter() - started) / STEPS * 1e3, flush=True)
+
+
+def torch_data(features: int) -> Any:
+    import torch
+
+    torch.manual_seed(0)
+    return (torch.rand(BATCH * STEPS, features) < 0.3).float()
+
+
+def our_pair(features: int, hidden: int, latent: int) -> tuple[Any, Any]:
+    from torch import nn
+
+    import pyro_vae
+
+    decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, features))
+    model = pyro_vae.models.VAE(decoder, latent, "bernoulli")
+    encoder = nn.Sequential(nn.Linear(features, hidden), nn.ReLU())
+    return model, pyro_vae.guides.AmortizedNormal(model, encoder, scale="logvar")
+
+
+def run_ours(engine: str, features: int, hidden: int, latent: int) -> None:
+    import pyro_vae
+
+    model, guide = our_pair(features, hidden, latent)
+    clock = [0.0]
+
+    def at_the_end_of_an_epoch(record: Any) -> None:
+        if record.epoch < 2:  # built and warm
+            return
+        if record.epoch == 2:
+            print("ready", flush=True)
+        else:
+            print((time.perf_counter() - clock[0]) / STEPS * 1e3, flush=True)
+        if not sys.stdin.readline():
+            sys.exit()
+        clock[0] = time.perf_counter()
+
+    pyro_vae.fit(
+        model,
+        guide,
+        torch_data(features),
+        epochs=10**6,
+        batch_size=BATCH,
+        engine=engine,
+        progress=False,
+        callbacks=[at_the_end_of_an_epoch],
+    )
+
+
+def run_pyro(elbo: str, features: int, hidden: int, latent: int) -> None:
+    import pyro
+    import torch
+    from pyro.infer import SVI
+
+    x = torch_data(features)
+    model, guide = our_pair(features, hidden, latent)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), getattr(pyro.infer, elbo)())
+
+    def epoch() -> None:
+        for rows in torch.randperm(len(x)).split(BATCH):
+            svi.step(x[rows])
+
+    rounds(epoch)
+
+
+def run_hand(mode: str, features: int, hidden: int, latent: int) -> None:
+    import torch
+    from torch import nn
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Linear(features, hidden), nn.ReLU())
+            self.loc, self.logvar = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+            self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, features))
+
+        def forward(self, x: Any) -> Any:
+            h = self.encoder(x)
+            loc, logvar = self.loc(h), self.logvar(h)
+            z = loc + (0.5 * logvar).exp() * torch.randn_like(loc)
+            reconstruction = binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
+            return reconstruction - 0.5 * (1 + logvar - loc.square() - logvar.exp()).sum()
+
+    x, module = torch_data(features), ByHand()
+    loss_of = torch.compile(module) if mode == "compiled" else module
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
+
+    def epoch() -> None:
+        for rows in torch.randperm(len(x)).split(BATCH):
+            optimizer.zero_grad()
+            loss = loss_of(x[rows])
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    rounds(epoch)
+
+
+def run_numpyro(mode: str, features: int, hidden: int, latent: int) -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from jax.example_libraries import stax
+    from numpyro.infer import SVI, TraceMeanField_ELBO
+
+    scale = stax.serial(stax.Dense(latent), stax.elementwise(lambda raw: jnp.exp(0.5 * raw)))
+    heads = (stax.FanOut(2), stax.parallel(stax.Dense(latent), scale))
+    encoder = stax.serial(stax.Dense(hidden), stax.Relu, *heads)
+    decoder = stax.serial(stax.Dense(hidden), stax.Relu, stax.Dense(features))
+
+    def model(x: Any) -> None:
+        decode = numpyro.module("decoder", decoder, (len(x), latent))
+        with numpyro.plate("data", len(x)):
+            z = numpyro.sample("z", dist.Normal(0, 1).expand([latent]).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=decode(z)).to_event(1), obs=x)
+
+    def guide(x: Any) -> None:
+        loc, scale = numpyro.module("encoder", encoder, (len(x), features))(x)
+        with numpyro.plate("data", len(x)):
+            numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    svi = SVI(model, guide, numpyro.optim.Adam(1e-3), TraceMeanField_ELBO())
+    key = jax.random.PRNGKey(0)
+    x = (jax.random.uniform(key, (BATCH * STEPS, features)) < 0.3).astype(jnp.float32)
+    state = svi.init(key, x[:BATCH])
+    update = jax.jit(svi.update, donate_argnums=0)
+    scan = jax.jit(lambda s, rows: jax.lax.scan(lambda s, i: svi.update(s, x[i]), s, rows))
+    shuffled = jax.jit(lambda key: jax.random.permutation(key, len(x)).reshape(STEPS, BATCH))
+
+    def epoch() -> None:
+        nonlocal state, key
+        key, now = jax.random.split(key)
+        if mode == "scan":
+            state, losses = scan(state, shuffled(now))
+            float(losses.sum())
+        else:
+            for rows in shuffled(now):
+                state, loss = update(state, x[rows])
+                float(loss)
+
+    rounds(epoch)
+
+
+VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
+    REFERENCE: (run_hand, "compiled"),
+    "hand-written, eager": (run_hand, "eager"),
+    "pyro-vae, eager": (run_ours, "eager"),
+    "pyro-vae, captured": (run_ours, "captured"),
+    "pyro-vae, inductor": (run_ours, "inductor"),
+    "pyro-vae, auto": (run_ours, "auto"),
+    "Pyro SVI, Trace_ELBO": (run_pyro, "Trace_ELBO"),
+    "Pyro SVI, TraceMeanField_ELBO": (run_pyro, "TraceMeanField_ELBO"),
+    "NumPyro, jit(update)": (run_numpyro, "update"),
+    "NumPyro, lax.scan": (run_numpyro, "scan"),
+}
+
+
+def start(name: str, sizes: list[int], numpyro_python: str) -> "subprocess.Popen[str] | None":
+    """A worker that has built and warmed its step, or None where it cannot run here."""
+    python = numpyro_python if name.startswith("NumPyro") else sys.executable
+    worker = subprocess.Popen(
+        [python, __file__, *map(str, sizes), "--worker", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout is not None
+    assert worker.stderr is not None
+    if worker.stdout.readline().strip() == "ready":
+        return worker
+    print(f"{name} is left out: {worker.stderr.read().strip().splitlines()[-1:]}")
+    return None
+
+
+def one_round(worker: "subprocess.Popen[str]") -> float:
+    """Milliseconds per step of one epoch."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    return float(worker.stdout.readline())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("sizes", type=int, nargs=3)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--numpyro-python", default=sys.executable)
+    parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        run, mode = VARIANTS[options.worker]
+        run(mode, *options.sizes)
+        return
+    names = [REFERENCE, *(name for name in options.variants if name != REFERENCE)]
+    started = {name: start(name, options.sizes, options.numpyro_python) for name in names}
+    workers = {name: worker for name, worker in started.items() if worker is not None}
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(options.rounds):
+        for name, worker in workers.items():
+            times[name].append(one_round(worker))
+    for worker in workers.values():
+        worker.kill()
+    report(options.sizes, times)
+
+
+def report(sizes: list[int], times: dict[str, list[float]]) -> None:
+    import pyro
+    import torch
+
+    print(f"{'-'.join(map(str, sizes))}, batch {BATCH}, torch {torch.__version__}, pyro {pyro.__version__}")
+    print(f"{'':32}{'ms/step':>10}{'ratio':>8}{'fastest':>10}{'slowest':>10}")
+    reference = statistics.median(times[REFERENCE])
+    for name, values in times.items():
+        middle = statistics.median(values)
+        print(
+            f"{name:32}{middle:10.3f}{middle / reference:8.2f}{min(values):10.3f}{max(values):10.3f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The noise of a captured graph as its inputs, so that whoever runs it decides whose stream is drawn from."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Size, Tensor, fx
+
+from pyro_vae.svi.simplification import has_effect, mutates
+
+__all__ = ["NoiseError", "noise_as_inputs"]
+
+aten = torch.ops.aten
+
+
+class NoiseError(Exception):
+    """A graph draws something else than standard normal noise, or changes buffers."""
+
+
+def noise_as_inputs(graph: fx.GraphModule) -> Callable[[torch.Generator], list[Tensor]]:
+    """Turn every draw of a graph into a last input; returns what draws these inputs, in the same order from
+    the same stream.
+
+    Raises
+    ------
+    NoiseError
+        If it draws anything but standard normal noise, or changes tensors of others in place.
+    """
+    shapes: list[tuple[Size, torch.dtype]] = []
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not has_effect(node):
+            continue
+        if mutates(node) or not _is_standard_normal(node):
+            raise NoiseError(f"its graph has {node.target}, and only normal draws can be vectorized")
+        value = node.meta["val"]
+        shapes.append((value.shape, value.dtype))
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"noise_{len(shapes)}")
+        last.meta = dict(node.meta)
+        node.replace_all_uses_with(last)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code(is_impure_node=has_effect)
+    graph.recompile()
+
+    def draw(generator: torch.Generator) -> list[Tensor]:
+        return [torch.randn(shape, dtype=dtype, generator=generator) for shape, dtype in shapes]
+
+    return draw
+
+
+def _is_standard_normal(node: fx.Node) -> bool:
+    if node.target is aten.randn.default:
+        return True
+    return node.target is aten.normal_.default and tuple(node.args[1:]) in ((), (0.0,), (0.0, 1.0))

@@ -1,0 +1,281 @@
+"""Clean-up of a captured graph: what costs a call and computes nothing.
+
+Autograd and Pyro leave many operations behind that only matter while they run: views of the same shape,
+transposes of transposes, products with 1, the same thing twice. Each costs a few microseconds at every step,
+which is much where a step takes a few hundred. Numbers stay what they are, up to the order of a sum.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["has_effect", "mutates", "simplify"]
+
+aten = torch.ops.aten
+_VIEWS = (aten.view.default, aten.expand.default, aten._unsafe_view.default, aten.reshape.default)
+_PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar)
+_SUMS = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
+_OF_A_SHAPE = (
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+)
+"""They look at the shape of their argument only, and shapes are fixed in a graph."""
+_NEW = (
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+    aten.zeros.default,
+    aten.ones.default,
+)
+_CONSTANT = "_constant_of_the_step_"
+
+Rule = Callable[[fx.GraphModule, fx.Node], fx.Node | None]
+"""The node that can stand in for another one, or None."""
+
+
+def simplify(graph: fx.GraphModule) -> fx.GraphModule:
+    """Clean a graph up in place, and return it.
+
+    A graph that changes tensors in place (the statistics of batch norm) is left alone: there the order of
+    reading and writing counts. Tensors that it makes for itself may be filled in place.
+    """
+    if any(mutates(node) for node in graph.graph.nodes):
+        return graph
+    _fold_constants(graph)
+    while _apply(graph, _RULES) or _merge_equal(graph):
+        pass
+    graph.graph.eliminate_dead_code(is_impure_node=has_effect)
+    graph.recompile()
+    return graph
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Inputs, outputs, in-place updates, and draws: a draw that nobody uses still moves the random stream."""
+    if node.op in ("placeholder", "output"):
+        return True
+    return node.op == "call_function" and (_works_in_place(node) or _is_random(node))
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether an operation changes a tensor in place that anyone else can see."""
+    return _works_in_place(node) and not _is_fresh(node.args[0])
+
+
+def _works_in_place(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _is_fresh(argument: object) -> bool:
+    """Whether a tensor was made for the operation that changes it: ``torch.empty(3).normal_()``, as torch's
+    own distributions and dropout draw."""
+    if not isinstance(argument, fx.Node) or len(argument.users) != 1:
+        return False
+    return argument.target in _NEW or (_works_in_place(argument) and _is_fresh(argument.args[0]))
+
+
+def _stands_alone(node: fx.Node) -> bool:
+    """Draws, and what is changed in place: never computed in advance or once for two."""
+    return _is_random(node) or _works_in_place(node) or any(_works_in_place(user) for user in node.users)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _apply(graph: fx.GraphModule, rules: Iterable[Rule]) -> bool:
+    """One pass of the rules; whether any of them applied."""
+    changed = False
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        stand_in = next((found for rule in rules if (found := rule(graph, node)) is not None), None)
+        if stand_in is not None:
+            _replace(node, stand_in)
+            changed = True
+    return changed
+
+
+def _replace(node: fx.Node, stand_in: fx.Node) -> None:
+    node.replace_all_uses_with(stand_in)
+    node.graph.erase_node(node)
+
+
+def _view_of_the_same_shape(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    return _first(node) if node.target in _VIEWS and _looks_like_its_argument(node) else None
+
+
+def _transpose_of_a_transpose(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    return _undone(node, aten.t.default)
+
+
+def _negative_of_a_negative(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    return _undone(node, aten.neg.default)
+
+
+def _product_with_one(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    if node.target not in _PRODUCTS:
+        return None
+    for kept, factor in (node.args, node.args[::-1]):
+        if _equals(graph, factor, 1) and _looks_like(node, kept):
+            return _node(kept)
+    return None
+
+
+def _quotient_by_one(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    divides = node.target in (aten.div.Tensor, aten.div.Scalar) and _equals(graph, node.args[1], 1)
+    return _first(node) if divides and _looks_like_its_argument(node) else None
+
+
+def _first_power(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    power = node.target is aten.pow.Tensor_Scalar and node.args[1] == 1
+    return _first(node) if power and _looks_like_its_argument(node) else None
+
+
+def _sum_with_zero(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    sums = node.target in _SUMS and _equals(graph, node.args[1], 0)
+    return _first(node) if sums and _looks_like_its_argument(node) else None
+
+
+def _join_of_one(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    if node.target is not aten.cat.default or len(_parts(node)) != 1:
+        return None
+    return _node(_parts(node)[0]) if _looks_like(node, _parts(node)[0]) else None
+
+
+def _only_piece_of_a_split(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    split = _first(node) if getattr(node.target, "__name__", "") == "getitem" else None
+    if split is None or split.target not in (aten.split_with_sizes.default, aten.split.Tensor):
+        return None
+    return _first(split) if _looks_like(node, _first(split)) else None
+
+
+def _sum_of_a_sum(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Σ over what is left after a Σ over some dimensions: one Σ over all."""
+    inner = _first(node) if node.target is aten.sum.default else None
+    if inner is None or inner.target is not aten.sum.dim_IntList or inner.kwargs or node.kwargs:
+        return None
+    argument = _first(inner)
+    if argument is None:
+        return None
+    with node.graph.inserting_before(node):
+        total: fx.Node = node.graph.call_function(aten.sum.default, (argument,))
+    total.meta = dict(node.meta)
+    return total
+
+
+_RULES: tuple[Rule, ...] = (
+    _view_of_the_same_shape,
+    _transpose_of_a_transpose,
+    _negative_of_a_negative,
+    _product_with_one,
+    _quotient_by_one,
+    _first_power,
+    _sum_with_zero,
+    _join_of_one,
+    _only_piece_of_a_split,
+    _sum_of_a_sum,
+)
+
+
+def _merge_equal(graph: fx.GraphModule) -> bool:
+    """Compute what is computed twice once; draws are not: each is its own."""
+    seen: dict[str, fx.Node] = {}
+    changed = False
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and not _stands_alone(node):
+            same = seen.setdefault(repr((str(node.target), node.args, node.kwargs)), node)
+            if same is not node:
+                _replace(node, same)
+                changed = True
+    return changed
+
+
+@torch.no_grad()
+def _fold_constants(graph: fx.GraphModule) -> None:
+    """Compute once what depends on no input, no draw and no tensor that may change between steps.
+
+    Outputs are left alone: whoever receives them may change them in place.
+    """
+    known: dict[fx.Node, Tensor] = {}
+    for node in graph.graph.nodes:
+        value = _value(graph, node, known)
+        if value is not None:
+            known[node] = value
+    for number, (node, value) in enumerate(known.items()):
+        if all(user in known for user in node.users) or any(user.op == "output" for user in node.users):
+            continue
+        graph.register_buffer(f"{_CONSTANT}{number}", value.contiguous(), persistent=False)
+        with graph.graph.inserting_before(node):
+            constant = graph.graph.get_attr(f"{_CONSTANT}{number}")
+        constant.meta = dict(node.meta)
+        _replace(node, constant)
+
+
+def _value(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor | None:
+    if node.op != "call_function" or _stands_alone(node) or not torch.is_tensor(node.meta.get("val")):
+        return None
+    if node.target is aten.lift_fresh_copy.default:  # a literal in the user's program
+        literal = _first(node)
+        return None if literal is None else getattr(graph, str(literal.target)).clone()
+    result: Tensor
+    if node.target in _OF_A_SHAPE:
+        like = node.meta["val"]
+        stand_in = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+        result = node.target(stand_in, *node.args[1:], **node.kwargs)
+    elif all(argument in known for argument in node.all_input_nodes):
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda argument: known[argument])
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+    else:
+        return None
+    return result
+
+
+def _first(node: fx.Node) -> fx.Node | None:
+    return _node(node.args[0]) if node.args else None
+
+
+def _node(argument: object) -> fx.Node | None:
+    return argument if isinstance(argument, fx.Node) else None
+
+
+def _parts(node: fx.Node) -> list[object]:
+    return list(node.args[0])  # type: ignore[arg-type]
+
+
+def _undone(node: fx.Node, target: object) -> fx.Node | None:
+    inner = _first(node) if node.target is target else None
+    return _first(inner) if inner is not None and inner.target is target else None
+
+
+def _looks_like_its_argument(node: fx.Node) -> bool:
+    return _looks_like(node, node.args[0])
+
+
+def _looks_like(node: fx.Node, argument: object) -> bool:
+    """Equal shape, strides and dtype: nobody can tell the two apart by more than their values."""
+    if not isinstance(argument, fx.Node):
+        return False
+    given, result = argument.meta.get("val"), node.meta.get("val")
+    if not (isinstance(given, Tensor) and isinstance(result, Tensor)):
+        return False
+    same: bool = (
+        given.shape == result.shape and given.stride() == result.stride() and given.dtype == result.dtype
+    )
+    return same
+
+
+def _equals(graph: fx.GraphModule, argument: object, number: int) -> bool:
+    """Whether an operand is a number, or a constant tensor that has it everywhere."""
+    if isinstance(argument, int | float):
+        return argument == number
+    if isinstance(argument, fx.Node) and str(argument.target).startswith(_CONSTANT):
+        return bool((getattr(graph, str(argument.target)) == number).all())
+    return False
