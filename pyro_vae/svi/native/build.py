@@ -1,0 +1,133 @@
+"""C++ source to a loaded function, by the machine's own compiler, once: builds are kept in a cache folder."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BuildError", "cache_folder", "load"]
+
+TIMEOUT = 120.0
+"""Seconds; such a source takes one to ten."""
+
+
+class BuildError(Exception):
+    """There is no compiler, or it failed; the message says which."""
+
+
+def load(source: str) -> Any:
+    """The library of a source: from the cache, or built now.
+
+    An entry's name holds a digest of all that decides its content (source, flags, compiler, processor) and a
+    digest of the content, so an entry that is truncated or changed is seen and built again. A file appears
+    under its name only when it is whole; two processes that build at once both succeed.
+
+    Raises
+    ------
+    BuildError
+        If there is no C++ compiler, or it fails.
+    """
+    command = [*_compiler(), *_flags()]
+    key = _digest("\0".join([source, *command, _version(command[0]), _processor()]).encode())
+    folder = cache_folder()
+    for entry in folder.glob(f"{key}-*.so"):
+        if entry.stem == f"{key}-{_digest(entry.read_bytes())}":
+            return ctypes.CDLL(str(entry))
+        entry.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as building:
+        built = _compile(source, command, Path(building))
+        entry = folder / f"{key}-{_digest(built.read_bytes())}.so"
+        built.replace(entry)
+    return ctypes.CDLL(str(entry))
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/pyro-vae`` or ``~/.cache/pyro-vae``; where that cannot be written, one for this
+    process."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "pyro-vae"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return _folder_of_process()
+    return folder if os.access(folder, os.W_OK) else _folder_of_process()
+
+
+@functools.cache
+def _folder_of_process() -> Path:
+    return Path(tempfile.mkdtemp(prefix="pyro-vae-"))
+
+
+def _compiler() -> list[str]:
+    chosen = os.environ.get("CXX")
+    if chosen:
+        return shlex.split(chosen)
+    for name in ("g++", "clang++", "c++"):
+        path = shutil.which(name)
+        if path:
+            return [path]
+    raise BuildError("there is no C++ compiler: install g++ or clang++, or name one in the variable CXX")
+
+
+def _flags() -> list[str]:
+    """Never -ffast-math: it lets NaN be ignored, and older gcc then link code that rounds the tiny numbers of
+    the whole process to zero."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return [
+        *("-std=c++17", "-O3", "-shared", "-fPIC"),
+        *(("-march=native", "-mprefer-vector-width=512") if x86 else ("-mcpu=native",)),
+        *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
+        "-fopenmp" if platform.system() == "Linux" else "-fopenmp-simd",
+    ]
+
+
+def _compile(source: str, command: list[str], folder: Path) -> Path:
+    written, built = folder / "step.cpp", folder / "step.so"
+    written.write_text(source)
+    try:
+        done = subprocess.run(
+            [*command, str(written), "-o", str(built)],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the compiler {command[0]} did not run: {error}") from error
+    if done.returncode or not built.exists():
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise BuildError(f"the compiler {command[0]} failed: {errors[0] if errors else done.returncode}")
+    return built
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    try:
+        return subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the compiler {compiler} did not run: {error}") from error
+
+
+@functools.cache
+def _processor() -> str:
+    """What -march=native looks at: a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    told = ("flags", "Features", "model name", "cpu family", "model", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.split(":")[0].strip() in told}))

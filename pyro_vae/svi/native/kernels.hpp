@@ -1,0 +1,170 @@
+// Matrix products and sums, each done by a team of threads together.
+#include <algorithm>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+struct Range { int64_t begin, end; };
+
+// The threads of a step. OpenMP may grant fewer than asked for, so every share follows from the true number.
+struct Team {
+  int64_t rank, size;
+
+  void wait() const {
+    if (size > 1) {
+#pragma omp barrier
+    }
+  }
+
+  // This thread's part of `count` items of `width` elements: multiples of 16 elements. Little work is the
+  // first thread's alone.
+  Range share(int64_t count, int64_t width = 1) const {
+    if (count * width < 4096) return rank == 0 ? Range{0, count} : Range{0, 0};
+    const int64_t grain = width < 16 ? 16 : 1, grains = (count + grain - 1) / grain;
+    return {std::min(count, grains * rank / size * grain), std::min(count, grains * (rank + 1) / size * grain)};
+  }
+};
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, WIDEST = 4;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, WIDEST = 2;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, WIDEST = 4;
+#else
+constexpr int VECTOR_BYTES = 16, WIDEST = 2;
+#endif
+constexpr int LANES = VECTOR_BYTES / sizeof(T);
+typedef T Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+
+// A panel whose rows lie over so many bytes is packed, because the processor finds the pages of fewer at once.
+constexpr int64_t MANY_PAGES = 1 << 17;
+
+// Rows of a register tile that is so many vectors wide: with 32 registers, and with 16.
+constexpr int rows_of_tile(int vectors) {
+  return WIDEST == 4 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14) : (vectors == 2 ? 6 : 8);
+}
+
+// A tile of left @ right + bias, in registers. The left is read one element at a time, so that a transpose
+// costs nothing; the right holds whole vectors, zeros beyond `width`.
+template <int ROWS, int VECTORS>
+inline void tile(int64_t depth, const T* left, int64_t left_row, int64_t left_column, const T* right,
+                 int64_t right_row, const T* bias, T* out, int64_t out_row, int64_t width) {
+  Vector sums[ROWS][VECTORS];
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < VECTORS; ++j) sums[i][j] = *(const Vector*)(bias + j * LANES);
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector row[VECTORS];
+    for (int j = 0; j < VECTORS; ++j) row[j] = *(const Vector*)(right + k * right_row + j * LANES);
+    for (int i = 0; i < ROWS; ++i) {
+      const T factor = left[i * left_row + k * left_column];
+      for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * row[j];
+    }
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int j = 0; j < VECTORS; ++j) {
+      T* target = out + i * out_row + j * LANES;
+      if (width >= (j + 1) * LANES) *(Vector*)target = sums[i][j];
+      else std::memcpy(target, &sums[i][j], (width - j * LANES) * sizeof(T));
+    }
+}
+
+template <int VECTORS>
+void panel(Range rows, int64_t depth, const T* left, int64_t left_row, int64_t left_column, const T* right,
+           int64_t right_row, const T* bias, T* out, int64_t out_row, int64_t width) {
+  constexpr int MOST = rows_of_tile(VECTORS);
+  int64_t i = rows.begin;
+  const auto take = [&](auto tile_of_rows, int64_t count) {
+    for (; i + count <= rows.end; i += count)
+      tile_of_rows(depth, left + i * left_row, left_row, left_column, right, right_row, bias, out + i * out_row,
+                   out_row, width);
+  };
+  take(tile<MOST, VECTORS>, MOST);
+  take(tile<4, VECTORS>, 4);
+  take(tile<2, VECTORS>, 2);
+  take(tile<1, VECTORS>, 1);
+}
+
+// Columns `j` to `j + width` of the right, as whole vectors one row after the other.
+inline void pack(int64_t depth, const T* right, int64_t row, int64_t column, int64_t width, int64_t padded, T* packed) {
+  if (width < padded) std::memset(packed, 0, depth * padded * sizeof(T));
+  if (column == 1) {
+    for (int64_t k = 0; k < depth; ++k) std::memcpy(packed + k * padded, right + k * row, width * sizeof(T));
+    return;
+  }
+  for (int64_t start = 0; start < depth; start += 16)
+    for (int64_t c = 0; c < width; ++c)
+      for (int64_t k = start; k < std::min(start + 16, depth); ++k)
+        packed[k * padded + c] = right[k * row + c * column];
+}
+
+inline void block(Range rows, Range columns, T* packing, int64_t width, int64_t depth, const T* left, int64_t left_row,
+                  int64_t left_column, const T* right, int64_t right_row, int64_t right_column, const T* bias, T* out) {
+  for (int64_t j = columns.begin; j < columns.end; j += WIDEST * LANES) {
+    const int64_t here = std::min<int64_t>(columns.end - j, WIDEST * LANES);
+    const int64_t vectors = (here + LANES - 1) / LANES, padded = vectors * LANES;
+    const T* source = right + j * right_column;
+    int64_t source_row = right_row;
+    const bool scattered = rows.end - rows.begin >= 64 && depth * right_row * sizeof(T) > MANY_PAGES;
+    if (right_column != 1 || here < padded || scattered) {
+      pack(depth, source, right_row, right_column, here, padded, packing);
+      source = packing;
+      source_row = padded;
+    }
+    T first[WIDEST * LANES] = {};
+    if (bias) std::memcpy(first, bias + j, here * sizeof(T));
+    const auto run = [&](auto panel_of_vectors) {
+      panel_of_vectors(rows, depth, left, left_row, left_column, source, source_row, first, out + j, width, here);
+    };
+    if (vectors == 1) run(panel<1>);
+    else if (vectors == 2) run(panel<2>);
+    else if (vectors == 3) run(panel<std::min(3, WIDEST)>);
+    else run(panel<std::min(4, WIDEST)>);
+  }
+}
+
+// out[rows, columns] = left[rows, depth] @ right[depth, columns] + bias[columns], out in row-major order
+inline void product(Team team, T* packing, int64_t rows, int64_t columns, int64_t depth, const T* left,
+                    int64_t left_row, int64_t left_column, const T* right, int64_t right_row, int64_t right_column,
+                    const T* bias, T* out) {
+  Range own_rows{0, rows}, own_columns{0, columns};
+  if (rows * columns * depth < 65536) {
+    if (team.rank > 0) return;
+  } else if (columns >= rows && columns >= 64 * team.size) {
+    own_columns = team.share(columns, 4096);
+    const int64_t grain = WIDEST * LANES, grains = (columns + grain - 1) / grain;
+    own_columns = {std::min(columns, grains * team.rank / team.size * grain),
+                   std::min(columns, grains * (team.rank + 1) / team.size * grain)};
+  } else {
+    own_rows = {rows * team.rank / team.size, rows * (team.rank + 1) / team.size};
+  }
+  T* own_packing = packing + team.rank * DEEPEST * WIDEST * LANES;
+  block(own_rows, own_columns, own_packing, columns, depth, left, left_row, left_column, right, right_row,
+        right_column, bias, out);
+}
+
+// out[outer, inner] = the sum over `count` of source[outer, count, inner]
+inline void sum(Team team, const T* source, int64_t outer, int64_t outer_stride, int64_t count, int64_t stride,
+                int64_t inner, int64_t inner_stride, T* out) {
+  if (inner == 1) {
+    const Range rows = team.share(outer, count);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const T* row = source + i * outer_stride;
+      T total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t k = 0; k < count; ++k) total += row[k * stride];
+      out[i] = total;
+    }
+    return;
+  }
+  const Range columns = team.share(inner, outer * count);
+  for (int64_t i = 0; i < outer; ++i) {
+    T* row = out + i * inner;
+    for (int64_t j = columns.begin; j < columns.end; ++j) row[j] = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const T* other = source + i * outer_stride + k * stride;
+#pragma omp simd
+      for (int64_t j = columns.begin; j < columns.end; ++j) row[j] += other[j * inner_stride];
+    }
+  }
+}
