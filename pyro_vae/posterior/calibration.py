@@ -86,6 +86,8 @@ def calibrate(
     >>> calibrate(model, guide, data=torch.zeros(2))["coverage"].sel(level=0.9).round(1).values
     array([0.6])
     """
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n is a {type(n).__name__}; give the number of simulations, and data by data=")
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
     data = _example(model, seed) if data is None else data

@@ -196,6 +196,11 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"no data to take the shapes from.*give data="):
             calibrate(model, model)
 
+    def test_data_where_the_number_belongs(self):
+        model = diagonal()
+        with pytest.raises(TypeError, match=r"n is a Tensor; give the number of simulations, and data by"):
+            calibrate(model, GaussianGuide.exact(model), observations(model, 2))
+
     def test_too_few(self):
         model = diagonal()
         with pytest.raises(ValueError, match="n is 1"):

@@ -464,23 +464,23 @@ class TestData:
     def test_neither_tensor_nor_array(self, function):
         model = diagonal()
         with pytest.raises(TypeError, match="data is a list; give a tensor, an array, or a tuple of them"):
-            function(model, GaussianGuide.exact(model), [1.0, 2.0])
+            function(model, GaussianGuide.exact(model), data=[1.0, 2.0])
 
     @pytest.mark.parametrize("empty", [torch.zeros(0, 3), np.zeros((0, 3)), torch.tensor(1.0), ()])
     def test_empty(self, function, empty):
         model = diagonal()
         with pytest.raises(ValueError, match="data is empty; give at least one observation"):
-            function(model, GaussianGuide.exact(model), empty)
+            function(model, GaussianGuide.exact(model), data=empty)
 
     def test_lengths_that_differ(self, function):
         model = diagonal()
         with pytest.raises(ValueError, match="observations"):
-            function(model, GaussianGuide.exact(model), (torch.zeros(2, 3), torch.zeros(3, 3)))
+            function(model, GaussianGuide.exact(model), data=(torch.zeros(2, 3), torch.zeros(3, 3)))
 
     def test_negative_seed(self, function):
         model = diagonal()
         with pytest.raises(ValueError, match="seed is -1; give a number that is not negative"):
-            function(model, GaussianGuide.exact(model, 0.5), observations(model, 4), seed=-1)
+            function(model, GaussianGuide.exact(model, 0.5), data=observations(model, 4), seed=-1)
 
 
 def test_one_observation():
