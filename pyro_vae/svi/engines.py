@@ -134,7 +134,7 @@ class CapturedEngine:
     def _run_once(self, batch: Batch, kl_weight: Tensor) -> None:
         """Let programs that look at the model anew for a batch of a new size do so outside of the graph."""
         eager = self.eager
-        with untouched_buffers(eager.model, eager.guide), torch.random.fork_rng(), torch.no_grad():
+        with untouched_buffers(eager.model, eager.guide), fork_rng(self.parameters), torch.no_grad():
             eager.objective.estimate(eager.model, eager.guide, batch, kl_weight)
 
     def _agrees(

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyro
 from pyro.params.param_store import StateDict
 
 from pyro_vae.svi import checkpoint
 from pyro_vae.svi.isolation import empty_store
 from pyro_vae.svi.objective import Program
-from pyro_vae.svi.parameters import PendingStore, bound, named_tensors
+from pyro_vae.svi.parameters import bound, in_store, named_tensors
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,7 +56,7 @@ class Fit:
         --------
         ``with fit.parameters(): Predictive(model, guide=guide, num_samples=100)(x)``
         """
-        with pyro.get_param_store().scope(self._state), PendingStore(self._pending):
+        with in_store(self._state, self._pending):
             yield
 
     def save(self, path: str | Path) -> Path:

@@ -51,9 +51,8 @@ def isolated(
     *,
     state: StateDict | None = None,
     seed: int | None = None,
-    validate: bool = False,
 ) -> Iterator[StateDict]:
-    """A parameter store, a random stream and validation flags of one's own, given back as they were.
+    """A parameter store and a random stream of one's own, Pyro's validation off; given back as they were.
 
     Parameters
     ----------
@@ -65,8 +64,6 @@ def isolated(
     seed
         Seeds torch's generators inside; ``None`` goes on with the current stream. Either way the stream
         outside does not move.
-    validate
-        Whether Pyro checks supports and shapes inside.
 
     Yields
     ------
@@ -89,7 +86,7 @@ def isolated(
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with (
         torch.random.fork_rng(devices=cuda),
-        pyro.validation_enabled(validate),
+        pyro.validation_enabled(False),
         store.scope(state),
         warnings.catch_warnings(),
     ):

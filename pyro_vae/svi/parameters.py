@@ -76,6 +76,13 @@ class PendingStore(Messenger):
             store.set_state({"params": {name: value}, "constraints": {name: msg["kwargs"]["constraint"]}})
 
 
+@contextmanager
+def in_store(state: StateDict, pending: dict[str, Tensor]) -> Iterator[None]:
+    """The parameters of a fit's plain functions in Pyro's store, for this block."""
+    with pyro.get_param_store().scope(state), PendingStore(pending):
+        yield
+
+
 class Bound:
     """A plain function with the parameters that a fit gave it: call it like the function.
 
@@ -101,7 +108,7 @@ class Bound:
     @contextmanager
     def parameters(self) -> Iterator[None]:
         """Puts the parameters in place for code that calls the function itself."""
-        with pyro.get_param_store().scope(self.state), PendingStore(self.pending):
+        with in_store(self.state, self.pending):
             yield
 
 
