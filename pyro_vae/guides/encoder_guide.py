@@ -91,6 +91,12 @@ class EncoderGuide(AutoGuide):
         """Free coordinates per observation, over all latents (0 before the first call)."""
         return sum(site.size for site in self.sites)
 
+    def extra_repr(self) -> str:
+        """Part of ``repr``; after the first call with the latents that were found."""
+        sizes = {site.name: site.size for site in self.sites}
+        found = f", latents={sizes}" if sizes else ""
+        return f"scale={self.scale_map!r}, init_scale={self.init_scale:g}{found}"
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every local latent: the guide program. Takes what the model takes."""
         return self.sample_sites(self.local_parameters(*args, **kwargs), *args, **kwargs)
