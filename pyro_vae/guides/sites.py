@@ -305,5 +305,5 @@ def call_signature(value: Any) -> Hashable:
 def plain_shape(shape: Iterable[Any]) -> torch.Size:
     """A shape in plain integers: inside ``torch.jit.trace``, and so under Pyro's Jit ELBOs, sizes are
     tensors, which are equal to no size that was seen before."""
-    with ignore_jit_warnings():  # type: ignore[no-untyped-call]
+    with ignore_jit_warnings():
         return torch.Size(int(size) for size in shape)
