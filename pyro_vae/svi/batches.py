@@ -94,8 +94,12 @@ class GatheredEpoch(Iterator[Batch]):
         count = len(self._ahead) // self.batch_size
         return self._ahead[: count * self.batch_size].view(count, self.batch_size)
 
+    def rest(self) -> Tensor:
+        """The rows of the last, smaller batch, when no full one is ahead: (1, size), of size 0 at the end."""
+        return self._ahead[None]
+
     def skip(self, batches: int) -> None:
-        """Go on behind so many full batches."""
+        """Go on behind so many batches."""
         self._ahead = self._ahead[batches * self.batch_size :]
 
 

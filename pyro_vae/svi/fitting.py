@@ -31,7 +31,7 @@ from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.threads import threads_for
 
-__all__ = ["check_numbers", "check_support", "fit", "float_dtype", "set_up"]
+__all__ = ["check_numbers", "check_support", "fit", "fit_length", "float_dtype", "make_optimizer", "set_up"]
 
 
 def fit(
@@ -169,7 +169,7 @@ def fit(
     with isolated(model, guide, state=state, seed=seed), training_mode((model, guide), training=True):
         count, flops = set_up(model, guide, batches.first())
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
-        made = _make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
+        made = make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
         loop = Loop(
             model,
             guide,
@@ -264,7 +264,7 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
     return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
 
 
-def _make_optimizer(
+def make_optimizer(
     factory: Callable[..., Optimizer] | None,
     parameters: dict[str, Tensor],
     guide: Program,

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.engines import CapturedEngine
-from pyro_vae.svi.native import BuildError, NativeSteps, UnsupportedError, equals_graph, is_faster
+from pyro_vae.svi.native import BuildError, NativeSteps, UnsupportedError, gives, is_faster
 from pyro_vae.svi.rates import RatesAhead
 
 __all__ = ["ManySteps", "build_pays", "log_captured"]
@@ -111,13 +111,17 @@ class ManySteps:
         native = NativeSteps(
             graph, parameters, batch, self.optimizer, max_norm=self.max_norm, most_bad=self.most_bad
         )
-        if not equals_graph(native, graph, self.data):
+        if not gives(native, self.data, lambda weight, batch: self._by_graph(graph, weight, batch)):
             raise UnsupportedError("it gives other numbers than its graph, from the same random stream")
         if not self.by_name and not is_faster(native, graph, self.data):
             raise UnsupportedError("it is slower on this machine")
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedules ask for
         self.engine.steps_between = STEPS_BETWEEN_VERIFICATIONS
         return native
+
+    @torch.no_grad()
+    def _by_graph(self, graph: fx.GraphModule, kl_weight: Tensor, batch: Batch) -> Sequence[Tensor]:
+        outputs: Sequence[Tensor] = graph(*self.engine.parameters, kl_weight, *batch)
+        return outputs
 
     def _drop(self, reason: str) -> None:
         log_captured(reason, by_name=self.by_name)

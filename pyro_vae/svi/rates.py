@@ -20,6 +20,7 @@ class RatesAhead:
 
     def __init__(self, optimizer: Optimizer, schedule: LRScheduler) -> None:
         self.optimizer, self.schedule = optimizer, schedule
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules warn where step() never was
         self._before: tuple[dict[str, Any], list[dict[str, Any]]] = {}, []
         self._steps = 0
 

@@ -2,27 +2,40 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.native.build import cache_folder
 from pyro_vae.svi.native.engine import NativeSteps
 from pyro_vae.svi.updates import make_update
 from pyro_vae.svi.verification import close
 
-__all__ = ["equals_graph", "is_faster", "speedup"]
+__all__ = ["gives", "is_faster", "speedup"]
 
 ROUNDS = 3
 STEPS = 4
 
 
-def equals_graph(native: NativeSteps, graph: fx.GraphModule, data: Sequence[Tensor]) -> bool:
-    """Whether a native step has the loss and the gradients of its graph, from the same noise.
+def gives(
+    native: NativeSteps, data: Sequence[Tensor], wanted: Callable[[Tensor, Batch], Sequence[Tensor]]
+) -> bool:
+    """Whether a native step has the loss and the gradients that it should have, from the same noise.
 
-    The gradients are read off Adam's first moments. The arguments are those of :func:`speedup`.
+    The gradients are read off Adam's first moments.
+
+    Parameters
+    ----------
+    native
+        The steps; nothing of theirs is moved.
+    data
+        At least one batch, as for :meth:`NativeSteps.run`.
+    wanted
+        ``wanted(kl_weight, batch)``: loss, KL, reconstruction and a gradient for each parameter, with noise
+        from torch's default generator.
     """
     index = torch.arange(native.program.batch_size)
     weight = torch.ones((), dtype=native.program.dtype)
@@ -30,8 +43,7 @@ def equals_graph(native: NativeSteps, graph: fx.GraphModule, data: Sequence[Tens
     with _as_it_was(native), torch.random.fork_rng(devices=[]):
         stream = native.generator.get_state()
         torch.default_generator.set_state(stream)
-        with torch.no_grad():
-            loss, _, _, *gradients = graph(*native.parameters, weight, *(x[index] for x in data))
+        loss, _, _, *gradients = wanted(weight, tuple(x[index] for x in data))
         moments = [native.optimizer.state[parameter]["exp_avg"] for parameter in native.parameters]
         torch._foreach_zero_(moments)
         native.generator.set_state(stream)
