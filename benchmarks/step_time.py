@@ -180,7 +180,7 @@ VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
     "pyro-vae, eager": (run_ours, "eager"),
     "pyro-vae, captured": (run_ours, "captured"),
     "pyro-vae, inductor": (run_ours, "inductor"),
-    "pyro-vae, auto": (run_ours, "auto"),
+    "pyro-vae, native": (run_ours, "native"),
     "Pyro SVI, Trace_ELBO": (run_pyro, "Trace_ELBO"),
     "Pyro SVI, TraceMeanField_ELBO": (run_pyro, "TraceMeanField_ELBO"),
     "NumPyro, jit(update)": (run_numpyro, "update"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["ArrayBatches", "Batch", "Batches", "LoaderBatches", "as_batches", "as_tensors"]
+__all__ = ["ArrayBatches", "Batch", "Batches", "GatheredEpoch", "LoaderBatches", "as_batches", "as_tensors"]
 
 Batch = tuple[Tensor, ...]
 
@@ -70,6 +70,39 @@ def as_tensors(data: Any, *, device: torch.device, dtype: torch.dtype, name: str
     return tuple(tensors)
 
 
+class GatheredEpoch(Iterator[Batch]):
+    """One pass over tensors in some order: the batches one by one, or the rows of many for whoever gathers
+    them himself."""
+
+    def __init__(self, tensors: Batch, order: Tensor, batch_size: int) -> None:
+        self.tensors, self.batch_size = tensors, batch_size
+        self._ahead = order
+
+    def __next__(self) -> Batch:
+        if not len(self._ahead):
+            raise StopIteration
+        rows = self._ahead[: self.batch_size]
+        self._ahead = self._ahead[self.batch_size :]
+        return self.gather(rows)
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The observations of these rows."""
+        return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+
+    def full_batches(self) -> Tensor:
+        """The rows of the batches ahead that are not smaller than the others: (batches, batch size)."""
+        count = len(self._ahead) // self.batch_size
+        return self._ahead[: count * self.batch_size].view(count, self.batch_size)
+
+    def rest(self) -> Tensor:
+        """The rows of the last, smaller batch, when no full one is ahead: (1, size), of size 0 at the end."""
+        return self._ahead[None]
+
+    def skip(self, batches: int) -> None:
+        """Go on behind so many batches."""
+        self._ahead = self._ahead[batches * self.batch_size :]
+
+
 class ArrayBatches:
     """Tensors that stay on the device; each batch is gathered there.
 
@@ -78,7 +111,7 @@ class ArrayBatches:
     """
 
     def __init__(self, tensors: Sequence[Tensor], batch_size: int, seed: int) -> None:
-        self.tensors = tuple(tensors)
+        self.tensors = tuple(tensor.contiguous() for tensor in tensors)
         self.observations = len(self.tensors[0])
         self.batch_size = min(batch_size, self.observations)
         self.seed = seed
@@ -89,11 +122,10 @@ class ArrayBatches:
     def first(self) -> Batch:
         return tuple(tensor[: self.batch_size] for tensor in self.tensors)
 
-    def epoch(self, index: int) -> Iterator[Batch]:
+    def epoch(self, index: int) -> GatheredEpoch:
         generator = torch.Generator().manual_seed(_epoch_seed(self.seed, index))
         order = torch.randperm(self.observations, generator=generator).to(self.tensors[0].device)
-        for rows in order.split(self.batch_size):
-            yield tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+        return GatheredEpoch(self.tensors, order, self.batch_size)
 
 
 class LoaderBatches:

@@ -15,7 +15,7 @@ from pyro_vae.svi.verification import agree, changed_settings, settings_of
 
 __all__ = ["ENGINES", "CaptureError", "CapturedEngine", "EagerEngine", "Engine"]
 
-ENGINES = ("auto", "captured", "cuda-graph", "eager", "inductor")
+ENGINES = ("auto", "captured", "cuda-graph", "eager", "inductor", "native")
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_VERIFICATIONS = 250
@@ -62,6 +62,7 @@ class CapturedEngine:
     replayed."""
 
     name = "captured"
+    steps_between = STEPS_BETWEEN_VERIFICATIONS
 
     def __init__(
         self, objective: Objective, model: Program, guide: Program, parameters: Sequence[Tensor]
@@ -70,6 +71,7 @@ class CapturedEngine:
         self.parameters = list(parameters)
         self.modules = [module for root in modules_of(model, guide) for module in root.modules()]
         self.graphs: dict[Any, Callable[..., Sequence[Tensor]]] = {}
+        self.captured: dict[Any, fx.GraphModule] = {}
         self.settings: dict[str, Any] = {}
         self.steps_unverified = 0
 
@@ -81,12 +83,19 @@ class CapturedEngine:
         with torch.no_grad():
             return graph(*self.parameters, kl_weight, *batch)
 
+    def graph(self, batch: Batch, kl_weight: Tensor) -> fx.GraphModule:
+        """The graph for batches like this one, for those who make something else of it."""
+        signature = self._signature(batch)
+        if signature not in self.captured:
+            self._build(batch, kl_weight)
+        return self.captured[signature]
+
     def verify(self, batch: Batch, kl_weight: Tensor) -> None:
         """Compare the graph with Pyro, if a plain setting of the modules has changed or enough steps have
         passed, and capture again where they differ."""
         graph = self.graphs.get(self._signature(batch))
         now = settings_of(self.eager.model, self.eager.guide)
-        due = self.steps_unverified >= STEPS_BETWEEN_VERIFICATIONS or now != self.settings
+        due = self.steps_unverified >= self.steps_between or now != self.settings
         if graph is None or not due:
             return
         before, self.settings, self.steps_unverified = self.settings, now, 0
@@ -96,6 +105,7 @@ class CapturedEngine:
             "the captured step no longer equals Pyro and is captured again: %s", changed_settings(before, now)
         )
         self.graphs.clear()
+        self.captured.clear()
         self._build(batch, kl_weight)
 
     def _signature(self, batch: Batch) -> Any:
@@ -119,7 +129,8 @@ class CapturedEngine:
                 "outside torch: numpy or Python random numbers, or state that changes at every call"
             )
         self.settings = settings_of(eager.model, eager.guide)
-        self.graphs[self._signature(batch)] = graph
+        signature = self._signature(batch)
+        self.graphs[signature], self.captured[signature] = graph, captured
         return graph
 
     def _made_ready(

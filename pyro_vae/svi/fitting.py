@@ -17,20 +17,21 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vae.guides.heads import raw_parameters
-from pyro_vae.svi.batches import Batch, as_batches, as_tensors
+from pyro_vae.svi.batches import ArrayBatches, Batch, Batches, as_batches, as_tensors
 from pyro_vae.svi.compilation import CudaGraphEngine, InductorEngine
 from pyro_vae.svi.devices import resolve_device
 from pyro_vae.svi.engines import ENGINES, CapturedEngine, EagerEngine
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
-from pyro_vae.svi.loop import Loop, training_mode
+from pyro_vae.svi.loop import BAD_STEPS_IN_A_ROW, Loop, training_mode
+from pyro_vae.svi.many_steps import ManySteps, build_pays, log_captured
 from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.threads import threads_for
 
-__all__ = ["check_numbers", "check_support", "fit", "float_dtype", "set_up"]
+__all__ = ["check_numbers", "check_support", "fit", "fit_length", "float_dtype", "make_optimizer", "set_up"]
 
 
 def fit(
@@ -152,6 +153,7 @@ def fit(
             f"patience is {patience}, but there is no validation data to be patient about; give validation="
         )
     resolved = resolve_device(device)
+    make_engine = _engine(engine, resolved)
     for module in modules_of(model, guide):
         module.to(resolved)
     dtype = float_dtype(model, guide)
@@ -167,28 +169,26 @@ def fit(
     with isolated(model, guide, state=state, seed=seed), training_mode((model, guide), training=True):
         count, flops = set_up(model, guide, batches.first())
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
-        made = _make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
+        made = make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
         loop = Loop(
             model,
             guide,
             objective,
             parameters,
-            _engine(engine, resolved)(objective, model, guide, list(parameters.values())),
+            make_engine(objective, model, guide, list(parameters.values())),
             made,
             None if schedule is None else schedule(made),
             max_norm,
             count,
         )
-        total = (
-            min(steps or math.inf, (epochs or math.inf) * len(batches))
-            if epochs or steps
-            else 100 * len(batches)
-        )
+        total = fit_length(epochs, steps, len(batches))
+        if engine == "native" or (engine == "auto" and resolved.type == "cpu" and build_pays(total, flops)):
+            loop.many_steps = _many_steps(loop, batches, by_name=engine == "native")
         started = time.perf_counter()
-        with threads_for(flops), progress_bar(int(total), "fit", enabled=progress) as show:
+        with threads_for(flops), progress_bar(total, "fit", enabled=progress) as show:
             loop.run(
                 batches,
-                int(total),
+                total,
                 held_out,
                 patience,
                 [lambda r: show(r.step, f"loss {r.loss:.4g} nats"), *callbacks],
@@ -200,25 +200,50 @@ def fit(
         loop.recorder.dataset(),
         seed,
         str(resolved),
-        loop.engine.name,
+        loop.engine_name,
         loop.step / max(seconds, 1e-9),
         _state=state,
     )
 
 
+def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:
+    """Steps of a fit with so many batches in an epoch."""
+    if not (epochs or steps):
+        return 100 * batches
+    return int(min(steps or math.inf, (epochs or math.inf) * batches))
+
+
 def _engine(name: str, device: torch.device) -> type[EagerEngine | CapturedEngine]:
-    """The engine by name. ``"auto"`` is captured: inductor's build of some ten seconds is longer than most
-    fits, and the CUDA graph waits for its first run on a GPU."""
-    if name == "cuda-graph" and device.type != "cuda":
-        raise ValueError(f"engine is 'cuda-graph', but the fit runs on {device}; give device='cuda'")
+    """The engine by name, for single steps. ``"auto"`` is captured: inductor's build of some ten seconds is
+    longer than most fits, and the CUDA graph waits for its first run on a GPU."""
+    needed = {"cuda-graph": "cuda", "native": "cpu"}.get(name, device.type)
+    if device.type != needed:
+        raise ValueError(f"engine is {name!r}, but the fit runs on {device}; give device={needed!r}")
     engines: dict[str, type[EagerEngine | CapturedEngine]] = {
         "auto": CapturedEngine,
         "captured": CapturedEngine,
         "cuda-graph": CudaGraphEngine,
         "eager": EagerEngine,
         "inductor": InductorEngine,
+        "native": CapturedEngine,
     }
     return engines[name]
+
+
+def _many_steps(loop: Loop, batches: Batches, *, by_name: bool) -> ManySteps | None:
+    """What takes many steps per call, where batches are gathered from tensors in memory."""
+    if not isinstance(batches, ArrayBatches) or not isinstance(loop.engine, CapturedEngine):
+        log_captured("its batches come from a loader, and are not gathered from tensors", by_name=by_name)
+        return None
+    return ManySteps(
+        loop.engine,
+        loop.optimizer,
+        loop.schedule,
+        loop.max_norm,
+        batches.tensors,
+        most_bad=BAD_STEPS_IN_A_ROW - 1,
+        by_name=by_name,
+    )
 
 
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
@@ -239,7 +264,7 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
     return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
 
 
-def _make_optimizer(
+def make_optimizer(
     factory: Callable[..., Optimizer] | None,
     parameters: dict[str, Tensor],
     guide: Program,

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.svi.batches import Batch, Batches
+from pyro_vae.svi.batches import Batch, Batches, GatheredEpoch
 from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.history import EpochRecord, Recorder
 from pyro_vae.svi.isolation import modules_of
+from pyro_vae.svi.many_steps import ManySteps
 from pyro_vae.svi.nonfinite import NonFiniteError, explain
 from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.parameters import copy_tensors, named_tensors, restore_tensors
@@ -47,6 +48,7 @@ class Loop:
     count: Callable[[Batch], int]
     """Observations that the totals of a batch are about: the batch's rows, or the full data where a plate
     rescales to it."""
+    many_steps: ManySteps | None = None
     step: int = 0
     recorder: Recorder = field(default_factory=Recorder)
     _bad_in_a_row: int = 0
@@ -79,6 +81,11 @@ class Loop:
         if stopping is not None:
             stopping.restore_best(self._tensors())
 
+    @property
+    def engine_name(self) -> str:
+        """What the steps are taken by now."""
+        return self.engine.name if self.many_steps is None else "native"
+
     def _tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers, which early stopping takes back together."""
         return named_tensors(self.model, self.guide, pyro.get_param_store().get_state())
@@ -87,11 +94,14 @@ class Loop:
         """One pass over the data, or less where the last step comes first."""
         index = len(self.recorder.epochs)
         self._bad_in_epoch = 0
-        for i, batch in enumerate(batches.epoch(index)):
-            if self.step >= steps:
+        epoch, begun = batches.epoch(index), self.step
+        while self.step < steps:
+            self._take_many_steps(epoch, steps, first=self.step == begun)
+            batch = next(epoch, None) if self.step < steps else None
+            if batch is None:
                 break
             self._set_weight(self.objective.weight_at(self.step))
-            if i == 0:
+            if self.step == begun:
                 self._verify(batch)
             self._take_step(batch)
         held_out = math.nan if validation is None else self._validate(validation)
@@ -111,6 +121,7 @@ class Loop:
     def _fall_back(self, error: CaptureError) -> None:
         logger.warning("this fit runs plain Pyro at every step (engine 'eager'): %s", error)
         self.engine = EagerEngine(self.objective, self.model, self.guide, list(self.parameters.values()))
+        self.many_steps = None
 
     def _gradients(self, batch: Batch) -> Sequence[Tensor]:
         try:
@@ -119,30 +130,63 @@ class Loop:
             self._fall_back(error)
             return self.engine(batch, self._kl_weight)
 
+    def _take_many_steps(self, epoch: Iterator[Batch], steps: int, *, first: bool) -> None:
+        """The full batches ahead, where there is a native function for them. It leaves the step that may be
+        the last bad one to :meth:`_take_step`, which can say what broke."""
+        if self.many_steps is None or not isinstance(epoch, GatheredEpoch):
+            return
+        while self._bad_in_a_row < BAD_STEPS_IN_A_ROW - 1:
+            rows = epoch.full_batches()[: steps - self.step]
+            if not len(rows):
+                return
+            batch = epoch.gather(rows[0])
+            if first:
+                self._prepare_many_steps(batch)
+                first = False
+            if self.many_steps is None:
+                return
+            taken = self.many_steps.run(rows, self.objective.weight_at, self.step, self._bad_in_a_row)
+            if not taken:
+                self.many_steps = None
+                return
+            epoch.skip(len(taken))
+            for terms in taken:
+                self._note_step(terms, self.count(batch))
+
+    def _prepare_many_steps(self, batch: Batch) -> None:
+        """At the start of an epoch: the native function of the graph as it is now."""
+        self._set_weight(self.objective.weight_at(self.step))
+        self._verify(batch)
+        try:
+            if self.many_steps is not None and not self.many_steps.prepare(batch, self._kl_weight):
+                self.many_steps = None
+        except CaptureError as error:
+            self._fall_back(error)
+
     def _take_step(self, batch: Batch) -> None:
         """Gradients, guard, clip, update: what is not finite never reaches the parameters."""
         loss, kl, reconstruction, *gradients = self._gradients(batch)
         norm = total_norm(gradients).to(loss.dtype)
         terms = torch.stack([loss, kl, reconstruction, norm]).tolist()  # the only look at the device
-        self.recorder.step(terms, self.count(batch))
-        self.step += 1
-        if not (math.isfinite(terms[0]) and math.isfinite(terms[3])):
-            self._note_bad_step(batch, gradients)
-            return
-        self._bad_in_a_row = 0
-        self._update(clipped(gradients, terms[3], self.max_norm))
-        if self.schedule is not None:
-            self.schedule.step()
-
-    def _note_bad_step(self, batch: Batch, gradients: Sequence[Tensor]) -> None:
-        self._bad_in_a_row += 1
-        self._bad_in_epoch += 1
-        if self._bad_in_a_row == BAD_STEPS_IN_A_ROW:
+        if self._note_step(terms, self.count(batch)):
+            self._update(clipped(gradients, terms[3], self.max_norm))
+            if self.schedule is not None:
+                self.schedule.step()
+        elif self._bad_in_a_row == BAD_STEPS_IN_A_ROW:
             named = dict(zip(self.parameters, gradients, strict=True))
             raise NonFiniteError(
                 f"{BAD_STEPS_IN_A_ROW} steps in a row were not finite; the last good parameters are kept. "
                 + explain(self.model, self.guide, batch, named, self.step)
             )
+
+    def _note_step(self, terms: Sequence[float], observations: int) -> bool:
+        """Write a step down; whether it was finite."""
+        self.recorder.step(terms, observations)
+        self.step += 1
+        finite = math.isfinite(terms[0]) and math.isfinite(terms[3])
+        self._bad_in_a_row = 0 if finite else self._bad_in_a_row + 1
+        self._bad_in_epoch += not finite
+        return finite
 
     def _validate(self, batch: Batch) -> float:
         """The loss on held-out data, in nats per observation, with the KL at full weight and layers in

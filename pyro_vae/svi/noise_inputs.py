@@ -30,7 +30,7 @@ def noise_as_inputs(graph: fx.GraphModule) -> Callable[[torch.Generator], list[T
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not has_effect(node):
             continue
-        if mutates(node) or not _is_standard_normal(node):
+        if mutates(node) or node.target is not aten.randn.default:
             raise NoiseError(f"its graph has {node.target}, and only normal draws can be vectorized")
         value = node.meta["val"]
         shapes.append((value.shape, value.dtype))
@@ -46,9 +46,3 @@ def noise_as_inputs(graph: fx.GraphModule) -> Callable[[torch.Generator], list[T
         return [torch.randn(shape, dtype=dtype, generator=generator) for shape, dtype in shapes]
 
     return draw
-
-
-def _is_standard_normal(node: fx.Node) -> bool:
-    if node.target is aten.randn.default:
-        return True
-    return node.target is aten.normal_.default and tuple(node.args[1:]) in ((), (0.0,), (0.0, 1.0))

@@ -171,6 +171,21 @@ def _sum_of_a_sum(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return total
 
 
+def _normals_in_one(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """``torch.empty(3).normal_()``, as torch's distributions draw, is ``torch.randn(3)``: the same numbers
+    from the same stream."""
+    if node.target is not aten.normal_.default or tuple(node.args[1:]) not in ((), (0.0,), (0.0, 1.0)):
+        return None
+    memory = _first(node)
+    if memory is None or memory.target is not aten.empty.memory_format or len(memory.users) != 1:
+        return None
+    options = {name: value for name, value in memory.kwargs.items() if name != "memory_format"}
+    with node.graph.inserting_before(node):
+        draw: fx.Node = node.graph.call_function(aten.randn.default, memory.args, options)
+    draw.meta = dict(node.meta)
+    return draw
+
+
 _RULES: tuple[Rule, ...] = (
     _view_of_the_same_shape,
     _transpose_of_a_transpose,
@@ -182,6 +197,7 @@ _RULES: tuple[Rule, ...] = (
     _join_of_one,
     _only_piece_of_a_split,
     _sum_of_a_sum,
+    _normals_in_one,
 )
 
 

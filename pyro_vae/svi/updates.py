@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-__all__ = ["Update", "clipped", "make_update", "total_norm"]
+__all__ = ["Update", "begun", "clipped", "make_update", "total_norm"]
 
 Update = Callable[[Sequence[Tensor]], None]
 """``update(gradients)``: one step of the optimizer; gradients in the order of the parameters."""
@@ -58,7 +58,7 @@ def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
     position = {id(parameter): i for i, parameter in enumerate(parameters)}
     groups: list[tuple[dict[str, Any], list[int], list[list[Tensor]]]] = []
     for group in optimizer.param_groups:
-        states = [_begun(optimizer.state[parameter], parameter) for parameter in group["params"]]
+        states = [begun(optimizer.state[parameter], parameter) for parameter in group["params"]]
         lists = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
         if group["params"]:
             indices = [position[id(parameter)] for parameter in group["params"]]
@@ -89,7 +89,7 @@ def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
     return update
 
 
-def _begun(state: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+def begun(state: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
     """Adam's state of a parameter, as Adam itself begins it."""
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

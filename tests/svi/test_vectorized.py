@@ -64,7 +64,7 @@ def test_seeds_fitted_together_are_the_fits_of_each(make: Any, options: dict[str
         (PAIRS["dropout"], {}, "only normal draws can be vectorized"),
         (PAIRS["rescaled to 100"], {}, "aten.randperm"),
         (PAIRS["batch norm"], {}, "only normal draws can be vectorized"),
-        (amortized, {"engine": "eager"}, "engine given"),
+        (amortized, {"engine": "eager"}, "engine='eager' given"),
     ],
 )
 def test_what_cannot_be_vectorized_is_fitted_one_by_one(

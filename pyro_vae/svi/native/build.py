@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BuildError", "cache_folder", "load"]
+__all__ = ["BuildError", "cache_folder", "key_of", "load"]
 
 TIMEOUT = 120.0
 """Seconds; such a source takes one to ten."""
@@ -34,18 +34,28 @@ def load(source: str) -> Any:
     BuildError
         If there is no C++ compiler, or it fails.
     """
-    command = [*_compiler(), *_flags()]
-    key = _digest("\0".join([source, *command, _version(command[0]), _processor()]).encode())
-    folder = cache_folder()
+    key, folder = key_of(source), cache_folder()
     for entry in folder.glob(f"{key}-*.so"):
         if entry.stem == f"{key}-{_digest(entry.read_bytes())}":
             return ctypes.CDLL(str(entry))
         entry.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as building:
-        built = _compile(source, command, Path(building))
+        built = _compile(source, [*_compiler(), *_flags()], Path(building))
         entry = folder / f"{key}-{_digest(built.read_bytes())}.so"
         built.replace(entry)
     return ctypes.CDLL(str(entry))
+
+
+def key_of(source: str) -> str:
+    """A digest of all that decides what is built, and how fast it is: source, flags, compiler, processor.
+
+    Raises
+    ------
+    BuildError
+        If there is no C++ compiler.
+    """
+    command = [*_compiler(), *_flags()]
+    return _digest("\0".join([source, *command, _version(command[0]), _processor()]).encode())
 
 
 def cache_folder() -> Path:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, fx
 from torch.optim import Adam, Optimizer
 
-from pyro_vae.svi.native.build import load
+from pyro_vae.svi.native.build import key_of, load
 from pyro_vae.svi.native.call import Call
 from pyro_vae.svi.native.emitter import emit
 from pyro_vae.svi.native.formulas import UnsupportedError
 from pyro_vae.svi.native.lowering import lower
 from pyro_vae.svi.native.pace import Pace
 from pyro_vae.svi.threads import WORTH_A_SECOND_THREAD
+from pyro_vae.svi.updates import begun
 
 __all__ = ["NativeSteps", "StepTerms", "supported"]
 
@@ -68,10 +69,12 @@ class NativeSteps:
     max_norm
         Clips the norm of the whole gradient.
     most_bad
-        So many steps in a row that are not finite end a run.
+        So many steps in a row that are not finite end a run; the random stream is then where they left it.
     threads
         By default one for a step so small that threads would cost more to wait for each other, else torch's
         number or one, whichever the clock says (:class:`~pyro_vae.svi.native.pace.Pace`).
+    generator
+        Where the noise comes from; torch's default generator if none is given.
 
     Raises
     ------
@@ -91,6 +94,7 @@ class NativeSteps:
         max_norm: float | None = None,
         most_bad: int = 3,
         threads: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         self.program = lower(graph, parameters, batch)
         self.parameters, self.optimizer = list(parameters), optimizer
@@ -101,7 +105,10 @@ class NativeSteps:
         few = self.program.flops < WORTH_A_SECOND_THREAD
         choices = [threads] if threads else sorted({1, 1 if few else torch.get_num_threads()})
         self._pace = Pace(choices, self.program.flops)
-        self._library = load(emit(self.program))
+        self.generator = torch.default_generator if generator is None else generator
+        source = emit(self.program)
+        self.key = key_of(source)
+        self._library = load(source)
         self._library.run.restype = ctypes.c_int64
         self._arena = torch.zeros(self._size("arena_size"), dtype=self.program.dtype)
         self._packing = torch.zeros(choices[-1] * self._size("packing_size"), dtype=self.program.dtype)
@@ -109,6 +116,15 @@ class NativeSteps:
 
     def _size(self, name: str) -> int:
         return ctypes.c_int64.in_dll(self._library, name).value
+
+    def begin(self) -> list[dict[str, Tensor]]:
+        """Adam's state of each parameter, in the optimizer; begun as Adam does where there is none yet."""
+        return [begun(self.optimizer.state[parameter], parameter) for parameter in self.parameters]
+
+    @property
+    def steps_per_call(self) -> int:
+        """So many take about a tenth of a second; Python handles an interrupt only between calls."""
+        return self._pace.steps
 
     def run(
         self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor | None = None
@@ -171,7 +187,8 @@ class NativeSteps:
         """The rate of each parameter at each step that is taken."""
         groups = self.optimizer.param_groups
         if lr is None:
-            lr = torch.tensor([[float(group["lr"]) for group in groups]]).expand(steps, -1)
+            rates = [[float(group["lr"]) for group in groups]]
+            lr = torch.tensor(rates, dtype=torch.float64).expand(steps, -1)
         if lr.shape != (steps, len(groups)):
             raise ValueError(
                 f"lr has shape {tuple(lr.shape)}; give (steps, groups) = ({steps}, {len(groups)})"
@@ -182,10 +199,10 @@ class NativeSteps:
         self, data: list[Tensor], index: Tensor, kl_weight: Tensor, rates: Tensor, results: list[Tensor]
     ) -> tuple[int, int]:
         """One call of the function: how many steps ran, and how many of them changed the parameters."""
-        states = [self._state(parameter) for parameter in self.parameters]
+        states = self.begin()
         groups = [self.optimizer.param_groups[i] for i in self._groups]
         taken = torch.zeros((), dtype=torch.int64)
-        threads = self._pace.threads
+        threads, stream = self._pace.threads, self.generator.get_state()
         beta1, beta2 = groups[0]["betas"]
         numbers = {
             "steps": len(index),
@@ -224,16 +241,10 @@ class NativeSteps:
         finally:  # also if an interrupt waited for the call to end
             for state in states:
                 state["step"] += int(taken)
+        if ran < len(index):
+            self.generator.set_state(stream)
+            self._draw(ran)
         return ran, int(taken)
-
-    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Adam's state of a parameter, as Adam itself would begin it."""
-        state: dict[str, Tensor] = self.optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
 
     def _draw(self, steps: int) -> Tensor:
         """Noise from torch's stream, each step's draws in the graph's order.
@@ -244,10 +255,10 @@ class NativeSteps:
         sizes = [buffer.size for buffer in self.program.noise]
         noise = torch.empty(steps, sum(sizes), dtype=self.program.dtype)
         if all(size % 16 == 0 for size in sizes):
-            return noise.normal_()
+            return noise.normal_(generator=self.generator)
         for row in noise:
             for part in row.split(sizes):
-                part.normal_()
+                part.normal_(generator=self.generator)
         return noise
 
 
@@ -261,6 +272,8 @@ def _groups(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[int]:
         raise UnsupportedError(
             f"the optimizer {type(optimizer).__name__}; native steps are those of torch.optim.Adam"
         )
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise UnsupportedError("an optimizer with hooks")
     group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for group in optimizer.param_groups:
         for option in ("weight_decay", "amsgrad", "maximize"):

@@ -53,6 +53,9 @@ _FILLS: dict[Any, str | float] = {  # what with: a number or an argument
     aten.zeros.default: 0.0,
     aten.zeros_like.default: 0.0,
 }
+_MEMORY = (aten.empty.memory_format, aten.empty_like.default)
+"""Nothing until something is put there in place, and that is what can be refused by name."""
+
 _OF_MASKS = ("aten.maximum.default", "aten.minimum.default", "aten.mul.Tensor")
 """Formulas that hold for truth values as well."""
 
@@ -127,6 +130,8 @@ class _Lowering:
         if target is operator.getitem:
             parts, i = node.args
             return self.values[parts][i]  # type: ignore[index]
+        if target in _MEMORY:
+            return None
         if target is aten.logical_and_.default and _is_last_use(node):
             target = aten.logical_and.default
         arguments = _arguments(node, target, self.values)

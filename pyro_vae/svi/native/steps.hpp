@@ -95,7 +95,7 @@ extern "C" int64_t run(const Call* given) {
       team.wait();
       step(call, k, team);
       const double norm = norm_of_gradients(call, team);  // waits, so every thread sees the loss
-      const bool bad = !std::isfinite(norm) || !std::isfinite(call.loss[k]);
+      const bool bad = !std::isfinite(T(norm)) || !std::isfinite(call.loss[k]);
       if (!bad) adam(call, team, norm > call.max_norm ? call.max_norm / norm : 1.0);
       bad_in_a_row = bad ? bad_in_a_row + 1 : 0;
       team.wait();
