@@ -41,6 +41,14 @@ class ScaleHistory:
         log_scale = self.guide.local_parameters(self.rows.to(device))["log_scale"]
         self.epochs.append(log_scale.mean(0).exp().cpu().numpy())
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"epochs": [torch.from_numpy(epoch) for epoch in self.epochs]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.epochs = [epoch.numpy() for epoch in state["epochs"]]
+
 
 def measure_fit(fitted: Fit, held_out: DataSet, config: StudyConfig, seed: int) -> "dict[str, xr.Dataset]":
     """Diagnostics, calibration, active units and latents of one fit on held-out data."""

@@ -13,13 +13,13 @@ from pyro_vae.svi.batches import Batches
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.loop import Loop
 
-__all__ = ["difference", "fingerprint", "identity"]
+__all__ = ["difference", "fingerprint", "identity_of"]
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 ROWS_AT_ONCE = 65_536
 
 
-def identity(loop: Loop, batches: Batches, validation: tuple[Tensor, ...] | None, **options: Any) -> Any:
+def identity_of(loop: Loop, batches: Batches, validation: tuple[Tensor, ...] | None, **options: Any) -> Any:
     """What a fit is, in words and numbers: its arguments, structure and data.
 
     How long it runs is not part of it: a fit of 100 epochs may go on to 200.

@@ -15,7 +15,7 @@ from tests.svi.pairs import PAIRS, Pair, observations
 EACH_STEP = 0.0
 
 
-class InterruptedError_(Exception):
+class StoppedError(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -39,11 +39,11 @@ def interrupted(
     def take_step(loop: Loop, batch: Any) -> None:
         nonlocal taken
         if taken == after:
-            raise InterruptedError_
+            raise StoppedError
         taken += 1
         whole(loop, batch)
 
-    with patch.context() as patched, pytest.raises(InterruptedError_):
+    with patch.context() as patched, pytest.raises(StoppedError):
         patched.setattr(Loop, "_take_step", take_step)
         fitted(make, data, path, **options)
 
