@@ -35,6 +35,7 @@ _ENTRIES = {"config", "data", "device", "versions", "result", "files"}
 _MEASURES = ("diagnostics", "calibration", "units", "latents", "gaps")
 _PARTS = (
     "fits",
+    "parts",
     "posterior",
     "compare.csv",
     "figures",
@@ -56,6 +57,11 @@ class RunFolder:
     @property
     def figures(self) -> Path:
         return self._within("figures")
+
+    @property
+    def parts(self) -> Path:
+        """What is diagnosed already, until all of it is."""
+        return self._within("parts")
 
     @property
     def comparison(self) -> Path:

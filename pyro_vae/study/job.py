@@ -1,6 +1,7 @@
 """The job from data to report, and the parts of it that can be done again on a run that exists."""
 
 import dataclasses
+import functools
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from pyro_vae.run_folder import RunFolder, claim, open_run, writing
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.records import checksum_of_rows
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.measures import ScaleHistory, combine, first_fit_gaps, measure_fit, posterior_tree
+from pyro_vae.study.measures import ScaleHistory, combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
+from pyro_vae.study.parts import Parts
 from pyro_vae.study.result import Study
 from pyro_vae.study.saved import write_findings
 from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, fit
@@ -253,7 +255,7 @@ def _examine_and_write(
 ) -> Study:
     """Diagnose the fits as they are on disk, so that it is all one whether this process has fitted them."""
     fits = {name: [_load_fit(job, folder, name, seed) for seed in range(job.config.seeds)] for name in guides}
-    study = Study(job.config, folder.root, _examine(job.config, fits, job.held_out, failures, progress))
+    study = Study(job.config, folder.root, _examine(job, folder, fits, failures, progress))
     findings = study.findings
     files = write_findings(folder, findings)
     result = {
@@ -263,6 +265,7 @@ def _examine_and_write(
         "failures": dict(findings.failures),
     }
     folder.write_record(dataclasses.asdict(job.config), job.device, result, data=job.data, files=files)
+    _parts(job.config, folder).clear()
     _draw_report(study, folder)
     return study
 
@@ -334,26 +337,46 @@ def _fit_one(job: _Job, scale: str, seed: int, checkpoint: Checkpoint, show: Sho
 
 
 def _examine(
-    config: StudyConfig,
+    job: _Job,
+    folder: RunFolder,
     fits: Mapping[str, Sequence[Fit]],
-    held_out: data_sets.DataSet,
     failures: Mapping[str, str],
     progress: bool,
 ) -> Findings:
     """Everything that is measured of the fits on held-out data."""
+    config, held_out = job.config, job.held_out
     measured: dict[str, list[dict[str, xr.Dataset]]] = {name: [] for name in fits}
     first = {name: by_seed[0] for name, by_seed in fits.items()}
+    parts = _parts(config, folder)
     total = sum(map(len, fits.values()))
     with progress_bar(total, "diagnosing", enabled=progress) as show:
         for seed in range(config.seeds):
             for name, by_seed in fits.items():
-                measured[name].append(measure_fit(by_seed[seed], held_out, config, seed))
+                measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
+                measured[name].append(parts.get(f"{name}-{seed}", measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
     return Findings(
         histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
         posteriors={name: posterior_tree(fitted, held_out, name) for name, fitted in first.items()},
-        gaps=first_fit_gaps(first, held_out, config, progress=progress),
+        gaps=_gaps(job, first, parts, progress),
         image_shape=held_out.image_shape,
         failures=failures,
         **{measure: combine(measured, measure) for measure in MEASURES},
     )
+
+
+def _parts(config: StudyConfig, folder: RunFolder) -> Parts:
+    return Parts(folder.parts, {"draws": config.draws, "gap_observations": config.gap_observations})
+
+
+def _gaps(job: _Job, first: Mapping[str, Fit], parts: Parts, progress: bool) -> "xr.Dataset | None":
+    """By guide, where its first fit loses; ``None`` if not asked."""
+    if job.config.gap_observations == 0:
+        return None
+    gaps: dict[str, list[dict[str, xr.Dataset]]] = {}
+    with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
+        for name, fitted in first.items():
+            measure = functools.partial(fit_gaps, fitted, job.held_out, job.config)
+            gaps[name] = [parts.get(f"{name}-gaps", measure)]
+            show(len(gaps), name)
+    return combine(gaps, "gaps").isel(seed=0, drop=True)
