@@ -31,6 +31,9 @@ __all__ = ["SCHEMA", "RunFolder", "claim", "open_run", "read_run_record", "writi
 SCHEMA = 1
 """Version of the layout; a reader refuses a newer one."""
 
+LONGEST_NAME = 255
+"""Bytes that file systems take."""
+
 _ENTRIES = {"config", "data", "device", "versions", "result", "files"}
 _MEASURES = ("diagnostics", "calibration", "units", "latents", "gaps")
 _PARTS = (
@@ -85,7 +88,8 @@ class RunFolder:
         """A path in this folder. Names may come from a file, and what is there may be a link: neither leads
         out of it."""
         for name in names:
-            if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+            unusable = name in ("", ".", "..") or any(character in name for character in "/\\\0")
+            if unusable or len(name.encode()) > LONGEST_NAME:
                 raise ValueError(f"{name!r} is no name of a file in a run; the run in {self.root} is foreign")
         path = self.root.joinpath(*names)
         try:
