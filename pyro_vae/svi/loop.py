@@ -1,5 +1,6 @@
 """The loop of a fit: epochs of guarded steps."""
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch, Batches, GatheredEpoch
+from pyro_vae.svi.capture import fork_rng
 from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.history import EpochRecord, Recorder
 from pyro_vae.svi.isolation import modules_of
@@ -21,7 +23,7 @@ from pyro_vae.svi.many_steps import ManySteps
 from pyro_vae.svi.nonfinite import NonFiniteError, explain
 from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.parameters import copy_tensors, named_tensors, restore_tensors
-from pyro_vae.svi.updates import Update, clipped, make_update, total_norm
+from pyro_vae.svi.updates import Update, clipped, make_update, restore_optimizer, total_norm
 
 __all__ = ["EarlyStopping", "Loop", "training_mode"]
 
@@ -49,7 +51,10 @@ class Loop:
     """Observations that the totals of a batch are about: the batch's rows, or the full data where a plate
     rescales to it."""
     many_steps: ManySteps | None = None
+    stopping: "EarlyStopping | None" = None
     step: int = 0
+    position: int = 0
+    """Batches of the running epoch that are done."""
     recorder: Recorder = field(default_factory=Recorder)
     _bad_in_a_row: int = 0
     _bad_in_epoch: int = 0
@@ -67,45 +72,95 @@ class Loop:
         batches: Batches,
         steps: int,
         validation: Batch | None,
-        patience: int | None,
         callbacks: Sequence[Callable[[EpochRecord], None]],
+        save: Callable[[], None] = lambda: None,
     ) -> None:
-        """Epochs until so many steps are taken or the validation loss has stopped to improve."""
-        stopping = None if patience is None else EarlyStopping(patience)
-        while self.step < steps:
-            record = self._run_epoch(batches, steps, validation)
+        """Epochs until so many steps are taken or the validation loss has stopped to improve.
+
+        ``save`` is called wherever :meth:`state` is whole: after a step, and after an epoch with its
+        callbacks.
+        """
+        while self.step < steps and not (self.stopping is not None and self.stopping.exhausted):
+            record = self._run_epoch(batches, steps, validation, save)
             for callback in callbacks:
                 callback(record)
-            if stopping is not None and stopping.should_stop(record.validation, self._tensors()):
-                break
-        if stopping is not None:
-            stopping.restore_best(self._tensors())
+            if self.stopping is not None:
+                self.stopping.note(record.validation, self.tensors())
+            save()
 
     @property
     def engine_name(self) -> str:
         """What the steps are taken by now."""
         return self.engine.name if self.many_steps is None else "native"
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers, which early stopping takes back together."""
-        return named_tensors(self.model, self.guide, pyro.get_param_store().get_state())
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, persistent or not, which early stopping takes back together."""
+        named = named_tensors(self.model, self.guide, pyro.get_param_store().get_state())
+        known = {id(tensor) for tensor in named.values()}
+        buffers = [buffer for module in modules_of(self.model, self.guide) for buffer in module.buffers()]
+        others = [buffer for buffer in buffers if id(buffer) not in known]
+        return named | {f"buffer.{i}": buffer for i, buffer in enumerate(others)}
 
-    def _run_epoch(self, batches: Batches, steps: int, validation: Batch | None) -> EpochRecord:
+    def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on, as plain values and tensors; not the random streams."""
+        return {
+            "tensors": self.tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "stopping": None if self.stopping is None else vars(self.stopping),
+            "recorder": self.recorder.state(),
+            "step": self.step,
+            "position": self.position,
+            "bad": (self._bad_in_a_row, self._bad_in_epoch),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`state` was asked for."""
+        restore_tensors(self.tensors(), state["tensors"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        if self.stopping is not None:
+            self.stopping = EarlyStopping(**state["stopping"])
+        self.recorder = Recorder.restored(state["recorder"])
+        self.step, self.position = state["step"], state["position"]
+        self._bad_in_a_row, self._bad_in_epoch = state["bad"]
+        self._update = make_update(self.optimizer, list(self.parameters.values()))
+
+    def _run_epoch(
+        self, batches: Batches, steps: int, validation: Batch | None, save: Callable[[], None]
+    ) -> EpochRecord:
         """One pass over the data, or less where the last step comes first."""
-        index = len(self.recorder.epochs)
-        self._bad_in_epoch = 0
-        epoch, begun = batches.epoch(index), self.step
+        epoch = self._rest_of_epoch(batches)
+
+        def go_on(taken: int) -> None:
+            self.position += taken
+            if self.position < len(batches) and self.step < steps:
+                save()
+
         while self.step < steps:
-            self._take_many_steps(epoch, steps, first=self.step == begun)
+            self._take_many_steps(epoch, steps, go_on)
             batch = next(epoch, None) if self.step < steps else None
             if batch is None:
                 break
             self._set_weight(self.objective.weight_at(self.step))
-            if self.step == begun:
+            if self.position == 0:
                 self._verify(batch)
             self._take_step(batch)
-        held_out = math.nan if validation is None else self._validate(validation)
-        return self.recorder.close_epoch(self.step, self._bad_in_epoch, held_out)
+            go_on(1)
+        held_out = math.nan if validation is None else self.loss_on(validation)
+        record = self.recorder.close_epoch(self.step, self._bad_in_epoch, held_out)
+        self.position = self._bad_in_epoch = 0
+        return record
+
+    def _rest_of_epoch(self, batches: Batches) -> Iterator[Batch]:
+        """What an interrupted epoch has not seen yet. Batches may draw from the stream when they are made,
+        but those that are passed over have done so already."""
+        epoch = batches.epoch(len(self.recorder.epochs))
+        if self.position:
+            with fork_rng(list(self.parameters.values())):
+                next(itertools.islice(epoch, self.position - 1, None))
+        return epoch
 
     def _set_weight(self, weight: float) -> None:
         if weight != self._weight:
@@ -130,7 +185,7 @@ class Loop:
             self._fall_back(error)
             return self.engine(batch, self._kl_weight)
 
-    def _take_many_steps(self, epoch: Iterator[Batch], steps: int, *, first: bool) -> None:
+    def _take_many_steps(self, epoch: Iterator[Batch], steps: int, go_on: Callable[[int], None]) -> None:
         """The full batches ahead, where there is a native function for them. It leaves the step that may be
         the last bad one to :meth:`_take_step`, which can say what broke."""
         if self.many_steps is None or not isinstance(epoch, GatheredEpoch):
@@ -140,9 +195,8 @@ class Loop:
             if not len(rows):
                 return
             batch = epoch.gather(rows[0])
-            if first:
+            if self.position == 0 or self.many_steps.native is None:
                 self._prepare_many_steps(batch)
-                first = False
             if self.many_steps is None:
                 return
             taken = self.many_steps.run(rows, self.objective.weight_at, self.step, self._bad_in_a_row)
@@ -152,9 +206,11 @@ class Loop:
             epoch.skip(len(taken))
             for terms in taken:
                 self._note_step(terms, self.count(batch))
+            go_on(len(taken))
 
     def _prepare_many_steps(self, batch: Batch) -> None:
-        """At the start of an epoch: the native function of the graph as it is now."""
+        """At the start of an epoch, or of what is left of one: the native function of the graph as it is
+        now."""
         self._set_weight(self.objective.weight_at(self.step))
         self._verify(batch)
         try:
@@ -188,9 +244,9 @@ class Loop:
         self._bad_in_epoch += not finite
         return finite
 
-    def _validate(self, batch: Batch) -> float:
-        """The loss on held-out data, in nats per observation, with the KL at full weight and layers in
-        evaluation mode."""
+    def loss_on(self, batch: Batch) -> float:
+        """The loss on other data, always from the same noise, in nats per observation, with the KL at full
+        weight and layers in evaluation mode."""
         with (
             training_mode((self.model, self.guide), training=False),
             torch.no_grad(),
@@ -211,12 +267,15 @@ class EarlyStopping:
     epochs_since: int = 0
     snapshot: dict[str, Tensor] = field(default_factory=dict)
 
-    def should_stop(self, validation: float, tensors: dict[str, Tensor]) -> bool:
+    @property
+    def exhausted(self) -> bool:
+        return self.epochs_since >= self.patience
+
+    def note(self, validation: float, tensors: dict[str, Tensor]) -> None:
         if validation < self.best:
             self.best, self.epochs_since, self.snapshot = validation, 0, copy_tensors(tensors)
         else:
             self.epochs_since += 1
-        return self.epochs_since >= self.patience
 
     def restore_best(self, tensors: dict[str, Tensor]) -> None:
         restore_tensors(tensors, self.snapshot)

@@ -14,7 +14,7 @@ from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.fitting import check_support, float_dtype, set_up
 from pyro_vae.svi.history import Recorder
-from pyro_vae.svi.isolation import empty_store, isolated
+from pyro_vae.svi.isolation import empty_store, isolated, one_at_a_time
 from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.parameters import bound, trainable_parameters
 
@@ -70,7 +70,7 @@ class Member:
 
 def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
     """A pair that was made after ``torch.manual_seed(seed)``; the stream outside does not move."""
-    with torch.random.fork_rng():
+    with one_at_a_time(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return make_pair()
 

@@ -10,7 +10,7 @@ from pyro.params.param_store import StateDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.svi.isolation import owner
+from pyro_vae.svi.isolation import one_at_a_time, owner
 
 __all__ = ["Bound", "PendingStore", "named_tensors", "trainable_parameters"]
 
@@ -79,7 +79,7 @@ class PendingStore(Messenger):
 @contextmanager
 def in_store(state: StateDict, pending: dict[str, Tensor]) -> Iterator[None]:
     """The parameters of a fit's plain functions in Pyro's store, for this block."""
-    with pyro.get_param_store().scope(state), PendingStore(pending):
+    with one_at_a_time(), pyro.get_param_store().scope(state), PendingStore(pending):
         yield
 
 
@@ -130,6 +130,7 @@ def copy_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_tensors(tensors: dict[str, Tensor], snapshot: dict[str, Tensor]) -> None:
-    """Write a snapshot back in place, so that every alias of a tensor sees it."""
-    for name, value in snapshot.items():
-        tensors[name].copy_(value)
+    """Write a snapshot back in place, so that every alias of a tensor sees it; ``pyro.param`` statements that
+    one of the two has not met yet are left alone."""
+    for name in tensors.keys() & snapshot.keys():
+        tensors[name].copy_(snapshot[name])

@@ -98,6 +98,8 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
     seeds = list(seeds)
     if "seed" in options:
         raise TypeError("sweep takes seeds, one for each fit, and not seed")
+    if options.get("checkpoint") is not None:
+        raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
     for seed in seeds:
         check_numbers(seed=seed)
     try:

@@ -1,0 +1,62 @@
+"""netCDF by way of memory: a disk that is full, or a file that is damaged, never meets the HDF5 library."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae.storage.atomic import write_whole
+from pyro_vae.storage.records import checksum, read_bytes
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["dataset_from", "netcdf_bytes", "read_dataset", "read_tree", "write_netcdf"]
+
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError)
+"""What the layers above HDF5 raise where a file is not of their kind."""
+
+
+def netcdf_bytes(content: "xr.Dataset | xr.DataTree") -> bytes:
+    """The bytes of the netCDF file."""
+    written: Any = content.to_netcdf(engine="h5netcdf")
+    return bytes(written)
+
+
+def write_netcdf(content: "xr.Dataset | xr.DataTree", path: Path) -> str:
+    """Write a data set or a tree whole or not at all; returns the file's checksum."""
+    written = netcdf_bytes(content)
+    write_whole(path, written)
+    return checksum(written)
+
+
+def read_dataset(path: Path, sha256: str) -> "xr.Dataset":
+    """Read a data set, if the file bears this checksum.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is not the one that was written: then HDF5 never sees it.
+    """
+    return dataset_from(read_bytes(path, sha256), path)
+
+
+def dataset_from(content: bytes, path: Path) -> "xr.Dataset":
+    """The data set in the bytes of a file; ``path`` is what to call it."""
+    import xarray as xr
+
+    try:
+        return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
+    except UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error
+
+
+def read_tree(path: Path, sha256: str) -> "xr.DataTree":
+    """Read a tree, as :func:`read_dataset` does a data set."""
+    import xarray as xr
+
+    content = read_bytes(path, sha256)
+    try:
+        with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as lazy:
+            return lazy.load()
+    except UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error
