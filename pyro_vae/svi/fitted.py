@@ -1,5 +1,6 @@
 """What a fit returns."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyro.params.param_store import StateDict
 
 from pyro_vae.svi import checkpoint
+from pyro_vae.svi.arguments import check_programs
 from pyro_vae.svi.isolation import empty_store
 from pyro_vae.svi.objective import Program
 from pyro_vae.svi.parameters import bound, in_store, named_tensors
@@ -72,7 +74,7 @@ class Fit:
         tensors = named_tensors(self.model, self.guide, self._state)
         tensors |= {f"store.{name}": value for name, value in not_yet_called.items()}
         record = checkpoint.FitRecord(self.seed, self.device, self.engine, self.steps_per_second)
-        return checkpoint.write(Path(path), tensors, record, self.history)
+        return checkpoint.write(_folder(path), tensors, record, self.history)
 
     @classmethod
     def load(cls, path: str | Path, model: Program, guide: Program) -> "Fit":
@@ -84,12 +86,15 @@ class Fit:
 
         Raises
         ------
+        TypeError
+            If ``path`` is no path, or ``model`` or ``guide`` no program.
         FileNotFoundError
             If the folder holds no fit.
         ValueError
             If the pair does not match, naming the first parameter that differs; or if a file is damaged.
         """
-        saved = checkpoint.read(Path(path))
+        check_programs(model=model, guide=guide)
+        saved = checkpoint.read(_folder(path))
         pending = checkpoint.load_into(saved.tensors, model, guide)
         state = empty_store()
         return cls(
@@ -103,3 +108,9 @@ class Fit:
             _state=state,
             _pending=pending,
         )
+
+
+def _folder(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is {path!r}; give the path of a folder")
+    return Path(path)
