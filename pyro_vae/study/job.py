@@ -17,7 +17,7 @@ from pyro_vae.run_folder import RunFolder, claim
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.measures import ScaleHistory, combine, first_fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
-from pyro_vae.study.result import Study
+from pyro_vae.study.result import Study, require_path, require_study
 from pyro_vae.study.saved import write_findings
 from pyro_vae.svi import Fit, NonFiniteError, fit
 from pyro_vae.svi.devices import resolve_device
@@ -73,6 +73,11 @@ def run_study(
     ``run_study(StudyConfig("digits", scales=("logvar", "softplus"), seeds=5), out="runs/two")``
     """
     config = StudyConfig() if config is None else config
+    if not isinstance(config, StudyConfig):
+        hint = f"StudyConfig({config!r})" if isinstance(config, str) else "StudyConfig(...)"
+        raise TypeError(f"config is a {type(config).__name__}; give {hint}")
+    if out is not None:
+        require_path("out", out)
     device = str(resolve_device(config.device))
     everything, train, held_out = _load(config)
     folder = claim(Path("runs") / everything.name if out is None else out)
@@ -103,6 +108,7 @@ def diagnose_again(
     FileNotFoundError, ValueError
         If the data are not where they were or the fits do not suit them.
     """
+    require_study(study)
     asked = {"draws": draws, "gap_observations": gap_observations}
     changes = {name: value for name, value in asked.items() if value is not None}
     config = dataclasses.replace(study.config, **changes)  # type: ignore[arg-type]
@@ -118,6 +124,7 @@ def diagnose_again(
 
 def report_again(study: Study) -> Path:
     """Draw figures and page of a run anew from what lies in its folder; returns the page's path."""
+    require_study(study)
     folder = RunFolder(study.folder)
     folder.figures.mkdir(exist_ok=True)
     page = render_page(

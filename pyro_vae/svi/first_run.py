@@ -89,6 +89,8 @@ def _told(error: Exception, batch: tuple[Tensor, ...], name: str) -> str:
     reason = str(error).strip().split("\n")[0].rstrip(".")
     if reason.startswith("Multiple sample sites named"):
         return f"{reason.replace('Multiple', 'there are several')}; give each a name of its own"
+    if reason.startswith("Model and guide"):
+        return f"m{reason[1:]}; give the site one shape in both"
     arguments = f"{len(batch)} argument{'s' * (len(batch) != 1)}"
     shapes = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in batch)
     whole = not any(part.is_floating_point() for part in batch)

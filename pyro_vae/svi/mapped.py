@@ -1,7 +1,6 @@
 """Rows of a memory-mapped array: read when asked for, so that data may be larger than the memory."""
 
 import mmap
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +17,6 @@ VALUES_AT_ONCE = 4_194_304
 def is_mapped(part: Any) -> bool:
     """Whether an array's values lie in a file (``numpy.load(path, mmap_mode="r")``), it or what it views."""
     while isinstance(part, np.ndarray):
-        if isinstance(part, np.memmap):
-            return True
         part = part.base
     return isinstance(part, mmap.mmap)
 
@@ -74,8 +71,7 @@ class MappedRows:
         chosen = self.array[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
         native = np.array(chosen, dtype=chosen.dtype.newbyteorder("="), order="C")
         dtype = self.float_dtype if native.dtype.kind == "f" else None
-        with warnings.catch_warnings(), np.errstate(over="ignore"):
-            return torch.from_numpy(native).to(device=self.device, dtype=dtype)
+        return torch.from_numpy(native).to(device=self.device, dtype=dtype)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         """As ``Tensor.index_select``, for ``dim`` 0."""

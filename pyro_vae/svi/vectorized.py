@@ -216,8 +216,8 @@ def _members(
     for seed in seeds:
         model, guide = _seeded(make_pair, seed)
         if not members:
-            check_support(model, data, "data")
             tensors = as_tensors(data, device=torch.device("cpu"), dtype=float_dtype(model, guide))
+            check_support(model, data, "data")
         batches = ArrayBatches(tensors, batch_size, seed)
         members.append(_Member(seed, model, guide, batches, torch.Generator().manual_seed(seed)))
     return members
