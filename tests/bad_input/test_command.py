@@ -116,3 +116,21 @@ def test_cuda_where_there_is_none(command: str) -> None:
     assert done.exit_code == 2
     assert "device is 'cuda'" in done.stderr
     assert "use 'cpu'" in done.stderr
+
+
+@pytest.mark.usefixtures("_desk")
+def test_a_guide_that_cannot_be_fitted_is_left_out_and_named() -> None:
+    """At lr 10 an exponential map overflows; the other guide is fitted, diagnosed and reported."""
+    small = "--epochs 4 --seeds 1 --latent-dim 2 --draws 100 --gap-observations 0 --device cpu --hidden 32"
+    words = ["compare", "digits", "-s", "logvar", "-s", "softclip", "--lr", "10", *small.split()]
+    done = CliRunner().invoke(app, [*words, "--out", "run"])
+    assert done.exit_code == 0, done.output
+    failed = next(line for line in done.stdout.splitlines() if line.startswith("Failed: "))
+    assert failed.startswith("Failed: logvar, seed 0: 3 steps in a row were not finite")
+    for word in ("site 'z'", "latent dimension", "raw = ", "σ = inf", "smaller lr"):
+        assert word in failed
+    assert "softclip" in done.stdout
+    assert sorted(path.name for path in (Path("run") / "fits").iterdir()) == ["softclip-0"]
+    alone = CliRunner().invoke(app, [*words[:4], *words[6:], "--out", "none"])
+    assert alone.exit_code == 1
+    assert alone.stderr.splitlines()[-1].startswith("pyro-vae: no guide could be fitted: logvar, seed 0: ")
