@@ -208,11 +208,14 @@ def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
     khat[flat] = -np.inf
     fit = usable & ~flat
     with np.errstate(all="ignore"):  # what is not finite or tied ends as k̂ = inf, not as a warning
-        smooth = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
+        normalized = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
+        smooth = normalized.copy()
         if fit.any():
             # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides look
             # perfect
             smooth[fit], khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
+    broken = np.isnan(smooth).any(axis=1)  # a tail of ties has no Pareto fit
+    smooth[broken] = normalized[broken]
     khat[np.isnan(khat)] = np.inf  # NaN would count as good: it is not above any threshold
     return smooth, khat
 

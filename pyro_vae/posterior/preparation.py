@@ -163,7 +163,7 @@ def as_parts(data: Any) -> tuple[Any, ...]:
     parts = data if isinstance(data, tuple) else (data,)
     for part in parts:
         if not isinstance(part, Tensor | np.ndarray):
-            given = f"a tuple with a {type(part).__name__}" if isinstance(data, tuple) else type(part).__name__
+            given = f"a tuple with a {type(part).__name__}" if isinstance(data, tuple) else f"a {type(part).__name__}"
             raise TypeError(f"data is {given}; give a tensor, an array, or a tuple of them")
     if not parts or any(part.ndim == 0 or len(part) == 0 for part in parts):
         raise ValueError("data is empty; give at least one observation")
