@@ -48,7 +48,7 @@ def test_a_file_gives_back_what_was_written(suffix: str, values: Array) -> None:
         assert found.x.dtype == np.float32
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(TABLES, st.floats(0.01, 0.99), st.integers(0, 2**31))
 def test_a_split_is_a_partition(values: Array, share: float, seed: int) -> None:
     n = len(values)
@@ -64,9 +64,11 @@ def test_a_split_is_a_partition(values: Array, share: float, seed: int) -> None:
     np.testing.assert_array_equal(again[1].y, held_out.y)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
-    arrays.arrays(np.float32, st.tuples(st.integers(2, 20), st.integers(1, 6)), elements=st.floats(-100, 100, width=16))
+    arrays.arrays(
+        np.float32, st.tuples(st.integers(2, 20), st.integers(1, 6)), elements=st.floats(-100, 100, width=16)
+    )
 )
 def test_standardized_columns_have_mean_0_and_deviation_1(values: Array) -> None:
     assume((values.std(0) > 1e-2).all())
@@ -75,7 +77,10 @@ def test_standardized_columns_have_mean_0_and_deviation_1(values: Array) -> None
     np.testing.assert_allclose(x.std(0), 1, atol=1e-4)
 
 
-@given(arrays.arrays(np.float32, st.integers(1, 50), elements=st.floats(0, 1, width=32)), st.integers(0, 2**31))
+@settings(deadline=None)
+@given(
+    arrays.arrays(np.float32, st.integers(1, 50), elements=st.floats(0, 1, width=32)), st.integers(0, 2**31)
+)
 def test_binarized_values_are_0_and_1_and_certain_where_the_intensity_is(values: Array, seed: int) -> None:
     drawn = data.binarize(values, seed=seed)
     assert np.isin(drawn, [0, 1]).all()

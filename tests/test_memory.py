@@ -67,7 +67,10 @@ pyro_vae.diagnose(model, guide, warm, draws=30)
 
 def watched(code: str, *arguments: object) -> Any:
     done = subprocess.run(
-        [sys.executable, "-c", WATCH + code, *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", WATCH + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     print(done.stdout)

@@ -88,7 +88,9 @@ def _as_intensities(values: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"intensities is {values!r:.60}: give an array of numbers in [0, 1].") from None
     if not intensities.is_floating_point():
-        raise TypeError(f"intensities has dtype {intensities.dtype}: give numbers in [0, 1], such as x.float().")
+        raise TypeError(
+            f"intensities has dtype {intensities.dtype}: give numbers in [0, 1], such as x.float()."
+        )
     outside = ~((intensities >= 0) & (intensities <= 1))
     if bool(outside.any()):
         where = tuple(int(i) for i in outside.nonzero()[0])

@@ -161,7 +161,8 @@ def standardize(data: DataSet, *, like: DataSet | None = None) -> DataSet:
     if not np.isfinite(scale).all():
         column = int(np.argmin(np.isfinite(scale)))
         raise ValueError(
-            f"{data.name} holds values that are not finite in column {column}: drop such rows or impute the values."
+            f"{data.name} holds values that are not finite in column {column}: drop such rows or impute the "
+            "values."
         )
     if not scale.all():
         column = int(np.argmin(scale))

@@ -44,7 +44,9 @@ def require_variables(name: str, dataset: Any, source: str, *variables: str) -> 
     """Raise an error unless ``dataset`` has these variables; ``source`` makes such datasets."""
     if not isinstance(dataset, xr.Dataset):
         raise TypeError(f"{name} is a {type(dataset).__name__}; give what {source} returns")
-    missing = [variable for variable in variables if variable not in dataset and variable not in dataset.attrs]
+    missing = [
+        variable for variable in variables if variable not in dataset and variable not in dataset.attrs
+    ]
     if missing:
         raise ValueError(f"{name} has no {missing[0]!r}; give what {source} returns")
 
@@ -53,8 +55,8 @@ def require_tree(name: str, tree: Any, group: str = "posterior") -> None:
     """Raise an error unless ``tree`` is a DataTree with that group."""
     if not isinstance(tree, xr.DataTree):
         raise TypeError(
-            f"{name} is a {type(tree).__name__}; give a DataTree, such as from_pyro_svi or reference_posterior "
-            "returns"
+            f"{name} is a {type(tree).__name__}; give a DataTree, such as from_pyro_svi or "
+            "reference_posterior returns"
         )
     if group not in tree.children:
         groups = ", ".join(map(str, tree.children)) or "none"

@@ -100,8 +100,8 @@ def _by_seed(name: str, given: Any, measure: str) -> Array:
     fits = [given] if isinstance(given, Mapping) else given
     if not isinstance(fits, Sequence) or not all(isinstance(fit, Mapping) for fit in fits):
         raise TypeError(
-            f"diagnostics of '{name}' is a {type(given).__name__}; give what diagnose returns, a mapping with "
-            f"'{measure}', or a list of such, one for each seed"
+            f"diagnostics of '{name}' is a {type(given).__name__}; give what diagnose returns, a mapping "
+            f"with '{measure}', or a list of such, one for each seed"
         )
     if not fits:
         raise ValueError(f"diagnostics of '{name}' is empty; give one mapping or one for each seed")

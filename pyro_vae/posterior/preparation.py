@@ -64,8 +64,9 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
         raise told[-1]  # of the most tolerant way
     reason = str(errors[0]).strip().split("\n")[0].rstrip(".")
     raise ValueError(
-        f"model and guide do not run on the first two observations of data: {type(errors[0]).__name__}: {reason}; "
-        "give data of the shape and dtype that both take, and each site one shape in both"
+        "model and guide do not run on the first two observations of data: "
+        f"{type(errors[0]).__name__}: {reason}; give data of the shape and dtype that both take, and each "
+        "site one shape in both"
     ) from errors[0]
 
 
@@ -163,7 +164,11 @@ def as_parts(data: Any) -> tuple[Any, ...]:
     parts = data if isinstance(data, tuple) else (data,)
     for part in parts:
         if not isinstance(part, Tensor | np.ndarray):
-            given = f"a tuple with a {type(part).__name__}" if isinstance(data, tuple) else f"a {type(part).__name__}"
+            given = (
+                f"a tuple with a {type(part).__name__}"
+                if isinstance(data, tuple)
+                else f"a {type(part).__name__}"
+            )
             raise TypeError(f"data is {given}; give a tensor, an array, or a tuple of them")
     if not parts or any(part.ndim == 0 or len(part) == 0 for part in parts):
         raise ValueError("data is empty; give at least one observation")

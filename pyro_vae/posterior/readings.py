@@ -19,7 +19,9 @@ def evidence_reading(diagnostics: xr.Dataset) -> str:
     log evidence -10.00 and ELBO -11.00 nats per observation; k̂ is above 0.67 for 50% of 2 observations (1000
     draws, 8 latent dimensions): there the evidence is rather too low
     """
-    require_variables("diagnostics", diagnostics, "diagnose", "khat", "log_evidence", "elbo", "khat_threshold")
+    require_variables(
+        "diagnostics", diagnostics, "diagnose", "khat", "log_evidence", "elbo", "khat_threshold"
+    )
     attrs, khat = diagnostics.attrs, diagnostics["khat"]
     share = float((khat > attrs["khat_threshold"]).mean())
     evidence, elbo = (float(diagnostics[name].mean()) for name in ("log_evidence", "elbo"))

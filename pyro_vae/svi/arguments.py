@@ -30,7 +30,9 @@ def check_programs(**programs: Any) -> None:
     """Raise a TypeError that names the first argument that is not a Pyro program."""
     for name, program in programs.items():
         if isinstance(program, type):
-            raise TypeError(f"{name} is the class {program.__name__}; call it, {name}={program.__name__}(...)")
+            raise TypeError(
+                f"{name} is the class {program.__name__}; call it, {name}={program.__name__}(...)"
+            )
         if not callable(program):
             raise TypeError(
                 f"{name} is a {type(program).__name__}; give a Pyro program: a PyroModule or a function"
@@ -56,8 +58,8 @@ def check_choices(
         )
     if schedule is not None and not callable(schedule):
         raise TypeError(
-            f"schedule is a {type(schedule).__name__}; give a function of the optimizer that makes one, such as "
-            "lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 100)"
+            f"schedule is a {type(schedule).__name__}; give a function of the optimizer that makes one, such "
+            "as lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 100)"
         )
     if not isinstance(callbacks, Sequence):
         raise TypeError(f"callbacks is a {type(callbacks).__name__}; give a list, [callback]")
@@ -89,10 +91,10 @@ def check_numbers(**numbers: Any) -> None:
         good = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
         if good and math.isfinite(value) and (0 <= value < SEEDS if seed else value > 0):
             continue
-        positive = f"a positive {'integer' if whole else 'number'}"
-        raise ValueError(
-            f"{name} is {value!r}; give {'an integer of at least 0 and less than 2**63' if seed else positive}"
-        )
+        needed = f"a positive {'integer' if whole else 'number'}"
+        if seed:
+            needed = "an integer of at least 0 and less than 2**63"
+        raise ValueError(f"{name} is {value!r}; give {needed}")
 
 
 def parameters_of(function: Any) -> list[str]:

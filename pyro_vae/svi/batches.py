@@ -80,7 +80,8 @@ def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) ->
             raise TypeError(f"{label} is an array of dtype {part.dtype}; give numbers")
     elif not torch.is_tensor(part):
         raise TypeError(
-            f"{label} is a {type(part).__name__}; give a tensor, a numpy array, or a tuple of them{_hint(part)}"
+            f"{label} is a {type(part).__name__}; give a tensor, a numpy array, or a tuple of them"
+            + _hint(part)
         )
     elif part.is_complex():
         raise TypeError(f"{label} is a tensor of dtype {part.dtype}, complex; give numbers that are real")
@@ -99,8 +100,9 @@ def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) ->
         where = (chunk.start + where[0], *where[1:])
         value = float(part[where])
         remedy = (
-            f"it overflows {dtype}: rescale the data" if math.isfinite(value) else
-            "remove or impute what is not finite"
+            f"it overflows {dtype}: rescale the data"
+            if math.isfinite(value)
+            else "remove or impute what is not finite"
         )
         raise ValueError(f"{label} is {value} at index {where}; {remedy}")
     return rows

@@ -56,18 +56,18 @@ def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
     latents = {name for name, site in model_trace.nodes.items() if _is_drawn(site)}
     drawn = {name for name, site in guide_trace.nodes.items() if _is_drawn(site)}
     missing = sorted(latents - drawn)
-    named = {name for name in drawn if not guide_trace.nodes[name]["infer"].get("is_auxiliary")}
+    named = {name for name in drawn if not (guide_trace.nodes[name]["infer"] or {}).get("is_auxiliary")}
     unknown = sorted(named - latents)
     if missing:
-        instead = f"; rename its {unknown[0]!r}" if unknown else ""
+        instead = f"rename its {unknown[0]!r}" if unknown else "add it to the guide"
         raise ValueError(
-            f"the guide has no site {missing[0]!r}, which the model draws{instead or '; add it to the guide'}, "
+            f"the guide has no site {missing[0]!r}, which the model draws; {instead}, "
             "marginalize it in the model, or let AmortizedNormal(model, encoder) find the latents"
         )
     if unknown:
         raise ValueError(
-            f"the guide draws {unknown[0]!r}, which is no latent of the model ({', '.join(sorted(latents))}); "
-            "rename it, or mark it infer={'is_auxiliary': True}"
+            f"the guide draws {unknown[0]!r}, which is no latent of the model ({', '.join(sorted(latents))})"
+            "; rename it, or mark it infer={'is_auxiliary': True}"
         )
     if not any(site["type"] == "sample" and site["is_observed"] for site in model_trace.nodes.values()):
         raise ValueError("the model observes nothing, so there is nothing to fit to; give a site obs=")
@@ -95,6 +95,6 @@ def _told(error: Exception, batch: tuple[Tensor, ...], name: str) -> str:
     shapes = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in batch)
     whole = not any(part.is_floating_point() for part in batch)
     return (
-        f"model and guide do not run on {name}, called with {arguments} of shape {shapes}: {reason}; give {name} "
-        f"of the shape and dtype that both take{', such as floats by .float()' * whole}"
+        f"model and guide do not run on {name}, called with {arguments} of shape {shapes}: {reason}; give "
+        f"{name} of the shape and dtype that both take{', such as floats by .float()' * whole}"
     )

@@ -75,7 +75,9 @@ def _bad_latent(trace: Trace, guide: Program, raws: list[Tensor]) -> str:
                 bad |= value <= 0
             if bool(bad.any()):
                 where = _first(bad)
-                about = _scale_at(base, where, _raw_at(name, where, guide, raws)) if parameter != "loc" else ""
+                about = (
+                    _scale_at(base, where, _raw_at(name, where, guide, raws)) if parameter != "loc" else ""
+                )
                 return (
                     f"the guide's site {name!r} has {parameter} = {float(value[where]):.3g}{about} "
                     f"at {_place(where)}"

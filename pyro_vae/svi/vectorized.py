@@ -112,7 +112,9 @@ def _seeded(make_pair: Callable[[], tuple[Program, Program]], seed: int) -> tupl
 def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
     """Whatever can be said before the first fit, however the fits will run."""
     if not callable(make_pair) or isinstance(make_pair, torch.nn.Module):
-        raise TypeError(f"make_pair is a {type(make_pair).__name__}; give a function that makes a model and a guide")
+        raise TypeError(
+            f"make_pair is a {type(make_pair).__name__}; give a function that makes a model and a guide"
+        )
     if "seed" in options:
         raise TypeError("sweep takes seeds, one for each fit, and not seed")
     if not isinstance(seeds, Iterable):

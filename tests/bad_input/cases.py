@@ -26,7 +26,7 @@ def table(*cases: Case) -> pytest.MarkDecorator:
 
 
 def check(case: Case) -> None:
-    """The documented exception, with a message that names the argument and the remedy, in one sentence or two."""
+    """The documented exception, with a message that names the argument and the remedy."""
     with pytest.raises(case.error) as caught:
         case.call()
     message = str(caught.value)

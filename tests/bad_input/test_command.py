@@ -95,7 +95,9 @@ def _desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_desk")
 @pytest.mark.parametrize(
-    ("words", "place", "remedy"), [*ALL, *OTHERS], ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+    ("words", "place", "remedy"),
+    [*ALL, *OTHERS],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_words(words: list[str], place: str, remedy: str) -> None:
     done = CliRunner().invoke(app, words)

@@ -33,11 +33,27 @@ CASES = (
     Case("digits from a folder", lambda: data.load("digits", root="."), ValueError, "root", "neither"),
     Case("digits in part", lambda: data.load("digits", part="train"), ValueError, "part", "neither"),
     Case("no such part", lambda: data.load("mnist", part="valid"), ValueError, "part='valid'", '"test"'),  # type: ignore[arg-type]
-    Case("root without files", lambda: data.load("mnist", root="docs"), FileNotFoundError, "root='docs'", "train-images"),
+    Case(
+        "root without files",
+        lambda: data.load("mnist", root="docs"),
+        FileNotFoundError,
+        "root='docs'",
+        "train-images",
+    ),
     Case("root a number", lambda: data.load("mnist", root=3), TypeError, "root is 3", "folder"),  # type: ignore[arg-type]
-    Case("label of digits", lambda: data.load("digits", label="y"), ValueError, "label='y'", "brings its labels"),
-    Case("likelihood unknown", lambda: data.load("digits", likelihood="gauss"), ValueError, "'gauss'", "normal"),
-    Case("likelihood a number", lambda: data.load("digits", likelihood=1), ValueError, "likelihood=1", "normal"),  # type: ignore[arg-type]
+    Case(
+        "label of digits",
+        lambda: data.load("digits", label="y"),
+        ValueError,
+        "label='y'",
+        "brings its labels",
+    ),
+    Case(
+        "likelihood unknown", lambda: data.load("digits", likelihood="gauss"), ValueError, "'gauss'", "normal"
+    ),
+    Case(
+        "likelihood a number", lambda: data.load("digits", likelihood=1), ValueError, "likelihood=1", "normal"
+    ),  # type: ignore[arg-type]
     Case(
         "arguments alone",
         lambda: data.load("digits", likelihood_args={"total_count": 16}),
@@ -78,8 +94,16 @@ CASES = (
     Case("split seed", lambda: split(ramp(), seed=-1), ValueError, "seed=-1", "at least 0"),
     Case("split seed text", lambda: split(ramp(), seed="a"), ValueError, "seed='a'", "integer"),  # type: ignore[arg-type]
     Case("split an array", lambda: split(ROWS), TypeError, "data is a ndarray", "DataSet(name, x)"),  # type: ignore[arg-type]
-    Case("standardize an array", lambda: standardize(ROWS), TypeError, "data is a ndarray", "DataSet(name, x)"),  # type: ignore[arg-type]
-    Case("standardize like an array", lambda: standardize(ramp(), like=ROWS), TypeError, "like is a ndarray", "DataSet(name, x)"),  # type: ignore[arg-type]
+    Case(
+        "standardize an array", lambda: standardize(ROWS), TypeError, "data is a ndarray", "DataSet(name, x)"
+    ),  # type: ignore[arg-type]
+    Case(
+        "standardize like an array",
+        lambda: standardize(ramp(), like=ROWS),
+        TypeError,
+        "like is a ndarray",
+        "DataSet(name, x)",
+    ),  # type: ignore[arg-type]
     Case(
         "standardize another width",
         lambda: standardize(ramp(), like=ramp(x=np.eye(3, dtype=np.float32))),
@@ -89,13 +113,25 @@ CASES = (
     ),
     Case("standardize a constant", lambda: standardize(ramp(x=ROWS * 0)), ValueError, "column 0", "drop it"),
     Case("standardize NaN", lambda: standardize(ramp(x=ROWS / 0)), ValueError, "ramp", "impute"),
-    Case("binarize bytes", lambda: binarize(ROWS), ValueError, "intensities holds 2 at index (1, 0)", "divide by"),
+    Case(
+        "binarize bytes",
+        lambda: binarize(ROWS),
+        ValueError,
+        "intensities holds 2 at index (1, 0)",
+        "divide by",
+    ),
     Case("binarize NaN", lambda: binarize(ROWS * np.nan), ValueError, "intensities holds nan", "[0, 1]"),
     Case("binarize a list", lambda: binarize([0.5, "a"]), TypeError, "intensities", "numbers in [0, 1]"),  # type: ignore[arg-type]
     Case("binarize seed", lambda: binarize(ROWS * 0, seed=-1), ValueError, "seed=-1", "at least 0"),
     Case("dynamic bytes", lambda: DynamicBinarization(ROWS), ValueError, "intensities holds 2", "divide by"),
     Case("dynamic text", lambda: DynamicBinarization("mnist"), TypeError, "intensities", "numbers in [0, 1]"),  # type: ignore[arg-type]
-    Case("dynamic whole", lambda: DynamicBinarization(torch.ones(3).long()), TypeError, "intensities", "float()"),
+    Case(
+        "dynamic whole",
+        lambda: DynamicBinarization(torch.ones(3).long()),
+        TypeError,
+        "intensities",
+        "float()",
+    ),
 )
 
 
@@ -156,13 +192,20 @@ FILES = (
     ("npz: foreign", raw(".npz", b"PK hello"), "mine.npz", "no zip archive"),
     ("parquet: foreign", raw(".parquet", b"hello"), "mine.parquet", "cannot be read as a parquet file"),
     ("parquet: text", parquet(pd.DataFrame({"a": ["red"]})), "'red' in row 0, column 'a'", "label='a'"),
-    ("parquet: dates", parquet(pd.DataFrame({"a": pd.to_datetime(["2020"])})), "column 'a'", "encode the column"),
+    (
+        "parquet: dates",
+        parquet(pd.DataFrame({"a": pd.to_datetime(["2020"])})),
+        "column 'a'",
+        "encode the column",
+    ),
 )
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid value.*:RuntimeWarning")
 @pytest.mark.parametrize(("about", "write", "place", "remedy"), FILES, ids=[row[0] for row in FILES])
-def test_wrong_files(about: str, write: Callable[[Path], Any], place: str, remedy: str, tmp_path: Path) -> None:
+def test_wrong_files(
+    about: str, write: Callable[[Path], Any], place: str, remedy: str, tmp_path: Path
+) -> None:
     write(tmp_path / "mine")
     (path,) = tmp_path.iterdir()
     if about == "csv: a column twice":  # pandas renames the second
@@ -178,12 +221,26 @@ def test_wrong_arguments_for_a_file(tmp_path: Path) -> None:
     np.save(array, ROWS + 0.5)
     cases = (
         Case("label", lambda: data.load(frame, label="c"), ValueError, "label='c'", "['a', 'b']"),
-        Case("label a number", lambda: data.load(frame, label=1), TypeError, "label is 1", "name of a column"),  # type: ignore[arg-type]
+        Case(
+            "label a number", lambda: data.load(frame, label=1), TypeError, "label is 1", "name of a column"
+        ),  # type: ignore[arg-type]
         Case("label of an array", lambda: data.load(array, label="a"), ValueError, "label='a'", "arrays"),
         Case("root", lambda: data.load(frame, root=tmp_path), ValueError, "root", "leave them out"),
         Case("part", lambda: data.load(frame, part="test"), ValueError, "part", "leave them out"),
-        Case("support", lambda: data.load(array, likelihood="bernoulli"), ValueError, "0.5 in row 0", "binarize"),
-        Case("counts", lambda: data.load(frame, likelihood="poisson"), ValueError, "1.5 in row 0, column 'a'", "Normal"),
+        Case(
+            "support",
+            lambda: data.load(array, likelihood="bernoulli"),
+            ValueError,
+            "0.5 in row 0",
+            "binarize",
+        ),
+        Case(
+            "counts",
+            lambda: data.load(frame, likelihood="poisson"),
+            ValueError,
+            "1.5 in row 0, column 'a'",
+            "Normal",
+        ),
         Case("a folder", lambda: data.load(tmp_path), ValueError, str(tmp_path), "as root"),
     )
     for case in cases:

@@ -119,7 +119,11 @@ MAPS = (
     Case("raw is an array", lambda: scales.get("abs")(np.zeros(2)), TypeError, "raw", "torch.tensor"),  # type: ignore[arg-type]
     Case("raw is whole", lambda: scales.get("logvar")(torch.zeros(2).long()), TypeError, "raw", "float()"),
     Case(
-        "raw is a number, for log", lambda: scales.get("softplus").log_scale(2), TypeError, "raw", "tensor"  # type: ignore[arg-type]
+        "raw is a number, for log",
+        lambda: scales.get("softplus").log_scale(2),
+        TypeError,
+        "raw",
+        "tensor",  # type: ignore[arg-type]
     ),
     Case("raw is text, for slope", lambda: scales.get("logstd").slope("a"), TypeError, "raw", "tensor"),  # type: ignore[arg-type]
     Case(
@@ -180,7 +184,9 @@ ENCODER_GUIDES = (
     Case("discrete latent", lambda: amortized(model=discrete), ValueError, "'k'", "poutine.block"),
     Case("no latent", lambda: amortized(model=nothing_latent), ValueError, "no latent", "at least one"),
     Case("two outputs", lambda: amortized(encoder=Returns((X, X))), TypeError, "tuple", "one floating-point"),
-    Case("whole features", lambda: amortized(encoder=Returns(X.long())), TypeError, "int64", "floating-point"),
+    Case(
+        "whole features", lambda: amortized(encoder=Returns(X.long())), TypeError, "int64", "floating-point"
+    ),
     Case("nothing returned", lambda: amortized(encoder=Returns(None)), TypeError, "NoneType", "(batch, H)"),
     Case("flat features", lambda: amortized(encoder=Returns(X[:, 0])), ValueError, "(4,)", "(batch, H)"),
     Case("deep features", lambda: amortized(encoder=Returns(X[None])), ValueError, "(1, 4, 3)", "flatten"),
@@ -221,7 +227,7 @@ def quantiles(levels: Any) -> Any:
     return AmortizedNormal(model, nn.Linear(3, 8)).quantiles(levels, X)
 
 
-AUTO = tuple(
+EVERY_AUTO = tuple(
     Case(f"{name}: {about}", lambda c=cls, o=options: c(model, **o), error, argument, remedy)
     for name in (
         "AutoNormal",
@@ -236,7 +242,9 @@ AUTO = tuple(
         ("init_scale negative", {"init_scale": -1.0}, ValueError, "init_scale", "positive number"),
         ("init_scale text", {"init_scale": "small"}, ValueError, "'small'", "positive number"),
     )
-) + (
+)
+AUTO = (
+    *EVERY_AUTO,
     Case("auto: model is no program", lambda: guides.AutoNormal(3), TypeError, "model", "Pyro model"),  # type: ignore[arg-type]
     Case(
         "auto: rank 0",
@@ -259,7 +267,9 @@ PARTS = (
     Case("log_scale NaN", lambda: LogScaleNormal(X, X / 0), ValueError, "log_scale", "Real()"),
     Case("shapes", lambda: LogScaleNormal(X, torch.zeros(2)), ValueError, "log_scale", "broadcast"),
     Case("loc is text", lambda: LogScaleNormal("a", 0.0), TypeError, "loc", "tensor or a number"),  # type: ignore[arg-type]
-    Case("log_scale is None", lambda: LogScaleNormal(0.0, None), TypeError, "log_scale", "tensor or a number"),  # type: ignore[arg-type]
+    Case(
+        "log_scale is None", lambda: LogScaleNormal(0.0, None), TypeError, "log_scale", "tensor or a number"
+    ),  # type: ignore[arg-type]
     Case("head without inputs", lambda: head(in_features=0), ValueError, "in_features", "positive integer"),
     Case("head of 1.5", lambda: head(out_features=1.5), ValueError, "out_features", "positive integer"),
     Case("head of no map", lambda: head(scale_map="lgvar"), ValueError, "'lgvar'", "'logvar'"),

@@ -36,7 +36,13 @@ FIELDS = tuple(
 )
 OTHERS = (
     Case("scales unknown", lambda: StudyConfig(scales=("softpls",)), ValueError, "'softpls'", "'softplus'"),
-    Case("scales twice", lambda: StudyConfig(scales=("abs", "abs")), ValueError, "'abs' twice", "not with itself"),
+    Case(
+        "scales twice",
+        lambda: StudyConfig(scales=("abs", "abs")),
+        ValueError,
+        "'abs' twice",
+        "not with itself",
+    ),
     Case(
         "init_scale out of reach",
         lambda: StudyConfig(scales=("bounded",), init_scale=5.0),
@@ -44,8 +50,12 @@ OTHERS = (
         "init_scale=5.0",
         "another map",
     ),
-    Case("unknown setting", lambda: StudyConfig.from_mapping({"epoch": 3}), ValueError, "'epoch'", "'epochs'"),
-    Case("foreign setting", lambda: StudyConfig.from_mapping({"qqq": 3}), ValueError, "'qqq'", "there are data"),
+    Case(
+        "unknown setting", lambda: StudyConfig.from_mapping({"epoch": 3}), ValueError, "'epoch'", "'epochs'"
+    ),
+    Case(
+        "foreign setting", lambda: StudyConfig.from_mapping({"qqq": 3}), ValueError, "'qqq'", "there are data"
+    ),
     Case("mapping a list", lambda: StudyConfig.from_mapping([1]), TypeError, "values is a list", "by name"),  # type: ignore[arg-type]
     Case("config a dict", lambda: run_study({"epochs": 1}), TypeError, "config is a dict", "StudyConfig"),  # type: ignore[arg-type]
     Case("config a name", lambda: run_study("digits"), TypeError, "config is a str", "StudyConfig('digits')"),  # type: ignore[arg-type]
@@ -58,11 +68,27 @@ OTHERS = (
     Case("folder a number", lambda: Study.load(3), TypeError, "folder is 3", "path"),  # type: ignore[arg-type]
     Case("no run", lambda: Study.load("docs"), FileNotFoundError, "docs holds no run", "pyro-vae compare"),
     Case("no folder", lambda: Study.load("nowhere"), FileNotFoundError, "nowhere", "pyro-vae compare"),
-    Case("no configuration", lambda: read_config("nowhere.toml"), FileNotFoundError, "nowhere.toml", "TOML file"),
-    Case("split of an array", lambda: split_data(np.eye(3), 0.2), TypeError, "data is a ndarray", "DataSet(name, x)"),  # type: ignore[arg-type]
+    Case(
+        "no configuration",
+        lambda: read_config("nowhere.toml"),
+        FileNotFoundError,
+        "nowhere.toml",
+        "TOML file",
+    ),
+    Case(
+        "split of an array",
+        lambda: split_data(np.eye(3), 0.2),
+        TypeError,
+        "data is a ndarray",
+        "DataSet(name, x)",
+    ),  # type: ignore[arg-type]
     Case("pair of an array", lambda: pair(np.eye(3)), TypeError, "data is a ndarray", "DataSet(name, x)"),
-    Case("pair of no map", lambda: pair(data.load("digits"), scale="lgvar"), ValueError, "'lgvar'", "'logvar'"),
-    Case("pair of seed -1", lambda: pair(data.load("digits"), seed=-1), ValueError, "seed is -1", "at least 0"),
+    Case(
+        "pair of no map", lambda: pair(data.load("digits"), scale="lgvar"), ValueError, "'lgvar'", "'logvar'"
+    ),
+    Case(
+        "pair of seed -1", lambda: pair(data.load("digits"), seed=-1), ValueError, "seed is -1", "at least 0"
+    ),
 )
 
 

@@ -89,6 +89,7 @@ def test_khat_is_never_nan_and_smoothed_weights_add_up(weights: Array) -> None:
     np.testing.assert_allclose(logsumexp(smooth, axis=1), 0, atol=1e-8)
 
 
+@settings(deadline=None)
 @given(st.integers(30, 10**6), st.integers(0, 10**6))
 def test_the_threshold_grows_with_the_draws(draws: int, more: int) -> None:
     assert khat_threshold(draws) <= khat_threshold(draws + more) <= 0.7

@@ -23,7 +23,9 @@ def _as_users_run_it() -> None:
     torch.set_default_dtype(torch.float32)
 
 
-def digits_pair(scale: str, likelihood: Any = None, encoder: nn.Module | None = None) -> tuple[VAE, AmortizedNormal]:
+def digits_pair(
+    scale: str, likelihood: Any = None, encoder: nn.Module | None = None
+) -> tuple[VAE, AmortizedNormal]:
     likelihood = likelihoods.Binomial(16) if likelihood is None else likelihood
     model = VAE(MLPDecoder(4, (32,), 64), 4, likelihood)
     return model, AmortizedNormal(model, encoder or MLPEncoder(64, (32,)), scale=scale)
