@@ -9,10 +9,12 @@ import torch
 from pyro.params.param_store import StateDict
 from torch import Tensor, fx
 
+from pyro_vae.svi.arguments import check_programs
 from pyro_vae.svi.batches import ArrayBatches, Batch, as_tensors
 from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
+from pyro_vae.svi.first_run import check_support
 from pyro_vae.svi.fitted import Fit
-from pyro_vae.svi.fitting import check_support, float_dtype, set_up
+from pyro_vae.svi.fitting import float_dtype, set_up
 from pyro_vae.svi.history import Recorder
 from pyro_vae.svi.isolation import empty_store, isolated, one_at_a_time
 from pyro_vae.svi.objective import Objective, Program
@@ -72,7 +74,11 @@ def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
     """A pair that was made after ``torch.manual_seed(seed)``; the stream outside does not move."""
     with one_at_a_time(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        return make_pair()
+        pair = make_pair()
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise TypeError(f"make_pair made a {type(pair).__name__}; let it return a model and a guide")
+    check_programs(model=pair[0], guide=pair[1])
+    return pair
 
 
 def make_members(make_pair: MakePair, seeds: Sequence[int], data: Any, batch_size: int) -> list[Member]:
@@ -81,8 +87,8 @@ def make_members(make_pair: MakePair, seeds: Sequence[int], data: Any, batch_siz
     for seed in seeds:
         model, guide = seeded_pair(make_pair, seed)
         if not members:
-            check_support(model, data, "data")
             tensors = as_tensors(data, device=torch.device("cpu"), dtype=float_dtype(model, guide))
+            check_support(model, data, "data")
         batches = ArrayBatches(tensors, batch_size, seed)
         members.append(Member(seed, model, guide, batches, torch.Generator().manual_seed(seed)))
     return members

@@ -1,9 +1,10 @@
 """``sweep``: the fits of many seeds of one pair, made together where that is faster."""
 
+import difflib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_vae.svi.arguments import check_choices, check_numbers, parameters_of
 from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.devices import resolve_device
 from pyro_vae.svi.fitted import Fit
-from pyro_vae.svi.fitting import check_numbers, fit, fit_length, make_optimizer
+from pyro_vae.svi.fitting import fit, fit_length, make_optimizer
 from pyro_vae.svi.loop import BAD_STEPS_IN_A_ROW, training_mode
 from pyro_vae.svi.many_steps import build_pays
+from pyro_vae.svi.mapped import is_mapped
 from pyro_vae.svi.members import MakePair, Member, OneByOneError, make_members, seeded_pair, set_up_members
 from pyro_vae.svi.native_seeds import NativeSeeds
 from pyro_vae.svi.objective import ELBO
@@ -95,18 +98,49 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
     >>> [fitted.seed for fitted in fits]
     [0, 1, 2]
     """
+    _check_sweep(make_pair, seeds, options)
     seeds = list(seeds)
-    if "seed" in options:
-        raise TypeError("sweep takes seeds, one for each fit, and not seed")
-    if options.get("checkpoint") is not None:
-        raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
-    for seed in seeds:
-        check_numbers(seed=seed)
     try:
         return _fit_together(make_pair, seeds, data, options)
     except OneByOneError as reason:
         logger.info("each seed is fitted by itself: %s", reason)
     return _fit_apart(make_pair, seeds, data, options)
+
+
+def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
+    """Whatever can be said before the first fit, however the fits will run."""
+    if not callable(make_pair) or isinstance(make_pair, torch.nn.Module):
+        raise TypeError(
+            f"make_pair is a {type(make_pair).__name__}; give a function that makes a model and a guide"
+        )
+    if "seed" in options:
+        raise TypeError("sweep takes seeds, one for each fit, and not seed")
+    if options.get("checkpoint") is not None:
+        raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
+    if not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds is {seeds!r}; give one seed for each fit, such as range({seeds!r})")
+    seeds = list(seeds)
+    if not seeds:
+        raise ValueError("seeds is empty; give at least one seed")
+    for i, seed in enumerate(seeds):
+        check_numbers(**{f"seeds[{i}]": seed})
+    known = parameters_of(fit)
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            raise TypeError(f"{name!r} is no option of fit; {hint}")
+    numbers = ("epochs", "steps", "batch_size", "lr", "patience", "max_norm")
+    check_numbers(**{name: options[name] for name in numbers if name in options})
+    check_choices(
+        objective=options.get("objective") or ELBO(),
+        engine=options.get("engine", "auto"),
+        lr_multiplier=options.get("lr_multiplier"),
+        optimizer=options.get("optimizer"),
+        schedule=options.get("schedule"),
+        callbacks=options.get("callbacks", ()),
+    )
+    resolve_device(options.get("device", "auto"))
 
 
 def _fit_together(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:
@@ -141,7 +175,8 @@ def _check_that_fits_can_meet(seeds: list[int], data: Any, options: dict[str, An
     device = resolve_device(options.get("device", "auto"))
     if device.type != "cpu" or isinstance(data, Dataset | DataLoader):
         raise OneByOneError("only tensors in the CPU's memory can be shared by all")
-    check_numbers(**{name: options.get(name) for name in ("epochs", "steps", "batch_size", "lr", "max_norm")})
+    if any(map(is_mapped, data if isinstance(data, tuple) else (data,))):
+        raise OneByOneError("memory-mapped data are read batch by batch")
 
 
 def _native(
