@@ -115,18 +115,22 @@ def matched(free: Tensor, log_weight: Tensor, before: Proposal | None = None) ->
     ``before`` or, without one, the moments of the draws without weights.
     """
     draws, _, size = free.shape
-    usable = torch.isfinite(log_weight) & torch.isfinite(free).all(-1)
+    possible = torch.isfinite(free).all(-1)
+    usable = possible & torch.isfinite(log_weight)
     told = usable.sum(0) > size + 1
-    log_weight = torch.where(usable, log_weight, -torch.inf)
-    log_weight = torch.where(told, _tempered(log_weight, TEMPERED_SHARE * draws), 0.0)
+    tempered = _tempered(torch.where(usable, log_weight, -torch.inf), TEMPERED_SHARE * draws)
+    log_weight = torch.where(told, tempered, torch.where(possible, 0.0, -torch.inf))
     weight, effective = log_weight.softmax(0), effective_draws(log_weight)
-    inside = torch.where(usable[..., None], free, 0.0)
+    inside = torch.where(possible[..., None], free, 0.0)
     loc = torch.einsum("sn,snj->nj", weight, inside)
-    apart = torch.where(usable[..., None], free - loc, 0.0)
+    apart = torch.where(possible[..., None], free - loc, 0.0)
     covariance = torch.einsum("sn,sni,snj->nij", weight, apart, apart)
-    found = Proposal(loc, _cholesky(covariance, effective))
+    sane = torch.isfinite(covariance).all(-1).all(-1)  # one overflow must not stop the others
+    covariance = torch.where(sane[:, None, None], covariance, torch.eye(size).to(covariance))
+    found = Proposal(torch.where(sane[:, None], loc, 0.0), _cholesky(covariance, effective))
     if before is None:
         return found
+    told = told & sane
     return Proposal(
         torch.where(told[:, None], found.loc, before.loc),
         torch.where(told[:, None, None], found.tril, before.tril),

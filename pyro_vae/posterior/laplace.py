@@ -18,6 +18,9 @@ NEAR = 0.05
 SMALLEST_CURVATURE, LARGEST_CURVATURE = 1 / 16, 1e4
 """In units of the Normal before: it widens at most fourfold at a time, and where the density is convex."""
 
+STEEPEST = 1e100
+"""Slopes beyond overflow when they are multiplied, and do not lead anywhere."""
+
 LENGTHS = 0.5 ** torch.arange(10)
 """Of the Newton step, to choose from."""
 
@@ -59,12 +62,12 @@ def _newton(posterior: UnconstrainedPosterior, unit: Proposal) -> tuple[Proposal
 
 
 def _gradient(posterior: UnconstrainedPosterior, unit: Proposal, white: Tensor) -> Tensor:
-    """Of the log density, (points, observations, size); zero where it is not a number."""
+    """Of the log density, (points, observations, size); zero where it is not finite."""
     at = white.clone().requires_grad_()
     with posterior.pair.evaluation(0), torch.enable_grad():
         total = posterior.log_density(_coloured(unit, at)).sum()
         (gradient,) = torch.autograd.grad(total, at)
-    return torch.nan_to_num(gradient)
+    return torch.where(abs(gradient) < STEEPEST, gradient, 0.0)
 
 
 def _coloured(unit: Proposal, white: Tensor) -> Tensor:

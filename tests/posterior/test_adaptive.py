@@ -104,7 +104,14 @@ class TestMatched:
         torch.testing.assert_close(after.loc[0], before.loc[0])
         torch.testing.assert_close(after.tril[0], before.tril[0])
         assert (abs(after.loc[1]) < 0.2).all()
-        assert torch.isfinite(matched(free, weight).tril).all()
+        torch.testing.assert_close(matched(free, weight).loc[0], free.mean(0)[0])
+
+    def test_an_overflow_does_not_stop_the_others(self):
+        free = torch.randn(1000, 3, 2)
+        free[:, 0], free[:, 1] = 1e200 * free[:, 0], math.inf
+        found = matched(free, torch.zeros(1000, 3))
+        assert torch.isfinite(found.tril).all()
+        assert (abs(found.loc[2]) < 0.2).all()
 
     def test_impossible_draws_are_left_out(self):
         free, weight = torch.randn(1000, 1, 2), torch.zeros(1000, 1)
