@@ -76,17 +76,26 @@ class Proposal:
         """With those of some observations."""
         return Proposal(self.loc.index_copy(0, rows, other.loc), self.tril.index_copy(0, rows, other.tril))
 
+    def from_white(self, white: Tensor) -> Tensor:
+        """loc + tril · v, for v of shape (..., observations, size)."""
+        return self.loc + torch.einsum("nij,...nj->...ni", self.tril, white)
+
+    def to_white(self, free: Tensor) -> Tensor:
+        """The v of which :meth:`from_white` makes these coordinates (draws, observations, size)."""
+        apart = (free - self.loc).permute(1, 2, 0)
+        white: Tensor = torch.linalg.solve_triangular(self.tril, apart, upper=False)
+        return white.permute(2, 0, 1)
+
     def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
         """(draws, observations, size). Each observation has a generator of its own, so its draws do not
         depend on which others are drawn for."""
         noise = torch.as_tensor(np.stack([self._noise(draws, generator) for generator in generators], axis=1))
-        return self.loc + torch.einsum("nij,snj->sni", self.tril, noise)
+        return self.from_white(noise)
 
     def log_density(self, free: Tensor) -> Tensor:
         """Of coordinates (draws, observations, size), in nats, (draws, observations)."""
         size, freedom = self.loc.shape[-1], self.freedom
-        white = torch.linalg.solve_triangular(self.tril, (free - self.loc).permute(1, 2, 0), upper=False)
-        squares = white.square().sum(1).T
+        squares = self.to_white(free).square().sum(-1)
         constant = (
             math.lgamma((freedom + size) / 2)
             - math.lgamma(freedom / 2)

@@ -85,8 +85,8 @@ def repair(
        the observation. Starting with the guide's weighted draws, its location and covariance follow those of
        its own weighted draws, round after round (Cappé, Guillin, Marin and Robert, 2004, "Population Monte
        Carlo"; Paananen, Piironen, Bürkner and Vehtari, 2021, "Implicitly adaptive importance sampling");
-    2. ``local``: the same, from the Normal with full covariance that maximizes the ELBO of this observation
-       alone, found by gradients, which lead there from further away and in more dimensions;
+    2. ``local``: the same, starting with the mode of this one posterior and the curvature there, which
+       gradients find from further away and in more dimensions;
     3. ``nuts``: NUTS on the latents, whitened by the covariance found so far. Believed if R-hat is at most
        1.01 and the effective sample size at least 100 per chain.
 

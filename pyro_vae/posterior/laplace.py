@@ -54,21 +54,17 @@ def _newton(posterior: UnconstrainedPosterior, unit: Proposal) -> tuple[Proposal
     values = values.clamp(SMALLEST_CURVATURE, LARGEST_CURVATURE)
     newton = (axes @ ((axes.mT @ slope[..., None]) / values[..., None]))[..., 0]
     tries = torch.cat([LENGTHS, torch.zeros(1)]).to(unit.loc)[:, None, None] * newton
-    heights = torch.nan_to_num(posterior.at(_coloured(unit, tries)).log_density, nan=-torch.inf)
+    heights = torch.nan_to_num(posterior.at(unit.from_white(tries)).log_density, nan=-torch.inf)
     best = heights.argmax(0)
     step = tries[best, torch.arange(n)]
     factor = torch.linalg.cholesky(axes @ ((1 / values)[..., None] * axes.mT))
-    return Proposal(_coloured(unit, step), unit.tril @ factor), newton.norm(dim=-1)
+    return Proposal(unit.from_white(step), unit.tril @ factor), newton.norm(dim=-1)
 
 
 def _gradient(posterior: UnconstrainedPosterior, unit: Proposal, white: Tensor) -> Tensor:
     """Of the log density, (points, observations, size); zero where it is not finite."""
     at = white.clone().requires_grad_()
     with posterior.pair.evaluation(0), torch.enable_grad():
-        total = posterior.log_density(_coloured(unit, at)).sum()
+        total = posterior.log_density(unit.from_white(at)).sum()
         (gradient,) = torch.autograd.grad(total, at)
     return torch.where(abs(gradient) < STEEPEST, gradient, 0.0)
-
-
-def _coloured(unit: Proposal, white: Tensor) -> Tensor:
-    return unit.loc + (unit.tril @ white[..., None])[..., 0]

@@ -26,13 +26,12 @@ def whitened_nuts(
     NUTS moves v in u = loc + tril · v, which is to give it a dense mass matrix for each observation, so that
     observations of different scales and correlations can share one step size.
     """
-    white = torch.linalg.solve_triangular(unit.tril, (start - unit.loc)[..., None], upper=False)[..., 0]
 
     def energy(at: dict[str, Tensor]) -> Tensor:
-        return -posterior.log_density(_coloured(unit, at["v"])[None]).sum()
+        return -posterior.log_density(unit.from_white(at["v"])[None]).sum()
 
     by_chain = []
-    for chain, first in enumerate(white):
+    for chain, first in enumerate(unit.to_white(start)):
         with posterior.pair.evaluation(*key, chain), torch.enable_grad():
             sampler = MCMC(
                 NUTS(potential_fn=energy),
@@ -42,9 +41,5 @@ def whitened_nuts(
                 disable_progbar=True,
             )
             sampler.run()
-            by_chain.append(_coloured(unit, sampler.get_samples()["v"].detach()))
+            by_chain.append(unit.from_white(sampler.get_samples()["v"].detach()))
     return torch.stack(by_chain)
-
-
-def _coloured(unit: Proposal, white: Tensor) -> Tensor:
-    return unit.loc + (unit.tril @ white[..., None])[..., 0]

@@ -70,6 +70,11 @@ class TestProposal:
         alone = q.part(torch.tensor([1])).draw(4, [generators(3)[1]])
         torch.testing.assert_close(q.draw(4, three)[:, [1]], alone)
 
+    def test_white_and_back(self):
+        q, white = proposal(), torch.randn(4, 2, 3)
+        torch.testing.assert_close(q.to_white(q.from_white(white)), white)
+        torch.testing.assert_close(q.from_white(white[0])[1], q.loc[1] + q.tril[1] @ white[0, 1])
+
     def test_many_dimensions_keep_most_draws(self):
         """With five degrees of freedom in fifty dimensions 14% would be effective for a Normal."""
         q = standard(1, 50)
