@@ -31,6 +31,7 @@ FIGURES = (
     "khat",
     "calibration",
     "gaps",
+    "reference",
     "units",
     "scale-training",
     "scale-observations",
@@ -90,6 +91,8 @@ def test_posteriors_open_in_arviz(study: Study) -> None:
         assert groups <= set(tree.children)
         assert tree["prior_predictive"]["x"].sizes == {"chain": 1, "draw": 8, "feature": 64}
         assert tree["traversal"]["x"].sizes == {"latent": 2, "offset": 7, "feature": 64}
+        assert tree["repaired"]["z"].sizes == {"chain": 1, "draw": 500, "observation": 4, "latent": 2}
+        assert set(tree["repair"]["step"].values) <= {"guide", "resample", "local"}
 
 
 def test_the_record_says_what_was_asked_and_what_ran_it(study: Study) -> None:

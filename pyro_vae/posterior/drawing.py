@@ -17,6 +17,8 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
@@ -166,10 +168,17 @@ class Pair:
         return self._run(self.guide, self.guide_state, args, count)
 
     def run_model(
-        self, args: tuple[Tensor, ...], count: int, *, given: Any = None, free: bool = False
+        self,
+        args: tuple[Tensor, ...],
+        count: int,
+        *,
+        given: Any = None,
+        placement: Messenger | None = None,
+        free: bool = False,
     ) -> Any:
-        """The model's trace, given one whose latents it takes; ``free`` lets it draw its data anew."""
+        """The model's trace; its latents come from a trace or a messenger. ``free`` draws its data anew."""
         model = poutine.uncondition(self.model) if free else self.model
+        given = ReplayMessenger(trace=given) if given is not None else placement
         return self._run(model, self.model_state, args, count, given)
 
     def _run(
@@ -178,16 +187,16 @@ class Pair:
         state: StoreState,
         args: tuple[Tensor, ...],
         count: int,
-        given: Any = None,
+        given: Messenger | None = None,
     ) -> Any:
         """The trace of one program, alone with its own parameters: the other's may have the same names."""
         if self.layout == "rows":
             args = tuple(arg.expand(count, *arg.shape).reshape(-1, *arg.shape[1:]) for arg in args)
         else:
-            # inside of the other handlers, so that sites are expanded before their values are replayed
+            # inside of the other handlers, so that sites are expanded before they get their values
             program = pyro.plate("_draws", count, dim=-1 - self.nesting)(program)
         if given is not None:
-            program = poutine.replay(program, trace=given)
+            program = given(program)
         with pyro.get_param_store().scope(state):
             return poutine.trace(program).get_trace(*args)
 

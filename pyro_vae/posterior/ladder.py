@@ -3,48 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import Tensor
 
+from pyro_vae.posterior.adaptive import Proposal, adapt, effective_draws, matched, round_draws
 from pyro_vae.posterior.arguments import check_request, require_count
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, khat_threshold, pareto_smooth
-from pyro_vae.posterior.local import fit_local
+from pyro_vae.posterior.laplace import fit_mode
 from pyro_vae.posterior.preparation import prepare, select
 from pyro_vae.posterior.reference import (
     LARGEST_RHAT,
     SMALLEST_ESS_PER_CHAIN,
     convergence_of,
-    nuts,
     posterior_tree,
 )
+from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.whitened import whitened_nuts
+from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.progress import progress_bar
 
 __all__ = ["repair"]
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
 Draws = dict[str, Tensor]
 
 STEPS = ("guide", "resample", "local", "nuts")
-LARGEST_KHAT = 0.5
-"""Of draws that are believed. Up to the usual 0.7 weighted averages are still good, but draws are not yet:
-beyond 0.5 the weights have infinite variance, and a guide too narrow by half passes as 0.7 now and then
-(Yao, Vehtari, Simpson and Gelman, 2018, "Yes, but did it work?: Evaluating variational inference")."""
 
-MORE = 10
+LARGEST_KHAT = 0.5
+"""Of weights whose draws are believed, or the threshold of so few draws, if that is lower. Up to 0.7 weighted
+averages can still be computed, but only below 0.5 is the variance of the weights finite, and with it the
+error of resampled draws; a guide too narrow by half passes as 0.7 now and then (Yao, Vehtari, Simpson and
+Gelman, 2018, "Yes, but did it work?: Evaluating variational inference")."""
+
+UNWEIGHTED_SHARE = 0.95
+"""Of draws that are believed without weights, how many are effective at least. A guide that is far too wide
+has the best k̂, because reweighting mends it, but its own draws are wrong nevertheless. The means of q and
+posterior differ by at most √(S / ESS − 1) standard deviations of q (Cauchy and Schwarz), here 0.23."""
+
+SMALLEST_ESS = 4 * SMALLEST_ESS_PER_CHAIN
+"""Effective candidates behind resampled draws, as many as of four chains, unless fewer draws are wanted."""
+
+MORE = 5
 """Candidates for each draw that is kept by resampling."""
 
-GROUP = 20_000_000
-"""Latent numbers that are held at once while resampling."""
+GROUP = 5_000_000
+"""Coordinates of candidates that are held at once."""
 
-NUTS_GROUP = 10
-"""Observations that NUTS moves together: more would share one step size among too many."""
+NUTS_GROUP = 25
+"""Observations that NUTS moves together: all of them share one step size."""
 
 
 def repair(
@@ -63,17 +78,21 @@ def repair(
 ) -> xr.DataTree:
     """Posterior draws that can be believed, as cheaply as each observation allows.
 
-    Observations whose k̂ is at most 0.5 (or the threshold of so few draws, if that is lower) keep the
-    guide's draws and cost nothing more. The others climb, each step on those only that the step before left,
-    and diagnosed again:
+    Observations with a good k̂, at most 0.5, whose guide needs no weights (ESS at least 95% of the draws),
+    keep the guide's draws and cost nothing more. The others climb, each step with those only that the step
+    before left, and diagnosed by draws that no earlier decision has seen:
 
-    1. ``resample``: ten times the draws from the guide, resampled by Pareto-smoothed importance weights;
-    2. ``local``: the best member of the guide's family for this observation alone, found by optimization
-       (:func:`~pyro_vae.posterior.gaps.inference_gaps`), its draws resampled in the same way;
-    3. ``nuts``: NUTS on the latents, believed if R-hat is at most 1.01 and the effective sample size at
-       least 100 per chain.
+    1. ``resample``: importance resampling from a multivariate Student-t on the reals that adapts itself to
+       the observation. Starting with the guide's weighted draws, its location and covariance follow those of
+       its own weighted draws, round after round (Cappé, Guillin, Marin and Robert, 2004, "Population Monte
+       Carlo"; Paananen, Piironen, Bürkner and Vehtari, 2021, "Implicitly adaptive importance sampling");
+    2. ``local``: the same, starting with the mode of this one posterior and the curvature there, which
+       gradients find from further away and in more dimensions;
+    3. ``nuts``: NUTS on the latents, whitened by the covariance found so far. Believed if R-hat is at most
+       1.01 and the effective sample size at least 100 per chain.
 
-    What no step repairs keeps the draws of the last step tried and is marked.
+    Resampled draws are believed if k̂ is at most 0.5 and at least 400 candidates (or as many as there are
+    draws, if fewer) are effective. What no step repairs keeps the draws of the last step tried and is marked.
 
     Parameters
     ----------
@@ -92,15 +111,16 @@ def repair(
     -------
     xr.DataTree
         Group ``posterior`` as in :func:`~pyro_vae.posterior.tree.from_pyro_svi`; group ``repair`` over
-        ``observation``: ``step``, from which the draws come; ``believable``; ``khat`` over (tried,
-        observation), NaN where a step was not tried; ``rhat`` of NUTS. Attributes ``khat_threshold`` (of
-        ``draws``) and ``latent_dim``.
+        ``observation``: ``step``, from which the draws come; ``believable``; ``khat`` and ``ess`` of the
+        weights over (tried, observation), NaN where a step was not tried, with five candidates for each draw
+        after the guide's; ``rhat`` of NUTS; ``log_evidence`` in nats and ``log_evidence_se``, as in
+        ``diagnose`` but from the weights of the last step that had any, so far better where the guide is
+        bad. Attributes ``khat_threshold`` (of ``draws``) and ``latent_dim``.
 
     Raises
     ------
     ValueError
-        As :func:`~pyro_vae.posterior.importance.diagnose`, for an unknown step, and, where ``local`` is
-        needed, if the guide's latents are not Normal underneath.
+        As :func:`~pyro_vae.posterior.importance.diagnose`, for an unknown step, and for a discrete latent.
 
     Examples
     --------
@@ -115,7 +135,7 @@ def repair(
     ...         pyro.sample("z", dist.Normal(x / 2, torch.where(x > 0, right, wrong)))
     >>> tree = repair(model, guide, torch.tensor([1.0, -1.0]))
     >>> tree["repair"]["step"].values
-    array(['guide', 'local'], dtype='<U8')
+    array(['guide', 'resample'], dtype='<U8')
     >>> [round(sd.item(), 1) for sd in tree["posterior"]["z"].std(("chain", "draw"))]  # both √½
     [0.7, 0.7]
     """
@@ -123,140 +143,171 @@ def repair(
     _check_steps(steps, chains, warmup)
     index, subset = select(data, observations)
     pair = prepare(model, guide, subset)
-    ladder = _Ladder(pair, draws, seed, chunk)
+    for module in modules_of(pair.model):
+        module.requires_grad_(False)  # a copy; only latents and proposals move
+    ladder = _Ladder(pair, draws, seed, chunk, chains, warmup)
     with progress_bar(len(index), "believable posteriors", enabled=progress) as show:
-        for step in ("guide", *steps):
-            if step == "nuts":
-                ladder.nuts(chains, warmup)
-            else:
-                ladder.reweigh(step)
-            show(int(ladder.believable.sum()), step)
+        ladder.stand()
+        show(int(ladder.believable.sum()), "guide")
+        for group in ladder.groups():
+            for step in ladder.climb(group, steps):
+                show(int(ladder.believable.sum()), step)
     tree = posterior_tree({site: value[None] for site, value in ladder.values.items()}, index, "repair", seed)
     tree["repair"] = xr.DataTree(dataset=ladder.report(index))
     return tree
 
 
 class _Ladder:
-    """The state of a repair: the draws so far, and whom to believe."""
+    """What is known of each observation so far, and the climb of those that are left."""
 
-    def __init__(self, pair: Pair, draws: int, seed: int, chunk: int) -> None:
+    def __init__(self, pair: Pair, draws: int, seed: int, chunk: int, chains: int, warmup: int) -> None:
         n = pair.observations
         self.pair, self.draws, self.seed, self.chunk = pair, draws, seed, chunk
+        self.chains, self.warmup = chains, warmup
         self.values: Draws = {}
-        self.latent_dim = 0
+        self.log_weight = np.empty((n, draws))
         self.step = np.full(n, STEPS[0], dtype=f"<U{max(map(len, STEPS))}")
         self.believable = np.zeros(n, dtype=bool)
-        self.khat = {step: np.full(n, np.nan) for step in STEPS[:-1]}
-        self.rhat = np.full(n, np.nan)
+        self.khat, self.ess = ({step: np.full(n, np.nan) for step in STEPS[:-1]} for _ in range(2))
+        self.rhat, self.log_evidence, self.log_evidence_se = (np.full(n, np.nan) for _ in range(3))
 
-    def reweigh(self, step: str) -> None:
-        """Draws from the guide or from local posteriors, resampled unless they are the guide's own."""
-        own = step == "guide"
-        candidates = self.draws * (1 if own else MORE)
-        for group in self._groups(candidates):
-            pair, rows = self._part(group)
-            if step == "local":
-                pair = fit_local(pair, seed=self._seed(step, group))
-            values, log_weight = _draw(pair, candidates, self._seed(step, group), self.chunk)
-            smooth, khat = pareto_smooth(log_weight[rows])
-            values = {site: value[:, rows] for site, value in values.items()}
-            if not own:
-                values = _resample(values, smooth, self.draws, self._seed(step, group))
-            self._keep(group, values, step, khat <= _threshold(candidates))
-            self.khat[step][group] = khat
+    def stand(self) -> None:
+        """The guide's own draws, and who can stay with them."""
+        for block in self.pair.blocks(self.draws, self.seed, self.chunk):
+            self.log_weight[block.observations, block.draws] = block.log_weight.numpy().T
+            for site, value in block.latents.items():
+                if site not in self.values:
+                    shape = (self.draws, self.pair.observations, *value.shape[2:])
+                    self.values[site] = value.new_empty(shape)
+                self.values[site][block.draws, block.observations] = value
+        everyone = np.arange(self.pair.observations)
+        self._judge("guide", everyone, self.log_weight, UNWEIGHTED_SHARE * self.draws)
 
-    def nuts(self, chains: int, warmup: int) -> None:
-        """Chains that start at draws of the step before."""
-        for group in self._groups(self.draws, at_most=NUTS_GROUP):
-            part = replace(self.pair, args=tuple(arg[torch.as_tensor(group)] for arg in self.pair.args))
-            start = [
-                {site: value[chain, group] for site, value in self.values.items()} for chain in range(chains)
-            ]
-            each = max(self.draws, SMALLEST_ESS_PER_CHAIN)
-            chained, _ = nuts(part, each, warmup, chains, self._seed("nuts", group), start=start)
-            convergence = convergence_of(posterior_tree(chained, np.asarray(group), "nuts", self.seed))
-            rhat = convergence["rhat"].max("latent").values
-            enough = convergence["ess"].min("latent").values >= SMALLEST_ESS_PER_CHAIN * chains
-            thin = np.random.default_rng(self.seed).permutation(chains * each)[: self.draws]
-            values = {site: value.flatten(0, 1)[thin] for site, value in chained.items()}
-            self._keep(group, values, "nuts", (rhat <= LARGEST_RHAT) & enough)
-            self.rhat[group] = rhat
+    def climb(self, group: Rows, steps: Sequence[str]) -> Iterator[str]:
+        """Take the steps with some observations, each with those only that the one before left."""
+        posterior, free = UnconstrainedPosterior.of(
+            self.pair, group, {site: value[:, group] for site, value in self.values.items()}, self.chunk
+        )
+        reached = _Reached(
+            matched(free, torch.as_tensor(self.log_weight[group].T)), free[: self.chains].clone()
+        )
+        left = np.arange(len(group))
+        for step in steps:
+            if step == "nuts":
+                for few in np.array_split(left, -(-len(left) // NUTS_GROUP)):
+                    self._move(posterior.part(few), reached.part(few), group[few])
+            else:
+                now = self._weigh(step, posterior.part(left), reached.part(left).proposal, group[left])
+                reached = reached.replaced(left, now)
+            yield step
+            left = left[~self.believable[group[left]]]
+            if len(left) == 0:
+                return
 
-    def report(self, index: NDArray[np.int64]) -> xr.Dataset:
+    def groups(self) -> Iterator[Rows]:
+        """The observations that are left, few enough at a time."""
+        left = np.flatnonzero(~self.believable)
+        size = sum(value[0, 0].numel() for value in self.values.values())
+        most = max(1, GROUP // (size * max(MORE * self.draws, round_draws(size))))
+        for start in range(0, len(left), most):
+            yield left[start : start + most]
+
+    def report(self, index: Rows) -> xr.Dataset:
         """What happened to each observation."""
+
+        def tried(values: dict[str, Array]) -> tuple[tuple[str, str], Array]:
+            return ("tried", "observation"), np.stack(list(values.values()))
+
         return xr.Dataset(
             {
                 "step": ("observation", self.step),
                 "believable": ("observation", self.believable),
-                "khat": (("tried", "observation"), np.stack(list(self.khat.values()))),
+                "khat": tried(self.khat),
+                "ess": tried(self.ess),
                 "rhat": ("observation", self.rhat),
+                "log_evidence": ("observation", self.log_evidence),
+                "log_evidence_se": ("observation", self.log_evidence_se),
             },
             {"observation": index, "tried": list(self.khat)},
             {
                 "khat_threshold": khat_threshold(self.draws),
-                "latent_dim": self.latent_dim,
+                "latent_dim": sum(value[0, 0].numel() for value in self.values.values()),
                 "draws": self.draws,
             },
         )
 
-    def _groups(self, candidates: int, *, at_most: int = 1024) -> Iterator[NDArray[np.int64]]:
-        """Positions of the observations that are left, few enough at a time."""
-        left = np.flatnonzero(~self.believable)
-        size = min(at_most, max(1, GROUP // (candidates * max(self.latent_dim, 1))))
-        for start in range(0, len(left), size):
-            yield left[start : start + size]
+    def _weigh(self, step: str, posterior: UnconstrainedPosterior, start: Proposal, rows: Rows) -> _Reached:
+        """Resampled draws of a proposal that adapts itself, from where the step before or a fit left it."""
+        generators = [np.random.default_rng([self.seed, STEPS.index(step), row]) for row in rows.tolist()]
+        if step == "local":
+            start = fit_mode(posterior, start)
+        proposal = adapt(posterior, start, generators)
+        points = posterior.at(proposal.draw(MORE * self.draws, generators))
+        log_weight = (points.log_density - proposal.log_density(points.free)).numpy().T
+        smooth = self._judge(step, rows, log_weight, min(SMALLEST_ESS, self.draws))
+        chosen = _resample(smooth, self.draws, generators)
+        each = torch.arange(len(rows))
+        self._keep(rows, {site: value[chosen, each] for site, value in points.values.items()})
+        return _Reached(proposal, points.free[chosen[: self.chains], each])
 
-    def _part(self, group: NDArray[np.int64]) -> tuple[Pair, NDArray[np.int64]]:
-        """A pair with these observations, and where in it they are."""
-        if self.pair.whole:
-            return self.pair, group
-        args = tuple(arg[torch.as_tensor(group)] for arg in self.pair.args)
-        return replace(self.pair, args=args), np.arange(len(group))
+    def _move(self, posterior: UnconstrainedPosterior, reached: _Reached, rows: Rows) -> None:
+        """Chains from draws of the step before."""
+        each = 2 * max(-(-self.draws // self.chains), SMALLEST_ESS_PER_CHAIN)
+        key = (self.seed, STEPS.index("nuts"), int(rows[0]))
+        free = whitened_nuts(posterior, reached.proposal, reached.start, each, self.warmup, key)
+        values = posterior.at(free.flatten(0, 1)).values
+        chained = {site: value.unflatten(0, free.shape[:2]) for site, value in values.items()}
+        convergence = convergence_of(posterior_tree(chained, rows, "nuts", self.seed))
+        self.rhat[rows] = convergence["rhat"].max("latent").values
+        enough = convergence["ess"].min("latent").values >= SMALLEST_ESS_PER_CHAIN * self.chains
+        self.believable[rows] = (self.rhat[rows] <= LARGEST_RHAT) & enough
+        self.step[rows] = "nuts"
+        thin = np.random.default_rng(key).permutation(self.chains * each)[: self.draws]
+        self._keep(rows, {site: value[thin] for site, value in values.items()})
 
-    def _keep(
-        self, group: NDArray[np.int64], values: Draws, step: str, believable: NDArray[np.bool_]
-    ) -> None:
+    def _judge(self, step: str, rows: Rows, log_weight: Array, least: float) -> Array:
+        """Note what weights (observations, draws) say; smoothed, they are returned."""
+        candidates = log_weight.shape[1]
+        smooth, khat = pareto_smooth(log_weight)
+        ess = effective_draws(torch.as_tensor(log_weight.T)).numpy()
+        trusted = khat <= min(LARGEST_KHAT, khat_threshold(candidates))
+        self.step[rows], self.khat[step][rows], self.ess[step][rows] = step, khat, ess
+        self.believable[rows] = trusted & (ess >= least)
+        with np.errstate(all="ignore"):  # weights that are all zero or no numbers
+            self.log_evidence[rows] = logsumexp(log_weight, axis=1) - np.log(candidates)
+            relative = np.maximum(candidates / ess - 1, 0) / (candidates - 1)
+            self.log_evidence_se[rows] = np.sqrt(relative)
+        return smooth
+
+    def _keep(self, rows: Rows, values: Draws) -> None:
         for site, value in values.items():
-            if site not in self.values:
-                self.values[site] = value.new_empty(self.draws, len(self.step), *value.shape[2:])
-            self.values[site][:, group] = value
-        self.latent_dim = sum(value[0, 0].numel() for value in self.values.values())
-        self.step[group] = step
-        self.believable[group] = believable
-
-    def _seed(self, step: str, group: NDArray[np.int64]) -> int:
-        """Another stream for every step and group: no step sees the draws that condemned the one before."""
-        return self.seed + 1_000_003 * STEPS.index(step) + int(group[0])
+            self.values[site][:, rows] = value
 
 
-def _threshold(draws: int) -> float:
-    return min(LARGEST_KHAT, khat_threshold(draws))
+@dataclass(frozen=True)
+class _Reached:
+    """Where a group of observations stands: a proposal and a few draws, (chains, observations, size)."""
+
+    proposal: Proposal
+    start: Tensor
+
+    def part(self, rows: Rows) -> _Reached:
+        return _Reached(self.proposal.part(torch.as_tensor(rows)), self.start[:, rows])
+
+    def replaced(self, rows: Rows, other: _Reached) -> _Reached:
+        at = torch.as_tensor(rows)
+        return _Reached(self.proposal.replaced(at, other.proposal), self.start.index_copy(1, at, other.start))
 
 
-def _draw(pair: Pair, draws: int, seed: int, chunk: int) -> tuple[Draws, Array]:
-    """Draws (draws, observations, …) and log weights (observations, draws)."""
-    values: Draws = {}
-    log_weight = np.empty((pair.observations, draws))
-    for block in pair.blocks(draws, seed, chunk):
-        log_weight[block.observations, block.draws] = block.log_weight.numpy().T
-        for site, value in block.latents.items():
-            into = values.setdefault(site, value.new_empty(draws, pair.observations, *value.shape[2:]))
-            into[block.draws, block.observations] = value
-    return values, log_weight
-
-
-def _resample(values: Draws, log_weight: Array, draws: int, seed: int) -> Draws:
-    """Systematic resampling, independent for each observation, in random order."""
-    generator = np.random.default_rng(seed)
+def _resample(log_weight: Array, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
+    """Systematic resampling, independent for each observation, in random order: (draws, observations)."""
     chosen = []
-    for row in log_weight:
+    for row, generator in zip(log_weight, generators, strict=True):
         finite = np.nan_to_num(np.exp(row))
         total = np.cumsum(finite / finite.sum()) if finite.sum() > 0 else np.linspace(0, 1, len(row) + 1)[1:]
         points = (np.arange(draws) + generator.uniform()) / draws
         chosen.append(generator.permutation(np.searchsorted(total, points).clip(max=len(row) - 1)))
-    index = torch.as_tensor(np.stack(chosen, axis=1))
-    rows = torch.arange(len(log_weight))
-    return {site: value[index, rows] for site, value in values.items()}
+    return torch.as_tensor(np.stack(chosen, axis=1))
 
 
 def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:

@@ -35,7 +35,8 @@ class Findings:
     gaps: "xr.Dataset | None"
     """(guide, observation) of each first fit, from :func:`~pyro_vae.posterior.gaps.inference_gaps`."""
     posteriors: "Mapping[str, xr.DataTree]"
-    """By guide, the first seed's draws for a few observations, ``prior_predictive`` and ``traversal``."""
+    """By guide, the first seed's draws for a few observations, ``prior_predictive`` and ``traversal``; draws
+    that are nearer the posterior in ``repaired``, and what is known of them in ``repair``."""
     image_shape: tuple[int, ...] | None = None
     """(height, width) or (channels, height, width) if an observation is an image."""
     failures: Mapping[str, str] = field(default_factory=dict)

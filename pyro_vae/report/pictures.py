@@ -90,7 +90,7 @@ def _comparison(gallery: _Gallery, findings: Findings) -> None:
 
 
 def _belief(gallery: _Gallery, findings: Findings) -> None:
-    from pyro_vae.report import belief_plots, plots
+    from pyro_vae.report import belief_plots, plots, reference_plots
 
     section = "Can the posteriors be believed?"
     gallery.add(
@@ -116,6 +116,18 @@ def _belief(gallery: _Gallery, findings: Findings) -> None:
             belief_plots.plot_gaps(findings.by_guide("gaps")),
             "Where the guides lose",
             "log p(x) − ELBO, split at the best q of the family for each single observation; first seed.",
+        )
+    trees = findings.posteriors
+    if all("repair" in tree.children for tree in trees.values()):
+        gallery.add(
+            section,
+            "reference",
+            reference_plots.plot_reference(trees),
+            "Latents against a reference",
+            "Mean and 90% interval of each latent of a few held-out observations: as the guide has it "
+            "(colour), and as draws that passed their own diagnosis have it (black); first seed. The titles "
+            "say where those come from: resample, weighted draws of a proposal fitted to the observation; "
+            "local, the same from its mode; guide, the guide itself, which needed no repair.",
         )
     gallery.add(
         section,

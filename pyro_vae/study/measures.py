@@ -8,7 +8,7 @@ import torch
 
 from pyro_vae.data import DataSet
 from pyro_vae.models import traverse
-from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps
+from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps, repair
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.svi import EpochRecord, Fit
 
@@ -19,6 +19,8 @@ __all__ = ["ScaleHistory", "combine", "fit_gaps", "measure_fit", "posterior_tree
 
 SHOWN_OBSERVATIONS = 8
 """Held-out observations whose posterior draws are kept and drawn."""
+REFERENCED_OBSERVATIONS = 4
+"""Of those, the ones whose posterior is drawn again, by better means."""
 KEPT_DRAWS = 500
 SAMPLES = 8
 WALK = 3.0
@@ -70,12 +72,23 @@ def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
     """Draws for a few held-out observations, and what the model makes of draws and walks in latent space.
 
     Beside the groups of :func:`~pyro_vae.posterior.tree.from_pyro_svi`: ``prior_predictive``, data drawn from
-    the model; ``traversal``, means of x (latent, offset, feature) on walks from the origin along each axis.
+    the model; ``traversal``, means of x (latent, offset, feature) on walks from the origin along each axis;
+    ``repaired`` and ``repair``, draws and report of :func:`~pyro_vae.posterior.ladder.repair` for some of the
+    observations, by its fast steps.
     """
     import xarray as xr
 
     model: Any = fitted.model
     tree = from_pyro_svi(model, fitted.guide, held_out.x[:SHOWN_OBSERVATIONS], draws=KEPT_DRAWS, name=name)
+    better = repair(
+        model,
+        fitted.guide,
+        held_out.x[:REFERENCED_OBSERVATIONS],
+        draws=KEPT_DRAWS,
+        steps=("resample", "local"),
+    )
+    for ours, theirs in (("repaired", "posterior"), ("repair", "repair")):
+        tree[ours] = xr.DataTree(better[theirs].to_dataset())
     device = next(model.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -29,7 +29,7 @@ def test_in_a_browser(study: Study, tmp_path: Path) -> None:
     assert errors == []
     for view in (narrow, wide):
         assert view["scroll"] <= view["width"], "the page scrolls sideways"
-        assert len(view["images"]) == 13
+        assert len(view["images"]) == 14
         hidden = [alt for alt, visible in view["images"] if not visible]
         assert not hidden
         assert study.answer in view["words"]

@@ -7,6 +7,7 @@ from matplotlib.colors import to_hex
 
 from pyro_vae.report.belief_plots import plot_calibration, plot_gaps, plot_units
 from pyro_vae.report.latent_plots import plot_latents, plot_samples, plot_traversal
+from pyro_vae.report.reference_plots import MOST_LATENTS, plot_reference
 from pyro_vae.report.scale_plots import plot_scale_history, plot_scales
 from pyro_vae.report.style import guide_colors
 from tests.report.test_plots import assert_whole, texts
@@ -138,3 +139,47 @@ def test_one_latent_is_no_plane():
     flat = {name: given.isel(latent=[0]) for name, given in latents().items()}
     with pytest.raises(ValueError, match="'logvar' has one latent dimension; a plane needs two"):
         plot_latents(flat, {name: fit.isel(seed=0) for name, fit in units().items()})
+
+
+def repaired_trees(latents=3, steps=("resample", "guide"), believable=(True, True)):
+    def draws(observations):
+        values = RNG.normal(size=(1, 40, observations, latents)) * np.arange(1, latents + 1)
+        labels = {"observation": np.arange(5, 5 + observations)}
+        return xr.Dataset({"z": (("chain", "draw", "observation", "latent"), values)}, labels)
+
+    report = xr.Dataset(
+        {"step": ("observation", list(steps)), "believable": ("observation", list(believable))},
+        {"observation": [5, 6]},
+    )
+    groups = {"posterior": draws(4), "repaired": draws(2), "repair": report}
+    return {name: xr.DataTree.from_dict(groups) for name in GUIDES}
+
+
+def test_the_reference_stands_beside_the_guide():
+    given = repaired_trees()
+    figure = plot_reference(given)
+    assert_whole(figure)
+    assert [axes.get_title() for axes in figure.axes] == ["#5: resample", "#6: guide"] * 2
+    (guide, *_), (reference, *_) = figure.axes[1].containers
+    for line, group in ((guide, "posterior"), (reference, "repaired")):
+        draws = given["logvar"][group]["z"].sel(observation=6)
+        np.testing.assert_allclose(line.get_xdata(), draws.mean(("chain", "draw")))
+    assert reference.get_color() == "black"
+    assert to_hex(guide.get_color()) == guide_colors(GUIDES)["logvar"].lower()
+    interval = figure.axes[1].containers[1].lines[2][0].get_segments()
+    low, high = given["logvar"]["repaired"]["z"].sel(observation=6, latent=0).quantile([0.05, 0.95]).values
+    np.testing.assert_allclose(interval[0][:, 0], [low, high])
+
+
+def test_draws_that_are_not_believable_are_no_reference():
+    figure = plot_reference(repaired_trees(steps=("resample", "local"), believable=(True, False)))
+    assert [len(axes.containers) for axes in figure.axes] == [2, 1, 2, 1]
+    assert figure.axes[1].get_title() == "#6: none believable"
+
+
+def test_of_many_latents_the_surest_are_shown():
+    figure = plot_reference(repaired_trees(latents=MOST_LATENTS + 3))
+    assert_whole(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        f"z[{i}]" for i in range(MOST_LATENTS)
+    ]

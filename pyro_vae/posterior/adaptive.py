@@ -1,0 +1,211 @@
+"""Importance sampling whose proposal adapts itself to the posterior of each observation.
+
+The proposal is a multivariate Student-t on the reals. Its location and covariance are those of the draws so
+far under their importance weights, round after round (Cappé, Guillin, Marin and Robert, 2004, "Population
+Monte Carlo"; Paananen, Piironen, Bürkner and Vehtari, 2021, "Implicitly adaptive importance sampling"). Where
+the weights of a round are too unequal to tell a covariance, they are tempered: the proposal then moves part
+of the way (Koblents and Míguez, 2015, "A population Monte Carlo scheme with transformed weights").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+
+__all__ = ["Proposal", "adapt", "effective_draws", "matched", "round_draws"]
+
+Array = NDArray[np.float64]
+
+ROUNDS = 20
+"""At most. A few are enough unless the start is far off."""
+
+FEWEST_DRAWS, DRAWS_PER_COORDINATE = 500, 100
+"""Of a round: a covariance of 20 coordinates has 210 numbers."""
+
+TEMPERED_SHARE = 0.1
+"""Effective share of a round's draws behind the moments, at least: where it is less, weights are tempered."""
+
+SETTLED_SHARE = 0.4
+"""Effective share of a round's draws with which a proposal is good enough."""
+
+WIDE_SHARE, WIDE = 0.1, 2.0
+"""The defensive part of the proposal: how much of it is how much wider (Hesterberg, 1995, "Weighted average
+importance sampling and defensive mixture distributions")."""
+
+SMALLEST_FREEDOM = 5.0
+"""Degrees of freedom where coordinates are few. With many, tails as heavy would leave most draws far outside:
+so many degrees as coordinates keep the radius of the draws near that of a Normal."""
+
+JITTER = 1e-9
+"""Relative to the variances: a covariance of few draws may be singular."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """For each observation a multivariate Student-t, a tenth of it twice as wide.
+
+    Attributes
+    ----------
+    loc
+        (observations, size), float64.
+    tril
+        Cholesky factors of the scale matrices, (observations, size, size).
+    """
+
+    loc: Tensor
+    tril: Tensor
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom."""
+        return max(SMALLEST_FREEDOM, float(self.loc.shape[-1]))
+
+    def part(self, rows: Tensor) -> Proposal:
+        """Of some observations."""
+        return Proposal(self.loc[rows], self.tril[rows])
+
+    def replaced(self, rows: Tensor, other: Proposal) -> Proposal:
+        """With those of some observations."""
+        return Proposal(self.loc.index_copy(0, rows, other.loc), self.tril.index_copy(0, rows, other.tril))
+
+    def from_white(self, white: Tensor) -> Tensor:
+        """loc + tril · v, for v of shape (..., observations, size)."""
+        return self.loc + torch.einsum("nij,...nj->...ni", self.tril, white)
+
+    def to_white(self, free: Tensor) -> Tensor:
+        """The v of which :meth:`from_white` makes these coordinates (draws, observations, size)."""
+        apart = (free - self.loc).permute(1, 2, 0)
+        white: Tensor = torch.linalg.solve_triangular(self.tril, apart, upper=False)
+        return white.permute(2, 0, 1)
+
+    def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
+        """(draws, observations, size). Each observation has a generator of its own, so its draws do not
+        depend on which others are drawn for."""
+        noise = torch.as_tensor(np.stack([self._noise(draws, generator) for generator in generators], axis=1))
+        return self.from_white(noise)
+
+    def log_density(self, free: Tensor) -> Tensor:
+        """Of coordinates (draws, observations, size), in nats, (draws, observations)."""
+        size, freedom = self.loc.shape[-1], self.freedom
+        squares = self.to_white(free).square().sum(-1)
+        constant = (
+            math.lgamma((freedom + size) / 2)
+            - math.lgamma(freedom / 2)
+            - size / 2 * math.log(freedom * math.pi)
+            - self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        )
+
+        def student(scale: float) -> Tensor:
+            tail = torch.log1p(squares / (freedom * scale**2))
+            return constant - size * math.log(scale) - (freedom + size) / 2 * tail
+
+        narrow, wide = math.log(1 - WIDE_SHARE), math.log(WIDE_SHARE)
+        return torch.logaddexp(narrow + student(1.0), wide + student(WIDE))
+
+    def _noise(self, draws: int, generator: np.random.Generator) -> Array:
+        size = self.loc.shape[-1]
+        normal = generator.standard_normal((draws, size))
+        radius = np.sqrt(self.freedom / generator.chisquare(self.freedom, (draws, 1)))
+        return normal * radius * np.where(generator.random((draws, 1)) < WIDE_SHARE, WIDE, 1.0)
+
+
+def matched(free: Tensor, log_weight: Tensor, before: Proposal | None = None) -> Proposal:
+    """The proposal with the moments of weighted draws, (draws, observations, size), (draws, observations).
+
+    Weights are tempered where they are too unequal. Observations whose weights tell nothing keep the proposal
+    ``before`` or, without one, the moments of the draws without weights.
+    """
+    draws, _, size = free.shape
+    possible = torch.isfinite(free).all(-1)
+    usable = possible & torch.isfinite(log_weight)
+    told = usable.sum(0) > size + 1
+    tempered = _tempered(torch.where(usable, log_weight, -torch.inf), TEMPERED_SHARE * draws)
+    log_weight = torch.where(told, tempered, torch.where(possible, 0.0, -torch.inf))
+    weight, effective = log_weight.softmax(0), effective_draws(log_weight)
+    inside = torch.where(possible[..., None], free, 0.0)
+    loc = torch.einsum("sn,snj->nj", weight, inside)
+    apart = torch.where(possible[..., None], free - loc, 0.0)
+    covariance = torch.einsum("sn,sni,snj->nij", weight, apart, apart)
+    sane = torch.isfinite(covariance).all(-1).all(-1)  # one overflow must not stop the others
+    covariance = torch.where(sane[:, None, None], covariance, torch.eye(size).to(covariance))
+    found = Proposal(torch.where(sane[:, None], loc, 0.0), _cholesky(covariance, effective))
+    if before is None:
+        return found
+    told = told & sane
+    return Proposal(
+        torch.where(told[:, None], found.loc, before.loc),
+        torch.where(told[:, None, None], found.tril, before.tril),
+    )
+
+
+def adapt(
+    posterior: UnconstrainedPosterior, proposal: Proposal, generators: Sequence[np.random.Generator]
+) -> Proposal:
+    """Match the moments of draws from the proposal until these are worth enough, observation by observation.
+
+    The draws of these rounds choose the proposal, so they must not judge it: draw anew for a diagnosis.
+    """
+    draws = round_draws(posterior.size)
+    left = torch.arange(len(proposal.loc))
+    for _ in range(ROUNDS):
+        now = proposal.part(left)
+        free = now.draw(draws, [generators[i] for i in left.tolist()])
+        log_weight = posterior.part(left.numpy()).at(free).log_density - now.log_density(free)
+        proposal = proposal.replaced(left, matched(free, log_weight, now))
+        left = left[effective_draws(log_weight) < SETTLED_SHARE * draws]
+        if len(left) == 0:
+            break
+    return proposal
+
+
+def round_draws(size: int) -> int:
+    """How many draws of each observation a round takes with so many coordinates."""
+    return max(FEWEST_DRAWS, DRAWS_PER_COORDINATE * size)
+
+
+def effective_draws(log_weight: Tensor) -> Tensor:
+    """How many independent draws the weighted ones are worth: (Σw)² / Σw², for each column (draws, …).
+
+    >>> effective_draws(torch.tensor([[0.0], [0.0], [-torch.inf]]))
+    tensor([2.])
+    """
+    log_weight = torch.where(torch.isnan(log_weight), -torch.inf, log_weight)
+    effective = (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
+    return torch.nan_to_num(effective, nan=0.0)  # of weights that are all zero
+
+
+def _tempered(log_weight: Tensor, goal: float) -> Tensor:
+    """The weights to the largest power of at most 1 that leaves ``goal`` effective draws."""
+
+    def powered(power: Tensor) -> Tensor:
+        return torch.where(log_weight > -torch.inf, power * log_weight, -torch.inf)  # 0 · −∞ is not a number
+
+    low = torch.zeros_like(log_weight[0])
+    high = torch.ones_like(low)
+    enough = effective_draws(log_weight) >= goal
+    for _ in range(30):
+        middle = (low + high) / 2
+        good = effective_draws(powered(middle)) >= goal
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    return powered(torch.where(enough, 1.0, low))
+
+
+def _cholesky(covariance: Tensor, effective: Tensor) -> Tensor:
+    """Factors of covariances, their correlations shrunk as the effective draws are few."""
+    size = covariance.shape[-1]
+    shrinkage = (size / (size + effective))[:, None, None]
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
+    floor = JITTER * variances.amax(-1, keepdim=True) + torch.finfo(covariance.dtype).tiny
+    shrunk = (1 - shrinkage) * covariance + torch.diag_embed(
+        shrinkage[..., 0] * variances + JITTER * variances + floor
+    )
+    factors: Tensor = torch.linalg.cholesky(shrunk)
+    return factors
