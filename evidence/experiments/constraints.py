@@ -1,0 +1,120 @@
+"""5. Constrained baselines: σ itself as the parameter, against a map.
+
+The setting of experiment 2. The constraint σ ≥ 0.0001 lies below every truth, so that no optimum is at it and
+all that can go wrong goes wrong on the way. ``none``: nothing but the gradient. ``clamp``: max(σ, low).
+``projected``: after each step back to the nearest allowed σ. ``lagrange``: dual ascent on the multiplier of
+low − σ ≤ 0, at three rates, while the ELBO is taken at max(σ, low). ``abs``: \\|σ\\| + low.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from evidence.descent import Rule, descend, kl_from_truth
+from evidence.experiment import Effort, Job, Results, Row
+from evidence.experiments.truth import TRUTH
+from pyro_vae import scales
+from pyro_vae.report.style import WIDTH, bare, guide_colors
+
+SECONDS = 90.0
+LOW = 1e-4
+STEPS = {"tiny": 300, "quick": 4000, "full": 20_000}
+SEEDS = {"tiny": 2, "quick": 5, "full": 20}
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+DUAL_RATES = (1.0, 100.0, 10_000.0)
+CONSTRAINED = ("none", "clamp", "abs", "projected", *(f"lagrange {rate:g}" for rate in DUAL_RATES))
+
+
+@dataclass
+class Projected(Rule):
+    """Back to the constraint after each step."""
+
+    def project(self, raw: Tensor) -> Tensor:
+        return raw.clamp_min(LOW)
+
+
+@dataclass
+class Lagrange(Rule):
+    """λ (low − σ) in the loss, with λ ≥ 0 ascended by its own gradient."""
+
+    dual_rate: float = 1.0
+    multiplier: Tensor | None = None
+
+    def pull(self, raw: Tensor) -> Tensor:
+        before = torch.zeros_like(raw) if self.multiplier is None else self.multiplier
+        self.multiplier = (before + self.dual_rate * (LOW - raw)).clamp_min(0)
+        return -self.multiplier
+
+
+def rule(name: str) -> Rule:
+    """By name; the constrained ones all take σ = max(raw, low), and differ in what they do besides."""
+    if name == "none":
+        return Rule(scales.Clamp(low=1e-300))  # σ as it is; where it is not positive there is no gradient
+    if name == "projected":
+        return Projected(scales.Clamp(low=LOW))
+    if name.startswith("lagrange"):
+        return Lagrange(scales.Clamp(low=LOW), float(name.split()[1]))
+    if name in ("clamp", "abs"):
+        return Rule(scales.get(name, low=LOW))
+    return Rule(scales.get(name))
+
+
+def jobs(effort: Effort) -> list[Job]:
+    names = ("logvar", "logstd", "softplus", "softplus-var", "explinear", "stdplus", *CONSTRAINED)
+    return [partial(fit_scales, name, SEEDS[effort.name], STEPS[effort.name]) for name in names]
+
+
+def fit_scales(name: str, seeds: int, steps: int) -> list[Row]:
+    """All rates and seeds of one way; a row is a model of five latents, whose gaps add up."""
+    truth = torch.tensor(TRUTH, dtype=torch.float64).expand(len(RATES), seeds, -1)
+    lr = torch.tensor(RATES, dtype=torch.float64)[:, None, None]
+    path = descend(rule(name), truth, lr, steps, seed=0)
+    direct = name in CONSTRAINED and name != "abs"
+    dead = path.slopes == 0
+    gap = kl_from_truth(path, truth)
+    gap = gap.masked_fill(dead, torch.inf) if name == "none" else gap
+    return [
+        {"way": name, "lr": rate, "seed": seed, "gap": float(gap[i, seed].sum())}
+        | {"invalid_share": float(path.invalid[i, seed].mean()) if direct else 0.0}
+        | {"ever_invalid": int((path.invalid[i, seed] > 0).sum()) if direct else 0}
+        | {"dead": int(dead[i, seed].sum()), "latents": len(TRUTH)}
+        for i, rate in enumerate(RATES)
+        for seed in range(seeds)
+    ]
+
+
+def by_way(table: pd.DataFrame) -> pd.DataFrame:
+    """By way and rate: median gap, share of latents that were ever invalid, share that are dead at the
+    end."""
+    latents = table["latents"]
+    shares = table.assign(ever_invalid=table["ever_invalid"] / latents, dead=table["dead"] / latents)
+    groups = shares.groupby(["way", "lr"], sort=False)
+    return groups.agg(gap=("gap", "median"), ever_invalid=("ever_invalid", "mean"), dead=("dead", "mean"))
+
+
+def draw(results: Results) -> Figure:
+    table = results["constraints"]
+    summary = by_way(table).reset_index()
+    names = list(dict.fromkeys(summary["way"]))
+    maps = [name for name in names if name not in CONSTRAINED]
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, group, title in zip(
+        panels, (maps, [n for n in names if n in CONSTRAINED]), ("maps", "σ as the parameter"), strict=True
+    ):
+        colors = guide_colors(group)
+        for i, name in enumerate(group):
+            rows = summary[summary["way"] == name]
+            gap = rows["gap"].clip(1e-6, 1e9)
+            dash = ("-", "--", ":", "-.")[i % 4]
+            axes.plot(rows["lr"], gap, dash, marker="o", ms=3, color=colors[name], label=name)
+        axes.set(xscale="log", yscale="log", title=title)
+        axes.legend(frameon=False, fontsize=7)
+        bare(axes)
+    figure.supxlabel("learning rate", fontsize=10)
+    figure.supylabel("final gap to the exact ELBO  (nats)", fontsize=10)
+    return figure
