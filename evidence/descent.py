@@ -57,7 +57,14 @@ class Path:
 
 
 def descend(
-    rule: Rule, truth: Tensor, lr: Tensor, steps: int, seed: int, *, start: float = START, beta2: float = BETA2
+    rule: Rule,
+    truth: Tensor,
+    lr: Tensor,
+    steps: int,
+    seed: int,
+    *,
+    start: float = START,
+    beta2: float = BETA2,
 ) -> Path:
     """Minimize the negative ELBO of standard deviations ``truth`` from σ = ``start``, with rates ``lr`` that
     broadcast to them; ``beta2`` is how much of the mean squared gradient Adam keeps at each step."""

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evidence.plain import PlainNormal
 from pyro_vae import data
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
-
-from evidence.plain import PlainNormal
 
 __all__ = ["Digits", "load_digits", "make_pair"]
 

@@ -1,9 +1,9 @@
 """Runs the experiments in order, each within its time, and writes tables, figures and the page's tables.
 
-    python -m evidence.run                       # under 40 minutes on two cores, into evidence/
-    python -m evidence.run --quick               # 3 minutes, into runs/evidence/
-    python -m evidence.run --mnist FOLDER        # with MNIST's IDX files
-    python -m evidence.run --only truth precision
+python -m evidence.run                       # under 40 minutes on two cores, into evidence/
+python -m evidence.run --quick               # 3 minutes, into runs/evidence/
+python -m evidence.run --mnist FOLDER        # with MNIST's IDX files
+python -m evidence.run --only truth precision
 """
 
 import argparse
@@ -45,14 +45,21 @@ EXPERIMENTS: dict[str, Experiment] = {
     "published": published,
 }
 HERE = Path(__file__).parent
-QUICK = 0.07
-"""The quick form's share of the time."""
+WORKERS = 2
+"""Processes, of one thread each."""
+
+
+def seconds_for(experiment: Experiment, effort: Effort) -> float:
+    """How long an experiment may begin jobs; the quick form has three minutes for all."""
+    return max(12.0, experiment.SECONDS / 16) if effort.name == "quick" else experiment.SECONDS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="everything small, into runs/evidence/")
-    parser.add_argument("--mnist", type=Path, help="folder with MNIST's IDX files; without it that part is left out")
+    parser.add_argument(
+        "--mnist", type=Path, help="folder with MNIST's IDX files; without it that part is left out"
+    )
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME")
     parser.add_argument("--out", type=Path, help="folder for results/ and figures/")
     options = parser.parse_args(arguments)
@@ -60,10 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out or (Path("runs/evidence") if options.quick else HERE)
     if effort.mnist is None:
         print("MNIST is left out of experiments 6 and 8: give its IDX files, make evidence MNIST=FOLDER")
+    run_jobs([no_rows] * WORKERS, 60.0)  # so that no experiment waits for processes to import torch
     for name in options.only:
         run_experiment(name, effort, out)
     if out == HERE:
-        tables.write_page(out / "results")
+        tables.write_page()
         print(f"the tables of {tables.PAGE.name} are those of these results")
 
 
@@ -72,26 +80,31 @@ def run_experiment(name: str, effort: Effort, out: Path) -> None:
     experiment = EXPERIMENTS[name]
     started = time.time()
     jobs = experiment.jobs(effort)
-    if not jobs:
+    rows, left_out = run_jobs(jobs, seconds_for(experiment, effort))
+    if not rows:
         print(f"{name:12} left out")
         return
-    rows, left_out = run_jobs(jobs, experiment.SECONDS * (QUICK if effort.name == "quick" else 1))
     seconds = time.time() - started
     for folder in ("results", "figures"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(out / "results" / f"{name}.csv", index=False, float_format="%.6g")
-    figure = experiment.draw(read_results(out / "results"))
+    figure = experiment.draw(tables.read_results(out / "results"))
     figure.savefig(out / "figures" / f"{name}.png", dpi=110, metadata={"Software": None})
     note_run(out / "results" / "runs.json", name, effort, seconds, len(jobs), left_out)
     cut = f", {left_out} of {len(jobs)} jobs left out for lack of time" if left_out else ""
     print(f"{name:12} {seconds:6.0f} s, {len(table)} rows{cut}", flush=True)
 
 
-def run_jobs(jobs: Sequence[Job], seconds: float, workers: int = 2) -> tuple[list[Row], int]:
+def no_rows() -> list[Row]:
+    """A job that does nothing."""
+    return []
+
+
+def run_jobs(jobs: Sequence[Job], seconds: float) -> tuple[list[Row], int]:
     """The rows of all jobs, in two processes of one thread each, and how many jobs had no time to begin."""
     deadline = time.time() + seconds
-    parallel: Any = joblib.Parallel(n_jobs=workers, batch_size=1)
+    parallel: Any = joblib.Parallel(n_jobs=WORKERS, batch_size=1)
     parts = parallel(joblib.delayed(run_before)(deadline, job) for job in jobs)
     return [row for part in parts if part is not None for row in part], sum(part is None for part in parts)
 
@@ -102,11 +115,6 @@ def run_before(deadline: float, job: Job) -> Sequence[Row] | None:
         return None
     torch.set_num_threads(1)
     return job()
-
-
-def read_results(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a folder by the name of their experiment."""
-    return {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
 
 
 def note_run(path: Path, name: str, effort: Effort, seconds: float, jobs: int, left_out: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evidence.descent import Rule, descend, kl_from_truth
 from evidence.experiment import Effort, Job, Results, Row
-from evidence.experiments.truth import TRUTH
+from evidence.experiments.truth import STARTS, TRUTH
 from pyro_vae import scales
 from pyro_vae.report.style import WIDTH, bare, guide_colors
 
@@ -26,6 +26,7 @@ STEPS = {"tiny": 300, "quick": 4000, "full": 20_000}
 SEEDS = {"tiny": 2, "quick": 5, "full": 20}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DUAL_RATES = (1.0, 100.0, 10_000.0)
+MAPS = ("logvar", "logstd", "softplus", "softplus-var", "explinear")
 CONSTRAINED = ("none", "clamp", "abs", "projected", *(f"lagrange {rate:g}" for rate in DUAL_RATES))
 
 
@@ -64,21 +65,21 @@ def rule(name: str) -> Rule:
 
 
 def jobs(effort: Effort) -> list[Job]:
-    names = ("logvar", "logstd", "softplus", "softplus-var", "explinear", "stdplus", *CONSTRAINED)
-    return [partial(fit_scales, name, SEEDS[effort.name], STEPS[effort.name]) for name in names]
+    sizes = (SEEDS[effort.name], STEPS[effort.name])
+    return [partial(fit_scales, name, start, *sizes) for start in STARTS for name in (*MAPS, *CONSTRAINED)]
 
 
-def fit_scales(name: str, seeds: int, steps: int) -> list[Row]:
+def fit_scales(name: str, start: float, seeds: int, steps: int) -> list[Row]:
     """All rates and seeds of one way; a row is a model of five latents, whose gaps add up."""
     truth = torch.tensor(TRUTH, dtype=torch.float64).expand(len(RATES), seeds, -1)
     lr = torch.tensor(RATES, dtype=torch.float64)[:, None, None]
-    path = descend(rule(name), truth, lr, steps, seed=0)
+    path = descend(rule(name), truth, lr, steps, seed=0, start=start)
     direct = name in CONSTRAINED and name != "abs"
     dead = path.slopes == 0
     gap = kl_from_truth(path, truth)
     gap = gap.masked_fill(dead, torch.inf) if name == "none" else gap
     return [
-        {"way": name, "lr": rate, "seed": seed, "gap": float(gap[i, seed].sum())}
+        {"way": name, "start": start, "lr": rate, "seed": seed, "gap": float(gap[i, seed].sum())}
         | {"invalid_share": float(path.invalid[i, seed].mean()) if direct else 0.0}
         | {"ever_invalid": int((path.invalid[i, seed] > 0).sum()) if direct else 0}
         | {"dead": int(dead[i, seed].sum()), "latents": len(TRUTH)}
@@ -88,33 +89,31 @@ def fit_scales(name: str, seeds: int, steps: int) -> list[Row]:
 
 
 def by_way(table: pd.DataFrame) -> pd.DataFrame:
-    """By way and rate: median gap, share of latents that were ever invalid, share that are dead at the
+    """By way, start and rate: median gap, share of latents that were ever invalid, share that are dead at the
     end."""
     latents = table["latents"]
     shares = table.assign(ever_invalid=table["ever_invalid"] / latents, dead=table["dead"] / latents)
-    groups = shares.groupby(["way", "lr"], sort=False)
+    groups = shares.groupby(["way", "start", "lr"], sort=False)
     return groups.agg(gap=("gap", "median"), ever_invalid=("ever_invalid", "mean"), dead=("dead", "mean"))
 
 
 def draw(results: Results) -> Figure:
-    table = results["constraints"]
-    summary = by_way(table).reset_index()
-    names = list(dict.fromkeys(summary["way"]))
-    maps = [name for name in names if name not in CONSTRAINED]
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, group, title in zip(
-        panels, (maps, [n for n in names if n in CONSTRAINED]), ("maps", "σ as the parameter"), strict=True
-    ):
-        colors = guide_colors(group)
-        for i, name in enumerate(group):
-            rows = summary[summary["way"] == name]
-            gap = rows["gap"].clip(1e-6, 1e9)
-            dash = ("-", "--", ":", "-.")[i % 4]
-            axes.plot(rows["lr"], gap, dash, marker="o", ms=3, color=colors[name], label=name)
-        axes.set(xscale="log", yscale="log", title=title)
+    summary = by_way(results["constraints"]).reset_index()
+    figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
+    panels = figure.subplots(len(STARTS), 2, sharex=True, sharey=True)
+    dashes = ("-", "--", ":", "-.")
+    for row, start in enumerate(STARTS):
+        for axes, group, title in zip(
+            panels[row], (MAPS, CONSTRAINED), ("a map", "σ as the parameter"), strict=True
+        ):
+            for i, (name, color) in enumerate(guide_colors(group).items()):
+                rows = summary[(summary["way"] == name) & (summary["start"] == start)]
+                gap = rows["gap"].clip(1e-6, 1e6)
+                axes.plot(rows["lr"], gap, dashes[i % 4], marker="o", ms=3, color=color, label=name)
+            axes.set(xscale="log", yscale="log", title=f"{title}, from σ = {start:g}")
+            bare(axes)
+    for axes in panels[0]:
         axes.legend(frameon=False, fontsize=7)
-        bare(axes)
     figure.supxlabel("learning rate", fontsize=10)
-    figure.supylabel("final gap to the exact ELBO  (nats)", fontsize=10)
+    figure.supylabel("final gap to the exact ELBO of five latents  (nats)", fontsize=10)
     return figure

@@ -1,8 +1,8 @@
 """4. Precision: how wrong are log q, the ELBO and its gradient in float32 and under bfloat16 autocast?
 
 One latent with mean of order 1, σ anywhere in a decade, prior N(0, 1) and an observed coin with log odds z.
-The heads' outputs, the draw and the densities are computed in low precision, by the library and by torch's own
-Normal, and then with the same noise in float64: the difference is the error of one draw.
+The heads' outputs, the draw and the densities are computed in low precision, by the library and by torch's
+own Normal, and then with the same noise in float64: the difference is the error of one draw.
 """
 
 from functools import partial
@@ -99,7 +99,11 @@ def summary(low: Tensor, exact: Tensor) -> Row:
     finite = error.isfinite()
     kept = error[finite] if finite.any() else torch.full((2,), torch.nan, dtype=error.dtype)
     size = exact.square().mean().sqrt()
-    return {"bias": float(kept.mean()), "sd": float(kept.std()), "rms": float(kept.square().mean().sqrt())} | {
+    return {
+        "bias": float(kept.mean()),
+        "sd": float(kept.std()),
+        "rms": float(kept.square().mean().sqrt()),
+    } | {
         "nonfinite": float((~finite).double().mean()),
         "exact_rms": float(size),
     }
@@ -120,7 +124,9 @@ def draw(results: Results) -> Figure:
                 dash = "-" if arithmetic == ARITHMETICS[0] else "--"
                 axes.plot(10.0 ** rows["decade"], shown, dash, color=colors[str(name)], lw=1.1)
                 lost = rows[rows["nonfinite"] > 0.01]
-                axes.plot(10.0 ** lost["decade"], np.full(len(lost), 30.0), "x", color=colors[str(name)], ms=4)
+                axes.plot(
+                    10.0 ** lost["decade"], np.full(len(lost), 30.0), "x", color=colors[str(name)], ms=4
+                )
             axes.set(xscale="log", yscale="log", title=precision if row == 0 else "")
             bare(axes)
     panels[0, 0].set_ylabel("log q: rms error of a draw\n(nats; × not finite)")

@@ -1,9 +1,10 @@
 """6. Real data: does the map change the held-out evidence, and the two gaps of inference?
 
-Each map fits a VAE of its own, from the same weights, batches and noise; differences to log variance are paired
-over seeds. Digits (Binomial) and breast cancer (Normal) stop early on a validation part, because their encoders
-overfit; MNIST (dynamic binarization) takes a fixed number of steps. Evidence is estimated with the best q of each
-held-out observation, not with the encoder's, whose k̂ is bad nearly everywhere: both k̂ stand beside it.
+Each map fits a VAE of its own, from the same weights, batches and noise; differences to log variance are
+paired over seeds. Digits (Binomial) and breast cancer (Normal) stop early on a validation part, because their
+encoders overfit; MNIST (dynamic binarization) takes a fixed number of steps. Evidence is estimated with the
+best q of each held-out observation, not with the encoder's, whose k̂ is bad nearly everywhere: both k̂ stand
+beside it.
 """
 
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def fit_and_measure(name: str, scale: str, seed: int, effort: Effort) -> list[Ro
             options |= {"validation": validation.x, "patience": protocol.patience, "batch_size": BATCH}
         fitted = pyro_vae.fit(model, guide, data, progress=False, **options)
         x, tiny = held_out.x[: protocol.examined], effort.name == "tiny"
-        sizes = {"steps": 8, "particles": 2} if tiny else {"steps": 200, "particles": 8}
+        sizes: dict[str, Any] = {"steps": 8, "particles": 2} if tiny else {"steps": 200, "particles": 8}
         found = pyro_vae.inference_gaps(model, guide, x, draws=100 if tiny else DRAWS, seed=seed, **sizes)
     threshold = found.attrs["khat_threshold"]
     return [
@@ -154,7 +155,11 @@ def draw(results: Results) -> Figure:
         mean = part.groupby("map", sort=False)[["approximation", "amortization"]].mean()
         right.barh(mean.index, mean["approximation"], color="#9fb8cc", label="approximation gap")
         right.barh(
-            mean.index, mean["amortization"], left=mean["approximation"], color="#d9a066", label="amortization gap"
+            mean.index,
+            mean["amortization"],
+            left=mean["approximation"],
+            color="#d9a066",
+            label="amortization gap",
         )
         right.invert_yaxis()
         for axes in (left, right):

@@ -5,7 +5,9 @@ Short fits of the digits' VAE, every map under every rate; the same with torch's
 evidence is below that of the best model without latents.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,8 @@ from evidence.digits import load_digits, make_pair
 from evidence.experiment import Effort, Job, Results, Row, float32
 from evidence.plain import PLAIN
 from pyro_vae import scales
+from pyro_vae.guides import AmortizedNormal
+from pyro_vae.models import VAE
 from pyro_vae.report.style import WIDTH, bare, guide_colors
 from pyro_vae.svi import Fit, NonFiniteError
 
@@ -54,7 +58,7 @@ def fit_seeds(name: str, arithmetic: str, lr: float, seeds: int, steps: int) -> 
         return [about | {"seed": seed} | _measured(fitted) for seed, fitted in enumerate(fits)]
 
 
-def _fit_alone(make: partial[tuple[pyro_vae.models.VAE, object]], seed: int, options: Row) -> Fit | None:
+def _fit_alone(make: Callable[[], tuple[VAE, AmortizedNormal]], seed: int, options: Row) -> Fit | None:
     """A fit, or None where it was stopped."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -92,27 +96,39 @@ def draw(results: Results) -> Figure:
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     colors = guide_colors(scales.names()[:6])
+    others = {"bounded": "-", "softclip": "--", "clamp": ":", "abs": "-."}
     for column, (arithmetic, group) in enumerate(table.groupby("arithmetic", sort=False)):
-        top, bottom = panels[0, column], panels[1, column]
-        for name, rows in group.groupby("map", sort=False):
-            style = {"color": colors.get(str(name), "#999999"), "label": str(name), "ms": 3, "lw": 1.1}
-            style["ls"] = "-" if name in colors else {"bounded": "-", "softclip": "--", "clamp": ":"}.get(
-                str(name), "-."
-            )
+        top, bottom = panels[:, column]
+        for name in (*others, *colors):
+            rows = group[group["map"] == name]
+            look: dict[str, Any] = {
+                "color": colors.get(name, "#999999"),
+                "ls": others.get(name, "-"),
+                "ms": 3,
+            }
             by_rate = rows.groupby("lr")
             middle = by_rate["evidence"].median()
-            top.plot(middle.index, middle.clip(lower=-260), marker="o", **style)
+            top.plot(middle.index, middle.clip(lower=-260), marker="o", lw=1.1, label=name, **look)
             share = by_rate["failed"].mean()
-            bottom.plot(share.index, share, marker="o", **style)
+            bottom.plot(share.index, share, marker="o", lw=1.1, **look)
         top.axhline(table["baseline"].iloc[0], color="#999999", lw=0.7)
-        top.set(title=f"{arithmetic}", xscale="log")
+        top.set(title=arithmetic, xscale="log")
         for axes in (top, bottom):
             bare(axes)
-    panels[0, 0].text(1e-4, table["baseline"].iloc[0] - 3, "no latents", fontsize=7, color="#666666", va="top")
+    panels[0, 0].text(
+        table["lr"].min(),
+        table["baseline"].iloc[0] + 2,
+        "no latents",
+        fontsize=7,
+        color="#666666",
+        va="bottom",
+    )
     panels[0, 0].set_ylabel("median held-out evidence\n(nats per image)")
     panels[1, 0].set_ylabel("share of failed fits")
     figure.supxlabel("learning rate", fontsize=10)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncol=5, frameon=False)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncol=5, frameon=False
+    )
     return figure
 
 

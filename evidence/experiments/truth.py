@@ -16,7 +16,7 @@ from evidence.experiment import Effort, Job, Results, Row
 from pyro_vae import scales
 from pyro_vae.report.style import WIDTH, bare
 
-SECONDS = 180.0
+SECONDS = 210.0
 STEPS = {"tiny": 300, "quick": 4000, "full": 50_000}
 SEEDS = {"tiny": 2, "quick": 3, "full": 10}
 TRUTH = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
