@@ -13,6 +13,7 @@ element by element; so tensors of targets, seeds and learning rates run at once.
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,23 +69,24 @@ def descend(
 ) -> Path:
     """Minimize the negative ELBO of standard deviations ``truth`` from σ = ``start``, with rates ``lr`` that
     broadcast to them; ``beta2`` is how much of the mean squared gradient Adam keeps at each step."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     shape = torch.broadcast_shapes(truth.shape, lr.shape)
     raw = rule.scale_map.inv(torch.full(shape, start, dtype=torch.float64))
     first, second, invalid = (torch.zeros_like(raw) for _ in range(3))
     path = torch.empty(steps, *shape, dtype=torch.float64)
+    log_scale, target = rule.scale_map.log_scale(raw), truth.log()
     for step in range(1, steps + 1):
         # the mean of ε² over a batch is a gamma variable: BATCH numbers for the price of one
-        energy = torch._standard_gamma(torch.full_like(raw, BATCH / 2), generator) / (BATCH / 2)
-        ratio = (rule.scale_map.log_scale(raw) - truth.log()).exp()
-        gradient = rule.scale_map.slope(raw) * (ratio.square() * energy - 1) + rule.pull(raw)
+        energy = torch.from_numpy(generator.standard_gamma(BATCH / 2, shape)) / (BATCH / 2)
+        ratio = (2 * (log_scale - target)).exp()
+        gradient = rule.scale_map.slope(raw) * (ratio * energy - 1) + rule.pull(raw)
         first.lerp_(gradient, 1 - BETA1)
         second.lerp_(gradient.square(), 1 - beta2)
         size = (second / (1 - beta2**step)).sqrt() + EPSILON
         proposed = raw - lr * (first / (1 - BETA1**step)) / size
         invalid += proposed <= 0
         raw = rule.project(proposed)
-        path[step - 1] = rule.scale_map.log_scale(raw)
+        path[step - 1] = log_scale = rule.scale_map.log_scale(raw)
     return Path(path, raw, invalid / steps, rule.scale_map.slope(raw))
 
 

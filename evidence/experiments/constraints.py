@@ -22,7 +22,7 @@ from pyro_vae.report.style import WIDTH, bare, guide_colors
 
 SECONDS = 90.0
 LOW = 1e-4
-STEPS = {"tiny": 300, "quick": 4000, "full": 20_000}
+STEPS = {"tiny": 300, "quick": 2500, "full": 20_000}
 SEEDS = {"tiny": 2, "quick": 5, "full": 20}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 DUAL_RATES = (1.0, 100.0, 10_000.0)
@@ -93,7 +93,7 @@ def by_way(table: pd.DataFrame) -> pd.DataFrame:
     end."""
     latents = table["latents"]
     shares = table.assign(ever_invalid=table["ever_invalid"] / latents, dead=table["dead"] / latents)
-    groups = shares.groupby(["way", "start", "lr"], sort=False)
+    groups = shares.groupby(["way", "start", "lr"])
     return groups.agg(gap=("gap", "median"), ever_invalid=("ever_invalid", "mean"), dead=("dead", "mean"))
 
 

@@ -19,7 +19,7 @@ from pyro_vae.report.style import COLORS, WIDTH, bare
 from pyro_vae.svi import EpochRecord
 
 SECONDS = 90.0
-EPOCHS = {"tiny": 2, "quick": 20, "full": 150}
+EPOCHS = {"tiny": 2, "quick": 10, "full": 150}
 SEEDS = {"tiny": 1, "quick": 2, "full": 5}
 WATCHED = 100
 """Held-out images whose log σ is compared."""
@@ -122,7 +122,7 @@ def draw(results: Results) -> Figure:
     left.set_ylabel("rms difference of log σ  (nats)")
     left.set_yticks([1e-18, 1e-12, 1e-6, 1e-2, 1], ["0", "$10^{-12}$", "$10^{-6}$", "$10^{-2}$", "1"])
     right.axhline(0, color="#999999", lw=0.6)
-    right.set(xscale="log", xlabel="step of Adam", ylabel="held-out loss, logstd − logvar  (nats)")
+    right.set(xscale="log", xlabel="step of Adam", ylabel="held-out loss, logstd − logvar\n(nats per image)")
     for axes in (left, right):
         bare(axes)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncol=3, frameon=False)

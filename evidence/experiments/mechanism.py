@@ -27,8 +27,8 @@ from pyro_vae.report.style import COLORS, WIDTH, bare, guide_colors
 from pyro_vae.svi import EpochRecord
 
 SECONDS = 120.0
-EPOCHS = {"tiny": 1, "quick": 10, "full": 60}
-STEPS = {"tiny": 300, "quick": 4000, "full": 30_000}
+EPOCHS = {"tiny": 1, "quick": 4, "full": 60}
+STEPS = {"tiny": 300, "quick": 2500, "full": 30_000}
 MAPS = ("logvar", "logstd", "softplus", "softplus-var", "explinear", "stdplus")
 WATCHED, DRAWS = 64, 64
 MEMORIES = (0.9, 0.99, 0.999)
