@@ -100,7 +100,8 @@ def arrival(path: Path, truth: Tensor, *, window: int = 100, within: float = 0.0
     return torch.where(there.any(0), steps, math.nan)
 
 
-def kl_from_truth(path: Path, truth: Tensor, *, window: int = 100) -> Tensor:
-    """KL(q ‖ posterior) in nats, averaged over the last steps: what the ELBO lacks of the evidence."""
-    ratio = path.log_scale[-window:] - truth.log()
+def kl_from_truth(path: Path, truth: Tensor, *, step: int | None = None, window: int = 100) -> Tensor:
+    """KL(q ‖ posterior) in nats, averaged over the steps before ``step`` or the end: what the ELBO lacks of
+    the evidence."""
+    ratio = path.log_scale[:step][-window:] - truth.log()
     return (0.5 * (2 * ratio).expm1() - ratio).mean(0)

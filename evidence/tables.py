@@ -19,6 +19,7 @@ __all__ = ["PAGE", "TABLES", "read_results", "with_tables", "write_page"]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "why_log_variance.md"
+EARLY_RATE = 1e-2
 BLOCK = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -175,6 +176,7 @@ def constraints_table(results: Results) -> str:
     parts = []
     for start in truth.STARTS:
         header = [f"from σ = {start:g}", *(f"rate {rate:g}" for rate in constraints.RATES)]
+        header += [f"after {constraints.EARLY:,} steps, rate {EARLY_RATE:g}"]
         rows = []
         for name in (*constraints.MAPS, *constraints.CONSTRAINED):
             if (name, start) not in summary.index:
@@ -185,7 +187,7 @@ def constraints_table(results: Results) -> str:
                 invalid = f", {_share(line['ever_invalid'])} σ ≤ 0" if line["ever_invalid"] > 0 else ""
                 dead = f", {_share(line['dead'])} dead" if line["dead"] > 0 else ""
                 cells.append(_small(line["gap"]) + invalid + dead)
-            rows.append([f"`{name}`", *cells])
+            rows.append([f"`{name}`", *cells, _small(summary.loc[name, start, EARLY_RATE]["early_gap"])])
         parts.append(_markdown(header, rows))
     return "\n".join(parts)
 

@@ -6,6 +6,7 @@ all that can go wrong goes wrong on the way. ``none``: nothing but the gradient.
 low − σ ≤ 0, at three rates, while the ELBO is taken at max(σ, low). ``abs``: \\|σ\\| + low.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +23,8 @@ from pyro_vae.report.style import WIDTH, bare, guide_colors
 
 SECONDS = 90.0
 LOW = 1e-4
+EARLY = 2000
+"""Steps after which the gap is noted the first time."""
 STEPS = {"tiny": 300, "quick": 2500, "full": 20_000}
 SEEDS = {"tiny": 2, "quick": 5, "full": 20}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -76,10 +79,13 @@ def fit_scales(name: str, start: float, seeds: int, steps: int) -> list[Row]:
     path = descend(rule(name), truth, lr, steps, seed=0, start=start)
     direct = name in CONSTRAINED and name != "abs"
     dead = path.slopes == 0
-    gap = kl_from_truth(path, truth)
-    gap = gap.masked_fill(dead, torch.inf) if name == "none" else gap
+    gap, early = kl_from_truth(path, truth), kl_from_truth(path, truth, step=EARLY)
+    if name == "none":  # nothing can be drawn with σ ≤ 0
+        gap = gap.masked_fill(dead, torch.inf)
+        early = early.masked_fill(path.log_scale[:EARLY][-1] < math.log(LOW) - 100, torch.inf)
     return [
         {"way": name, "start": start, "lr": rate, "seed": seed, "gap": float(gap[i, seed].sum())}
+        | {"early_gap": float(early[i, seed].sum())}
         | {"invalid_share": float(path.invalid[i, seed].mean()) if direct else 0.0}
         | {"ever_invalid": int((path.invalid[i, seed] > 0).sum()) if direct else 0}
         | {"dead": int(dead[i, seed].sum()), "latents": len(TRUTH)}
@@ -94,7 +100,12 @@ def by_way(table: pd.DataFrame) -> pd.DataFrame:
     latents = table["latents"]
     shares = table.assign(ever_invalid=table["ever_invalid"] / latents, dead=table["dead"] / latents)
     groups = shares.groupby(["way", "start", "lr"])
-    return groups.agg(gap=("gap", "median"), ever_invalid=("ever_invalid", "mean"), dead=("dead", "mean"))
+    return groups.agg(
+        gap=("gap", "median"),
+        early_gap=("early_gap", "median"),
+        ever_invalid=("ever_invalid", "mean"),
+        dead=("dead", "mean"),
+    )
 
 
 def draw(results: Results) -> Figure:
