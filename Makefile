@@ -11,7 +11,7 @@ export XDG_CACHE_HOME := $(CURDIR)/.cache
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help compare test check arviz slow bench docs clean
+.PHONY: help compare test check arviz slow bench evidence docs clean
 
 help:  ## the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench: $(STAMP)  ## step time, sweep and start against peers, as ratios (NumPyro
 	$(RUN)python benchmarks/step_time.py 784 400 20
 	$(RUN)python benchmarks/sweep_time.py
 	$(RUN)python benchmarks/start_time.py
+
+evidence: $(STAMP)  ## does the parameterization matter? 40 minutes into evidence/; QUICK=1: 3, into runs/evidence/; MNIST=FOLDER
+	$(RUN)python -m evidence.run $(if $(QUICK),--quick) $(if $(MNIST),--mnist '$(MNIST)')
 
 $(DOCS_STAMP): $(STAMP)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -1,0 +1,1 @@
+"""The experiments, one question each; :mod:`evidence.run` runs them in order."""
