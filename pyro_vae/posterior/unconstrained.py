@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_vae.posterior.drawing import CHUNK, Pair, PairError, sample_sites
+from pyro_vae.svi.batches import Rows
 
 __all__ = ["Points", "UnconstrainedPosterior"]
 
@@ -119,7 +120,7 @@ class UnconstrainedPosterior:
         """One run of the model with these latents."""
         count = len(next(iter(given.values())))
         placement = _Placement(self.pair, count, self.rows, self._spread(given), real=real)
-        return placement, self.pair.run_model(self.pair.args, count, placement=placement)
+        return placement, self.pair.run_model(self.pair.tensors, count, placement=placement)
 
     def _spread(self, given: Draws) -> Draws:
         """To the model's device and dtype and, if all observations go through together, to all of them."""
@@ -187,7 +188,7 @@ class _Placement(Messenger):
         return front.reshape(self.count, rows, -1)
 
 
-def _chosen(args: tuple[Tensor, ...], rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+def _chosen(args: tuple[Rows, ...], rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
     return tuple(arg[torch.as_tensor(rows)] for arg in args)
 
 
