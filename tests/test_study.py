@@ -307,6 +307,12 @@ def test_plot_is_a_figure(study: Study) -> None:
     assert "nats per observation" in study.plot().axes[0].get_xlabel()
 
 
+def test_a_notebook_shows_answer_and_table(study: Study) -> None:
+    shown = study._repr_html_()
+    assert study.answer in shown
+    assert all(f"<th>{guide}</th>" in shown for guide in study.comparison.index)
+
+
 class TestConfigFile:
     def test_toml_may_name_everything(self, tmp_path: Path) -> None:
         path = tmp_path / "study.toml"

@@ -94,6 +94,9 @@ class AutoNormal(autoguide.AutoNormal):
             model, init_loc_fn=init_loc_fn, init_scale=float(init_scale), create_plates=create_plates
         )
 
+    def extra_repr(self) -> str:
+        return f"scale={self.scale_map!r}, init_scale={self._init_scale:g}"
+
     def _log_scale(self, name: str) -> Tensor:
         """log σ of a latent, of the rows that the enclosing plates chose."""
         attrgetter(name)(self.scales)  # the pyro.param statement, which also fetches from the param store
@@ -133,12 +136,27 @@ class _ScaledContinuous(autoguide.AutoContinuous):
 
     scale_constraint: Any
 
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init_loc_fn: Init = init_to_median,
+        init_scale: float = 0.1,
+        *,
+        scale: str | scales.ScaleMap = "softplus",
+    ) -> None:
+        require_model(model)
+        self._use_map(scale, init_scale)
+        super().__init__(model, init_loc_fn, float(init_scale))  # type: ignore[call-arg,no-untyped-call]
+
     def _use_map(self, scale: str | scales.ScaleMap, init_scale: float) -> None:
         """Read σ by this map; it starts at ``init_scale``."""
         scale_map = scales.get(scale)
         self._slope = initial_slope(scale_map, init_scale)
         self.scale_map = scale_map
         self.scale_constraint = scale_map.constraint
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale_map!r}, init_scale={self._init_scale:g}"
 
     def _log_scale(self) -> Tensor:
         self.scale  # noqa: B018  # the pyro.param statement, which also fetches from the param store
@@ -184,18 +202,6 @@ class AutoDiagonalNormal(_ScaledContinuous, autoguide.AutoDiagonalNormal):
     tensor([0.5000, 0.5000], grad_fn=<SqrtBackward0>)
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        init_loc_fn: Init = init_to_median,
-        init_scale: float = 0.1,
-        *,
-        scale: str | scales.ScaleMap = "softplus",
-    ) -> None:
-        require_model(model)
-        self._use_map(scale, init_scale)
-        super().__init__(model, init_loc_fn, float(init_scale))  # type: ignore[no-untyped-call]
-
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:  # noqa: ARG002
         base: TorchDistribution = LogScaleNormal(self.loc, self._log_scale())
         posterior: TorchDistribution = base.to_event(1)
@@ -231,18 +237,6 @@ class AutoMultivariateNormal(_ScaledContinuous, autoguide.AutoMultivariateNormal
     tensor([[0.2500, 0.0000],
             [0.0000, 0.2500]], grad_fn=<ExpandBackward0>)
     """
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        init_loc_fn: Init = init_to_median,
-        init_scale: float = 0.1,
-        *,
-        scale: str | scales.ScaleMap = "softplus",
-    ) -> None:
-        require_model(model)
-        self._use_map(scale, init_scale)
-        super().__init__(model, init_loc_fn, float(init_scale))  # type: ignore[no-untyped-call]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:  # noqa: ARG002
         unit_tril: Any = self.scale_tril
@@ -294,4 +288,6 @@ class AutoLowRankMultivariateNormal(_ScaledContinuous, autoguide.AutoLowRankMult
             positive_integer("rank", rank)
         raw_value(scales.get(scale), init_scale)  # a refusal names the argument
         self._use_map(scale, 0.5**0.5 * init_scale)  # as Pyro splits it between diagonal and factor
-        super().__init__(model, init_loc_fn, float(init_scale), rank)  # type: ignore[no-untyped-call]
+        autoguide.AutoLowRankMultivariateNormal.__init__(
+            self, model, init_loc_fn, float(init_scale), rank
+        )

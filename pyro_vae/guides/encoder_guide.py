@@ -14,7 +14,13 @@ from pyro_vae.guides import scales
 from pyro_vae.guides.arguments import require_model
 from pyro_vae.guides.heads import ScaleHead, raw_value
 from pyro_vae.guides.precision import at_least_float32
-from pyro_vae.guides.sites import LocalSite, ObservationPlate, call_signature, find_local_sites
+from pyro_vae.guides.sites import (
+    LocalSite,
+    ObservationPlate,
+    call_signature,
+    find_local_sites,
+    plain_shape,
+)
 
 __all__ = ["EncoderGuide"]
 
@@ -92,6 +98,12 @@ class EncoderGuide(AutoGuide):
         """Free coordinates per observation, over all latents (0 before the first call)."""
         return sum(site.size for site in self.sites)
 
+    def extra_repr(self) -> str:
+        """Part of ``repr``; after the first call with the latents that were found."""
+        sizes = {site.name: site.size for site in self.sites}
+        found = f", latents={sizes}" if sizes else ""
+        return f"scale={self.scale_map!r}, init_scale={self.init_scale:g}{found}"
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every local latent: the guide program. Takes what the model takes."""
         return self.sample_sites(self.local_parameters(*args, **kwargs), *args, **kwargs)
@@ -125,7 +137,7 @@ class EncoderGuide(AutoGuide):
         dict
             Name of the latent to its draw, (…, batch, event).
         """
-        rows = parameters["loc"].shape[0]
+        (rows,) = plain_shape(parameters["loc"].shape[:1])
         plate = self._open_plate(rows, args, kwargs)
         with plate:
             if rows != plate.subsample_size:

@@ -90,6 +90,10 @@ class HierarchicalVAE(PyroModule):
             observed: Tensor = pyro.sample("x", self.decode(z1), obs=x)
         return observed
 
+    def extra_repr(self) -> str:
+        """Part of ``repr``."""
+        return f"latent_dims={self.latent_dims}, likelihood={self.likelihood!r}"
+
     @property
     def likelihood(self) -> Likelihood:
         """What turns the decoder's output into p(x|z)."""

@@ -79,6 +79,11 @@ class PPCA(PyroModule):
         """Size of z."""
         return self.weight.shape[1]
 
+    def extra_repr(self) -> str:
+        """Part of ``repr``."""
+        observed = len(self.loc)
+        return f"{observed} observed, {self.latent_dim} latent, noise_scale={float(self.noise_scale):.4g}"
+
     @classmethod
     def fit_exact(cls, x: Tensor, latent_dim: int, *, ddof: int = 1) -> Self:
         """The maximum-likelihood model of data, in closed form.

@@ -86,6 +86,10 @@ class VAE(PyroModule):
             observed: Tensor = pyro.sample("x", self.decode(z), obs=x)
         return observed
 
+    def extra_repr(self) -> str:
+        """Part of ``repr``."""
+        return f"latent_dim={self.latent_dim}, likelihood={self.likelihood!r}"
+
     @property
     def likelihood(self) -> Likelihood:
         """What turns the decoder's output into p(x|z)."""

@@ -1,5 +1,6 @@
 """What a study found."""
 
+import html
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,10 @@ class Study:
         if self.comparison is None:
             return plots.plot_training(self.findings.histories)
         return plots.plot_evidence(self.findings.by_guide("diagnostics"))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer above the table."""
+        return f"<p>{html.escape(self.answer)}</p>{self.summary().to_html()}"
 
     def __repr__(self) -> str:
         guides = ", ".join(map(str, self.diagnostics["guide"].values))

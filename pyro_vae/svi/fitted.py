@@ -1,5 +1,6 @@
 """What a fit returns."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from pyro.params.param_store import StateDict
 
 from pyro_vae.svi import checkpoint
 from pyro_vae.svi.arguments import check_programs
-from pyro_vae.svi.isolation import empty_store
+from pyro_vae.svi.display import epoch_losses, html_table, loss_figure
+from pyro_vae.svi.isolation import empty_store, owner
 from pyro_vae.svi.objective import Program
 from pyro_vae.svi.parameters import bound, in_store, named_tensors
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
 __all__ = ["Fit"]
 
@@ -48,6 +51,33 @@ class Fit:
             f"Fit({steps} steps, last loss {last:.4g} nats per observation, seed={self.seed}, "
             f"device={self.device!r}, engine={self.engine!r}, {self.steps_per_second:.0f} steps/s)"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        last = self.history.isel(epoch=-1)
+        rows = {
+            "steps": f"{self.history.sizes['step']} in {self.history.sizes['epoch']} epochs",
+            "loss of the last epoch": f"{epoch_losses(self.history)[-1]:.4g} nats per observation",
+            "KL": f"{float(last['kl']):.4g} nats per observation",
+            "held-out loss": f"{float(last['validation']):.4g} nats per observation",
+            "steps skipped, not finite": int(self.history["nonfinite"].sum()),
+            "seed": self.seed,
+            "device": self.device,
+            "engine": f"{self.engine}, {self.steps_per_second:.0f} steps per second",
+        }
+        if math.isnan(last["validation"]):
+            del rows["held-out loss"]
+        return html_table(_names(self.model, self.guide), rows)
+
+    def plot(self) -> "Figure":
+        """The training as a matplotlib figure: the loss of every step and every epoch, and the held-out loss
+        where there was validation, in nats per observation.
+
+        Examples
+        --------
+        ``fit.plot().savefig("loss.png")``
+        """
+        return loss_figure(self.history, _names(self.model, self.guide))
 
     @contextmanager
     def parameters(self) -> Iterator[None]:
@@ -114,3 +144,14 @@ def _folder(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path is {path!r}; give the path of a folder")
     return Path(path)
+
+
+def _names(model: Program, guide: Program) -> str:
+    """AmortizedNormal for VAE: modules by their classes, functions by their own names."""
+    guide_name, model_name = (
+        getattr(program, "__name__", type(program).__name__)
+        if (module := owner(program)) is None
+        else type(module).__name__
+        for program in (guide, model)
+    )
+    return f"{guide_name} for {model_name}"

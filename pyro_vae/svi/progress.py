@@ -14,6 +14,8 @@ Show = Callable[[int, str], None]
 """``show(done, note)``: so many units are done; the note says how it stands."""
 
 SECONDS_BETWEEN_LINES = 5.0
+NARROW = 10
+"""Width of the bar: the rate, the time left and the note fit beside it in 80 columns."""
 
 
 @contextmanager
@@ -32,12 +34,28 @@ def progress_bar(total: int, description: str, *, enabled: bool = True) -> Itera
 @contextmanager
 def _bar(total: int, description: str) -> Iterator[Show]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Units per second, over the last seconds."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g}/s", style="progress.data.speed")
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(NARROW),
         MofNCompleteColumn(),
+        Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )

@@ -128,11 +128,14 @@ class IWAE(Renyi):
     Examples
     --------
     >>> IWAE(8)
-    IWAE(alpha=0.0, num_particles=8)
+    IWAE(num_particles=8)
     """
 
     def __init__(self, num_particles: int) -> None:
         super().__init__(0.0, num_particles)
+
+    def __repr__(self) -> str:
+        return f"IWAE(num_particles={self.num_particles})"
 
 
 class _Particle(NamedTuple):
