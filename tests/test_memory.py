@@ -90,14 +90,14 @@ def large(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_million_rows_of_a_file_are_never_in_memory(large: Path) -> None:
-    """Fitting takes the permutation of the rows (8 MiB) and chunks (16 MiB); diagnosing also its results,
-    seven numbers for each row (53 MiB) and a copy of them. The file itself is read, not kept."""
+    """Fitting takes the permutation of the rows (8 MiB) and batches; diagnosing what ``chunk`` rows need in
+    the networks, and its results, seven numbers for each row (53 MiB) and a copy of them."""
     code = """
 x = np.load(sys.argv[1], mmap_mode="r")
 with Peak() as fitting:
     steps = fit(x, epochs=1, batch_size=1024).history.sizes["step"]
 with Peak() as diagnosing:
-    report = pyro_vae.diagnose(model, guide, x, draws=30, chunk=65_536)
+    report = pyro_vae.diagnose(model, guide, x, draws=30)
 print(json.dumps({
     "steps": steps, "rows": report.sizes["observation"],
     "fit": fitting.most - fitting.before, "diagnose": diagnosing.most - diagnosing.before,

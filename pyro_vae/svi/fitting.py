@@ -89,8 +89,9 @@ def fit(
         The pair; modules are trained in place and moved to the device.
     data
         A tensor or array (observation first), a tuple of them (passed as positional arguments), a ``Dataset``
-        or a ``DataLoader``. Tensors are kept on the device. Floating point is cast to the dtype of the
-        parameters.
+        or a ``DataLoader``. Tensors are kept on the device; a memory-mapped array (``numpy.load(path,
+        mmap_mode="r")``) stays in its file and is read batch by batch. Floating point is cast to the dtype of
+        the parameters.
     epochs, steps
         How long: passes over the data, or optimizer steps; 100 epochs if neither is given, the earlier end if
         both are.
