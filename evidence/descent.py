@@ -73,7 +73,7 @@ def descend(
     shape = torch.broadcast_shapes(truth.shape, lr.shape)
     raw = rule.scale_map.inv(torch.full(shape, start, dtype=torch.float64))
     first, second, invalid = (torch.zeros_like(raw) for _ in range(3))
-    path = torch.empty(steps, *shape, dtype=torch.float64)
+    path = torch.empty(steps, *shape, dtype=torch.float32)
     log_scale, target = rule.scale_map.log_scale(raw), truth.log()
     for step in range(1, steps + 1):
         # the mean of ε² over a batch is a gamma variable: BATCH numbers for the price of one
@@ -86,14 +86,16 @@ def descend(
         proposed = raw - lr * (first / (1 - BETA1**step)) / size
         invalid += proposed <= 0
         raw = rule.project(proposed)
-        path[step - 1] = log_scale = rule.scale_map.log_scale(raw)
+        log_scale = rule.scale_map.log_scale(raw)
+        path[step - 1] = log_scale
     return Path(path, raw, invalid / steps, rule.scale_map.slope(raw))
 
 
 def arrival(path: Path, truth: Tensor, *, window: int = 100, within: float = 0.01) -> Tensor:
     """The first step at which σ, averaged in logs over the last ``window`` steps, is within 1% of the truth;
     NaN for never. The average takes off the jitter that a constant rate has at the end."""
-    total = torch.cat([torch.zeros_like(path.log_scale[:1]), path.log_scale.cumsum(0)])
+    total = path.log_scale.cumsum(0, dtype=torch.float64)
+    total = torch.cat([torch.zeros_like(total[:1]), total])
     mean = (total[window:] - total[:-window]) / window
     there = (mean - truth.log()).abs() < math.log1p(within)
     steps = there.double().argmax(0).double() + window
@@ -103,5 +105,5 @@ def arrival(path: Path, truth: Tensor, *, window: int = 100, within: float = 0.0
 def kl_from_truth(path: Path, truth: Tensor, *, step: int | None = None, window: int = 100) -> Tensor:
     """KL(q ‖ posterior) in nats, averaged over the steps before ``step`` or the end: what the ELBO lacks of
     the evidence."""
-    ratio = path.log_scale[:step][-window:] - truth.log()
+    ratio = path.log_scale[:step][-window:].double() - truth.log()
     return (0.5 * (2 * ratio).expm1() - ratio).mean(0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evidence import claims
 from evidence.experiment import Results
 from evidence.experiments import constraints, equivalence, mechanism, precision, published, real_data, truth
 from evidence.statistics import differences, interval
@@ -260,7 +261,15 @@ def published_table(results: Results) -> str:
     return _markdown(["source", "objective", "steps", "test −log p(x), nats", "active units"], rows)
 
 
+def claims_table(results: Results) -> str:
+    """The five claims."""
+    found = claims.measured(results)
+    rows = [[f"*{claim}*", f"**{verdict}**", found[claim]] for claim, (verdict, _) in claims.CLAIMS.items()]
+    return _markdown(["claim", "verdict", "measured"], rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
+    "claims": claims_table,
     "equivalence": equivalence_table,
     "truth": truth_table,
     "robustness": robustness_table,

@@ -121,7 +121,8 @@ def draw(results: Results) -> Figure:
                 rows = summary[(summary["way"] == name) & (summary["start"] == start)]
                 gap = rows["gap"].clip(1e-6, 1e6)
                 axes.plot(rows["lr"], gap, dashes[i % 4], marker="o", ms=3, color=color, label=name)
-            axes.set(xscale="log", yscale="log", title=f"{title}, from σ = {start:g}")
+            axes.set(xscale="log", yscale="log")
+            axes.set_title(f"{title}, from σ = {start:g}", fontsize=10)
             bare(axes)
     for axes in panels[0]:
         axes.legend(frameon=False, fontsize=7)

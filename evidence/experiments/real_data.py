@@ -55,7 +55,7 @@ class Protocol:
 PROTOCOLS = {
     "digits": Protocol(8, 128, {"tiny": 4, "quick": 300, "full": 2500}, 10, 359, 80, 6),
     "breast cancer": Protocol(4, 64, {"tiny": 4, "quick": 300, "full": 2500}, 20, 114, 80, 6),
-    "mnist": Protocol(20, 200, {"tiny": 2, "quick": 50, "full": 3000}, None, 60, 60, 5),
+    "mnist": Protocol(20, 200, {"tiny": 2, "quick": 50, "full": 2000}, None, 60, 60, 5),
 }
 LR = 2e-3
 BATCH = 64

@@ -32,7 +32,7 @@ RATES = {
     "quick": (1e-2, 1e-1),
     "full": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
 }
-HELD_OUT, DRAWS = 150, 100
+HELD_OUT, DRAWS = 100, 100
 LIBRARY, TORCH = "LogScaleNormal", "torch Normal"
 
 

@@ -17,7 +17,7 @@ from pyro_vae import scales
 from pyro_vae.report.style import WIDTH, bare
 
 SECONDS = 210.0
-STEPS = {"tiny": 300, "quick": 2500, "full": 50_000}
+STEPS = {"tiny": 300, "quick": 2500, "full": 30_000}
 SEEDS = {"tiny": 2, "quick": 3, "full": 10}
 TRUTH = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

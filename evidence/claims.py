@@ -1,0 +1,108 @@
+"""The five claims of the page's beginning, each with the numbers that decide it."""
+
+from typing import Any
+
+import numpy as np
+
+from evidence.experiment import Results
+from evidence.experiments import constraints, equivalence, real_data, truth
+from evidence.statistics import interval
+
+__all__ = ["CLAIMS", "measured"]
+
+SMOOTH = ("logvar", "logstd", "softplus", "softplus-var", "explinear", "stdplus")
+
+
+def measured(results: Results) -> dict[str, str]:
+    """By claim, what was measured."""
+    return {claim: numbers(results) for claim, (_, numbers) in CLAIMS.items()}
+
+
+def _arbitrary(results: Results) -> str:
+    table = results["equivalence"]
+    matched = table[table["condition"] == "matched"]["largest"].max()
+    equal = table[table["condition"] == "equal"]
+    last = equal["step"].max()
+    loss, low, high = interval(equal[equal["step"] == last]["elbo"])
+    meeting = equivalence.meeting_step(table)
+    meet = f"from step {meeting:,.0f} on" if np.isfinite(meeting) else "at no step"
+    return (
+        f"Matched rates: the largest difference of log σ in {last:,} steps is {matched:g}. "
+        f"Equal rates: no farther apart than two orders of the batches {meet}; "
+        f"held-out loss of logstd minus logvar at the end {loss:+.2f} nats ({low:+.2f} to {high:+.2f})."
+    )
+
+
+def _the_same_eventually(results: Results) -> str:
+    found: Any = real_data.table_of_differences(results["real_data"])
+    found = found[found.index.get_level_values("map").isin(SMOOTH)]
+    largest = found["difference"].abs().groupby(level="data", sort=False).max()
+    apart = ", ".join(f"{value:.2f} on {data}" for data, value in largest.items())
+    steps: Any = truth.all_arrived(results["truth"]).groupby(["start", "map", "lr"])["steps"].median()
+    middle = steps.xs(1e-2, level="lr").loc[1.0]
+    there = ", ".join(f"{name} {value:,.0f}" for name, value in middle.items() if np.isfinite(value))
+    return (
+        f"Real data: the largest differences of evidence to logvar are {apart} (nats per observation); "
+        f"{int(found['decided'].sum())} of {len(found)} differences are decided. "
+        f"Steps from σ = 1 to truths between 0.001 and 10 at rate 0.01: {there}; "
+        f"others not in {results['truth']['limit'].max():,}."
+    )
+
+
+def _stability(results: Results) -> str:
+    table = results["robustness"]
+    share: Any = table.groupby(["arithmetic", "lr", "map"])["failed"].mean()
+    told = []
+    for rate in sorted(table["lr"].unique()):
+        ours = share.loc["LogScaleNormal", rate].reindex(SMOOTH).dropna()
+        torchs = share.loc["torch Normal", rate]
+        if max(ours.max(), torchs.max()) > 0 and min(ours.min(), torchs.min()) < 1:
+            told.append(f"{_range(ours)} against {_range(torchs)} at rate {rate:g}")
+    return (
+        "Failed fits, range over the smooth maps, with log σ from the map against torch's Normal: "
+        f"{'; '.join(told) or 'no difference at any rate'}."
+    )
+
+
+def _range(values: Any) -> str:
+    return (
+        f"{values.min():.0%}" if values.min() == values.max() else f"{values.min():.0%} to {values.max():.0%}"
+    )
+
+
+def _direct(results: Results) -> str:
+    summary: Any = constraints.by_way(results["constraints"]).xs(1.0, level="start")
+    ways = [name for name in constraints.CONSTRAINED if name in summary.index]
+    maps = list(constraints.MAPS)
+    early = summary.xs(1e-2, level="lr")["early_gap"]
+    invalid = summary.loc["projected"]["ever_invalid"]
+    dead = summary.loc[[name for name in ways if name not in ("none", "abs", "projected")]]["dead"]
+    return (
+        f"From σ = 1, the best over all rates: gap {summary.loc[maps]['gap'].min():.1g} nats with a map, "
+        f"{summary.loc[ways]['gap'].min():.1g} with σ as the parameter; after {constraints.EARLY:,} steps at "
+        f"rate 0.01 {early[maps].min():,.0f} and {early[ways].min():.2g}. Proposed as zero or less: "
+        f"{_range(invalid)} of the latents over the rates; dead at the end under clamp or multiplier: "
+        f"up to {dead.max():.0%}."
+    )
+
+
+def _needs_log(results: Results) -> str:
+    table = results["precision"]
+    log_q = table[(table["quantity"] == "log q") & (table["precision"] == "float32")]
+    worst: Any = log_q.pivot_table(index="decade", columns="arithmetic", values="rms", aggfunc="max")
+    ours, torchs = worst["LogScaleNormal"], worst["torch Normal"]
+    return (
+        "Error of log q of a draw in float32, rms of the worst map: with log σ from the map at most "
+        f"{ours.max():.0e} nats for any σ; with the log of σ and torch's Normal {torchs.loc[-1]:.0e} near "
+        f"σ = 0.1, {torchs.loc[-4]:.0e} near 1e-4, {torchs.loc[-8]:.1f} near 1e-8, not finite below 1e-23."
+    )
+
+
+CLAIMS = {
+    "The choice between log variance and log standard deviation is arbitrary": ("", _arbitrary),
+    "Softplus is another way, and all are the same eventually": ("", _the_same_eventually),
+    "The log is for training stability": ("", _stability),
+    "Optimizing σ directly, constrained or with a Lagrange multiplier, is worse": ("", _direct),
+    "The ELBO needs log σ": ("", _needs_log),
+}
+"""Each with its verdict, which is an opinion about the numbers and written by hand."""
