@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from pyro_vae.study.result import Study
 from pyro_vae.study.saved import write_findings
 from pyro_vae.svi import Fit, NonFiniteError, fit
 from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.many_steps import build_pays
 from pyro_vae.svi.progress import Show, progress_bar
 
 if TYPE_CHECKING:
@@ -191,6 +193,7 @@ def _fit_one(
         lr=config.lr,
         seed=seed,
         device=config.device,
+        engine=_engine(config, len(train.x)),
         progress=False,
         callbacks=[
             scales,
@@ -199,6 +202,12 @@ def _fit_one(
     )
     history = fitted.history.assign(scale=(("epoch", "latent"), scales.epochs))
     return dataclasses.replace(fitted, history=history)
+
+
+def _engine(config: StudyConfig, observations: int) -> str:
+    """Native where all fits of a guide together are worth its build; one of them alone may not be."""
+    steps = config.seeds * config.epochs * math.ceil(observations / config.batch_size)
+    return "native" if resolve_device(config.device).type == "cpu" and build_pays(steps) else "auto"
 
 
 def _examine(

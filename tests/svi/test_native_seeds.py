@@ -30,9 +30,7 @@ def assert_seeds_are_fits(make: Callable[[], Pair], data: Any = None, **options:
         theirs = fit(*make()[:2], data, seed=seed, engine="captured", **options)
         assert (ours.engine, ours.seed) == ("native", seed)
         for name in ours.history:
-            np.testing.assert_allclose(
-                ours.history[name], theirs.history[name], rtol=1e-8, err_msg=str(name)
-            )
+            np.testing.assert_allclose(ours.history[name], theirs.history[name], rtol=1e-8, err_msg=str(name))
         if isinstance(ours.guide, nn.Module):
             for p, q in zip(ours.guide.parameters(), theirs.guide.parameters(), strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-10)
