@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from pyro_vae.study.saved import write_findings
 from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, fit
 from pyro_vae.svi.checkpoint import settle
 from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.many_steps import build_pays
 from pyro_vae.svi.progress import Show, progress_bar
 
 if TYPE_CHECKING:
@@ -333,6 +335,7 @@ def _fit_one(job: _Job, scale: str, seed: int, checkpoint: Checkpoint, show: Sho
         lr=config.lr,
         seed=seed,
         device=job.device,
+        engine=_engine(job),
         checkpoint=checkpoint,
         progress=False,
         callbacks=[
@@ -342,6 +345,13 @@ def _fit_one(job: _Job, scale: str, seed: int, checkpoint: Checkpoint, show: Sho
     )
     history = fitted.history.assign(scale=(("epoch", "latent"), scales.epochs))
     return dataclasses.replace(fitted, history=history)
+
+
+def _engine(job: _Job) -> str:
+    """Native where all fits of a guide together are worth its build; one of them alone may not be."""
+    config = job.config
+    steps = config.seeds * config.epochs * math.ceil(len(job.train.x) / config.batch_size)
+    return "native" if torch.device(job.device).type == "cpu" and build_pays(steps) else "auto"
 
 
 def _examine(

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vae.storage.plain import tensor_bytes
-from pyro_vae.svi.batches import Batches
+from pyro_vae.svi.batches import ArrayBatches, Batches, MappedBatches, Rows
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.loop import Loop
+from pyro_vae.svi.mapped import row_chunks
 
 __all__ = ["difference", "fingerprint", "identity_of"]
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-ROWS_AT_ONCE = 65_536
 
 
 def identity_of(loop: Loop, batches: Batches, validation: tuple[Tensor, ...] | None, **options: Any) -> Any:
@@ -68,17 +68,18 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 
 def fingerprint(batches: Batches) -> str:
-    """Of data in memory a checksum; what a loader will give is not known beforehand."""
-    tensors = getattr(batches, "tensors", None)
-    return "from a loader" if tensors is None else f"checksum {_digest(tensors)}"
+    """Of tensors and memory-mapped arrays a checksum; what a loader will give is not known beforehand."""
+    if isinstance(batches, ArrayBatches):
+        return f"checksum {_digest(batches.tensors)}"
+    return f"checksum {_digest(batches.rows)}" if isinstance(batches, MappedBatches) else "from a loader"
 
 
-def _digest(tensors: tuple[Tensor, ...]) -> str:
+def _digest(rows: tuple[Rows, ...]) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        for start in range(0, len(tensor), ROWS_AT_ONCE):
-            digest.update(tensor_bytes(tensor[start : start + ROWS_AT_ONCE].cpu()))
+    for part in rows:
+        digest.update(f"{tuple(part.shape)} {part[:1].dtype}".encode())
+        for chunk in row_chunks(part):
+            digest.update(tensor_bytes(part[chunk].cpu()))
     return digest.hexdigest()[:16]
 
 

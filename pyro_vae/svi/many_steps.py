@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.engines import CapturedEngine
 from pyro_vae.svi.native import BuildError, NativeSteps, UnsupportedError, gives, is_faster
+from pyro_vae.svi.native.build import has_compiler
 from pyro_vae.svi.rates import RatesAhead
 
 __all__ = ["ManySteps", "build_pays", "log_captured"]
@@ -29,7 +30,7 @@ MOST_BUILDS = 3
 
 
 def build_pays(steps: int, flops: float = 0.0) -> bool:
-    """Whether so many native steps save more time than their build takes.
+    """Whether there is a compiler, and so many native steps save more time than their build takes.
 
     By counting and not by the clock: the same fit always gets the same engine, and so gives the same bits.
 
@@ -42,10 +43,10 @@ def build_pays(steps: int, flops: float = 0.0) -> bool:
 
     Examples
     --------
-    >>> build_pays(1000), build_pays(10_000), build_pays(2000, flops=420e6)
-    (False, True, True)
+    >>> build_pays(1000)
+    False
     """
-    return steps * (SAVED_PER_STEP + SAVED_PER_FLOP * flops) > BUILD_SECONDS
+    return steps * (SAVED_PER_STEP + SAVED_PER_FLOP * flops) > BUILD_SECONDS and has_compiler()
 
 
 def log_captured(reason: str, *, by_name: bool) -> None:

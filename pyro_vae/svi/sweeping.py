@@ -227,14 +227,19 @@ def _fit_apart(make_pair: MakePair, seeds: list[int], data: Any, options: dict[s
     with tempfile.TemporaryDirectory(prefix="pyro-vae-sweep-") as folder:
         places = [Path(folder) / str(i) for i in range(len(seeds))]
         joblib.Parallel()(
-            joblib.delayed(_fit_into)(place, make_pair, seed, data, {**options, "progress": False})
+            joblib.delayed(_fit_into)(
+                place, torch.get_default_dtype(), make_pair, seed, data, {**options, "progress": False}
+            )
             for place, seed in zip(places, seeds, strict=True)
         )
         pairs = [seeded_pair(make_pair, seed) for seed in seeds]
         return [Fit.load(place, *pair) for place, pair in zip(places, pairs, strict=True)]
 
 
-def _fit_into(place: Path, make_pair: MakePair, seed: int, data: Any, options: dict[str, Any]) -> None:
+def _fit_into(
+    place: Path, dtype: torch.dtype, make_pair: MakePair, seed: int, data: Any, options: dict[str, Any]
+) -> None:
     """In a worker: the fit goes to the parent by a folder, since what a pair holds need not be picklable."""
+    torch.set_default_dtype(dtype)
     torch.set_num_threads(1)
     fit(*seeded_pair(make_pair, seed), data, seed=seed, **options).save(place)

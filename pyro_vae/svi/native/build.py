@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BuildError", "cache_folder", "key_of", "load"]
+__all__ = ["BuildError", "cache_folder", "has_compiler", "key_of", "load"]
 
 TIMEOUT = 120.0
 """Seconds; such a source takes one to ten."""
@@ -73,6 +73,14 @@ def cache_folder() -> Path:
 @functools.cache
 def _folder_of_process() -> Path:
     return Path(tempfile.mkdtemp(prefix="pyro-vae-"))
+
+
+def has_compiler() -> bool:
+    """Whether this machine can build at all."""
+    try:
+        return bool(_compiler())
+    except BuildError:
+        return False
 
 
 def _compiler() -> list[str]:
