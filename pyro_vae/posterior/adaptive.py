@@ -4,7 +4,8 @@ The proposal is a multivariate Student-t on the reals. Its location and covarian
 far under their importance weights, round after round (Cappé, Guillin, Marin and Robert, 2004, "Population
 Monte Carlo"; Paananen, Piironen, Bürkner and Vehtari, 2021, "Implicitly adaptive importance sampling"). Where
 the weights of a round are too unequal to tell a covariance, they are tempered: the proposal then moves part
-of the way (Koblents and Míguez, 2015, "A population Monte Carlo scheme with transformed weights").
+of the way (Koblents and Míguez, 2015, "A population Monte Carlo scheme with transformed weights and its
+application to stochastic kinetic models").
 """
 
 from __future__ import annotations
