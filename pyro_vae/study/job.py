@@ -294,10 +294,13 @@ def _fit_all(job: _Job, folder: RunFolder, checkpoint_seconds: float, progress: 
     with progress_bar(config.seeds * len(config.scales) * config.epochs, "epochs", enabled=progress) as show:
         for seed in range(config.seeds):
             for i, name in enumerate(config.scales):
-                if name in failures or _is_fitted(job, folder, name, seed):
+                state = folder.fit(name, seed) / "state"
+                if name in failures:
+                    continue
+                if _is_fitted(job, folder, name, seed):
+                    state.unlink(missing_ok=True)
                     continue
                 done = (seed * len(config.scales) + i) * config.epochs
-                state = folder.fit(name, seed) / "state"
                 try:
                     fitted = _fit_one(job, name, seed, Checkpoint(state, checkpoint_seconds), show, done)
                 except NonFiniteError as error:
