@@ -37,7 +37,7 @@ def seconds_to_first_step(engine: str) -> float:
 
 def main() -> None:
     imports = {name: [] for name in ("import pyro", "import pyro, pyro_vae")}
-    steps = {engine: [] for engine in ("eager", "captured")}
+    steps = {engine: [] for engine in ("eager", "captured", "native")}
     for _ in range(ROUNDS):
         for code, values in imports.items():
             values.append(seconds_to_run(code))

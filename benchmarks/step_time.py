@@ -5,8 +5,9 @@
 
 A step is everything that a fit does: gather a batch of 128, loss, gradients, Adam. Every variant runs in a
 process of its own, because compiling several models in one slows the later ones; rounds of an epoch alternate
-between the processes and the medians are compared, because machines are shared. NumPyro is skipped where it
-is not installed (``pip install pyro-vae[benchmark]``; another interpreter by ``--numpyro-python``).
+between the processes and the medians are compared, because machines are shared. NumPyro and pythae are left
+out where they are not installed (``pip install pyro-vae[benchmark]``, ``pip install pythae``; other
+interpreters by ``--numpyro-python`` and ``--pythae-python``).
 """
 
 import argparse
@@ -128,7 +129,55 @@ def run_hand(mode: str, features: int, hidden: int, latent: int) -> None:
     rounds(epoch)
 
 
-def run_numpyro(mode: str, features: int, hidden: int, latent: int) -> None:
+def run_pythae(_: str, features: int, hidden: int, latent: int) -> None:
+    """Its own trainer: an epoch of ``train_step``."""
+    import contextlib
+    import os
+    import tempfile
+
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from torch import nn
+
+    class Encoder(BaseEncoder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(features, hidden), nn.ReLU())
+            self.loc, self.logvar = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+
+        def forward(self, x: Any) -> Any:
+            h = self.body(x)
+            return ModelOutput(embedding=self.loc(h), log_covariance=self.logvar(h))
+
+    class Decoder(BaseDecoder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            layers = nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, features), nn.Sigmoid()
+            self.body = nn.Sequential(*layers)
+
+        def forward(self, z: Any) -> Any:
+            return ModelOutput(reconstruction=self.body(z))
+
+    x = torch_data(features)
+    config = VAEConfig(input_dim=(features,), latent_dim=latent, reconstruction_loss="bce")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        trainer = BaseTrainer(
+            VAE(config, Encoder(), Decoder()),
+            BaseDataset(x, x[:, 0]),
+            training_config=BaseTrainerConfig(
+                output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, learning_rate=1e-3
+            ),
+        )
+        trainer.prepare_training()
+        trainer.callback_handler.callbacks.clear()  # its progress bars
+    rounds(lambda: trainer.train_step(1))
+
+
+def numpyro_svi(features: int, hidden: int, latent: int) -> tuple[Any, Any]:
+    """The same VAE in NumPyro, and its data."""
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -152,9 +201,15 @@ def run_numpyro(mode: str, features: int, hidden: int, latent: int) -> None:
         with numpyro.plate("data", len(x)):
             numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
-    svi = SVI(model, guide, numpyro.optim.Adam(1e-3), TraceMeanField_ELBO())
+    x = (jax.random.uniform(jax.random.PRNGKey(0), (BATCH * STEPS, features)) < 0.3).astype(jnp.float32)
+    return SVI(model, guide, numpyro.optim.Adam(1e-3), TraceMeanField_ELBO()), x
+
+
+def run_numpyro(mode: str, features: int, hidden: int, latent: int) -> None:
+    import jax
+
+    svi, x = numpyro_svi(features, hidden, latent)
     key = jax.random.PRNGKey(0)
-    x = (jax.random.uniform(key, (BATCH * STEPS, features)) < 0.3).astype(jnp.float32)
     state = svi.init(key, x[:BATCH])
     update = jax.jit(svi.update, donate_argnums=0)
     scan = jax.jit(lambda s, rows: jax.lax.scan(lambda s, i: svi.update(s, x[i]), s, rows))
@@ -174,6 +229,25 @@ def run_numpyro(mode: str, features: int, hidden: int, latent: int) -> None:
     rounds(epoch)
 
 
+def run_numpyro_seeds(seeds: int, epochs: int, features: int, hidden: int, latent: int) -> None:
+    """Many seeds at once: the scan of an epoch, vectorized over them."""
+    import jax
+
+    svi, x = numpyro_svi(features, hidden, latent)
+    keys = jax.random.split(jax.random.PRNGKey(0), seeds)
+    states = jax.vmap(lambda key: svi.init(key, x[:BATCH]))(keys)
+
+    @jax.jit
+    @jax.vmap
+    def epoch(state: Any, key: Any) -> Any:
+        rows = jax.random.permutation(key, len(x)).reshape(STEPS, BATCH)
+        return jax.lax.scan(lambda s, i: svi.update(s, x[i]), state, rows)
+
+    for i in range(epochs):
+        states, losses = epoch(states, jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys))
+        losses.sum(1).tolist()
+
+
 VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
     REFERENCE: (run_hand, "compiled"),
     "hand-written, eager": (run_hand, "eager"),
@@ -183,14 +257,15 @@ VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
     "pyro-vae, native": (run_ours, "native"),
     "Pyro SVI, Trace_ELBO": (run_pyro, "Trace_ELBO"),
     "Pyro SVI, TraceMeanField_ELBO": (run_pyro, "TraceMeanField_ELBO"),
+    "pythae, BaseTrainer": (run_pythae, ""),
     "NumPyro, jit(update)": (run_numpyro, "update"),
     "NumPyro, lax.scan": (run_numpyro, "scan"),
 }
 
 
-def start(name: str, sizes: list[int], numpyro_python: str) -> "subprocess.Popen[str] | None":
+def start(name: str, sizes: list[int], pythons: dict[str, str]) -> "subprocess.Popen[str] | None":
     """A worker that has built and warmed its step, or None where it cannot run here."""
-    python = numpyro_python if name.startswith("NumPyro") else sys.executable
+    python = pythons.get(name.split(",")[0], sys.executable)
     worker = subprocess.Popen(
         [python, __file__, *map(str, sizes), "--worker", name],
         stdin=subprocess.PIPE,
@@ -221,6 +296,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--numpyro-python", default=sys.executable)
+    parser.add_argument("--pythae-python", default=sys.executable)
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -228,7 +304,8 @@ def main() -> None:
         run(mode, *options.sizes)
         return
     names = [REFERENCE, *(name for name in options.variants if name != REFERENCE)]
-    started = {name: start(name, options.sizes, options.numpyro_python) for name in names}
+    pythons = {"NumPyro": options.numpyro_python, "pythae": options.pythae_python}
+    started = {name: start(name, options.sizes, pythons) for name in names}
     workers = {name: worker for name, worker in started.items() if worker is not None}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(options.rounds):

@@ -111,13 +111,16 @@ def fit(
     device
         ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     engine
-        ``"captured"`` replays the graph that Pyro leaves behind when it runs once; ``"eager"`` runs Pyro at
-        every step; ``"inductor"`` compiles the graph with torch's compiler (10 to 15 seconds, so for fits of
-        minutes; needs a C++ compiler). ``"cuda-graph"`` records the captured step as a CUDA graph; it is
-        checked against the captured one when it is built, but has not been run on a GPU yet, so ask for it by
-        name. All give the same numbers, inductor up to rounding. ``"auto"`` is captured. What cannot be
-        captured runs eagerly, what cannot be compiled is captured, and the log says why. A graph is compared
-        with Pyro when it is built, when a plain attribute of the modules has changed, and every 250 steps.
+        ``"eager"`` runs Pyro at every step. ``"captured"`` replays the graph that Pyro leaves behind when it
+        runs once. ``"native"`` makes that graph a C++ function that takes whole steps, many per call (needs a
+        C++ compiler, data in the CPU's memory, and Adam). ``"inductor"`` compiles the graph with torch's
+        compiler (10 to 15 seconds; needs a C++ compiler). ``"cuda-graph"`` records it as a CUDA graph; that
+        has not been run on a GPU yet, so ask for it by name. All take the same steps, the compiled ones up to
+        rounding. ``"auto"`` is native on the CPU if the fit is long enough to pay for the build (about 6,000
+        small steps, fewer large ones: :func:`~pyro_vae.svi.many_steps.build_pays`) and captured otherwise.
+        What cannot be native or compiled is captured, what cannot be captured runs eagerly, and the log says
+        why. A graph is compared with Pyro when it is built, when a plain attribute of the modules has
+        changed, and every 250 steps (native: 2,000).
     validation
         Held-out data in the form of ``data`` (no loaders); its loss is evaluated after every epoch with the
         same noise.
