@@ -121,7 +121,7 @@ def halving(optimizer: torch.optim.Optimizer) -> schedules.LRScheduler:
         {"batch_size": 20},
         {"validation": observations(12), "patience": 1, "epochs": 10, "lr": 0.3},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_whatever_fit_is_asked_for(options: dict[str, Any]) -> None:
     assert_same_fit(amortized, **options)
@@ -206,7 +206,7 @@ def test_a_schedule_that_moves_more_than_the_rate_is_left_to_the_graph(
         ({"optimizer": torch.optim.AdamW}, "the optimizer AdamW"),
         ({"data": TensorDataset(observations(40))}, "its batches come from a loader"),
     ],
-    ids=str,
+    ids=["AdamW", "loader"],
 )
 def test_what_cannot_be_native_is_captured(
     options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture

@@ -45,7 +45,7 @@ def assert_seeds_are_fits(make: Callable[[], Pair], data: Any = None, **options:
         {"lr_multiplier": "matched", "schedule": lambda o: schedules.StepLR(o, 2, 0.5)},
         {"optimizer": torch.optim.Adam, "batch_size": 8},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_seeds_on_threads_are_the_fits_of_each(options: dict[str, Any]) -> None:
     assert_seeds_are_fits(amortized, **options)
