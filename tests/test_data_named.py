@@ -59,9 +59,9 @@ CONTENT = idx_bytes(np.arange(50, dtype=np.uint8).reshape(2, 5, 5))
         (CONTENT[:9], "truncated: it ends within its header"),
         (CONTENT[:-1], r"truncated: shape \(2, 5, 5\) needs 66 bytes and the file has 65"),
         (CONTENT + b"\0", "corrupt"),
-        (gzip.compress(CONTENT)[:-9], "truncated or corrupt"),
-        (gzip.compress(CONTENT)[:5], "truncated or corrupt"),
-        (gzip.compress(CONTENT)[:20] + b"\xff" * 9 + gzip.compress(CONTENT)[29:], "truncated or corrupt"),
+        (gzip.compress(CONTENT, mtime=0)[:-9], "truncated or corrupt"),
+        (gzip.compress(CONTENT, mtime=0)[:5], "truncated or corrupt"),
+        (gzip.compress(CONTENT, mtime=0)[:20] + b"\xff" * 9 + gzip.compress(CONTENT, mtime=0)[29:], "truncated or corrupt"),
     ],
 )
 def test_idx_that_is_damaged(tmp_path, content, sentence):
