@@ -193,7 +193,7 @@ def test_finished_fits_are_not_fitted_again(
     write: int, data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the first fit, in the second, and in the diagnosis."""
-    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):  # noqa: PT012
         stop_at(write, patched, StoppedError())
         run_study(small(data), out=tmp_path / "run", progress=False, checkpoint_seconds=0)
     before = finished(tmp_path / "run")
@@ -206,7 +206,7 @@ def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left on device") as raised:
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left on device") as raised:  # noqa: PT012
         stop_at(40, patched, full)
         run_study(small(data), out=tmp_path / "run", progress=False, checkpoint_seconds=0)
     assert raised.value.__notes__ == [f"`pyro-vae resume {tmp_path / 'run'}` goes on with it"]
@@ -220,7 +220,7 @@ def test_an_earlier_run_survives_a_disk_without_room_for_the_next(
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     stop_at(1, monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    with pytest.raises(ValueError, match="output folder .* cannot be written .No space left on device"):
+    with pytest.raises(ValueError, match=r"output folder .* cannot be written .No space left on device"):
         run_study(small(data), out=run, progress=False)
     assert_same_run(run, whole)
 
@@ -228,7 +228,7 @@ def test_an_earlier_run_survives_a_disk_without_room_for_the_next(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_ends_in_a_sentence(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir(mode=0o500)
-    with pytest.raises(ValueError, match="cannot be written .Permission denied.; name another"):
+    with pytest.raises(ValueError, match=r"cannot be written .Permission denied.; name another"):
         run_study(small(data), out=tmp_path / "run", progress=False)
 
 
@@ -245,7 +245,7 @@ def test_a_save_that_is_stopped_leaves_the_old_fit_or_the_new(
         fits.append(pyro_vae.fit(pair.model, pair.guide, x, epochs=1, seed=seed, progress=False))
     if earlier:
         fits[0].save(tmp_path)
-    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):  # noqa: PT012
         stop_at(write, patched, StoppedError())
         fits[1].save(tmp_path)
     pair = PAIRS["normal"]()
@@ -380,9 +380,9 @@ def test_a_run_whose_data_have_changed_is_not_gone_on_with(
     changed = pyro_vae.data.load(str(data))
     changed.x[0, 0] += 1
     monkeypatch.setattr(pyro_vae.data, "load", lambda *_, **__: changed)
-    with pytest.raises(ValueError, match="the data .*counts.npy' are not those that the run in .* was made"):
+    with pytest.raises(ValueError, match=r"the data .*counts.npy' are not those that the run in .* was made"):
         resume_study(run, progress=False)
-    with pytest.raises(ValueError, match="the data .*counts.npy' are not those that the run in .* was made"):
+    with pytest.raises(ValueError, match=r"the data .*counts.npy' are not those that the run in .* was made"):
         diagnose_again(Study.load(whole), draws=200, progress=False)
 
 
@@ -392,10 +392,10 @@ def test_a_diagnosis_that_is_stopped_is_gone_on_with(
     """Half of it new and half of it old would be the worst."""
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     study = Study.load(run)
-    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):  # noqa: PT012
         patched.setattr(job, "write_findings", lambda *_: stop())
         diagnose_again(study, draws=200, progress=False)
-    with pytest.raises(ValueError, match="is 'diagnosing' and not done; `pyro-vae resume .*` goes on"):
+    with pytest.raises(ValueError, match=r"is 'diagnosing' and not done; `pyro-vae resume .*` goes on"):
         Study.load(run)
     again = resume_study(run, progress=False)
     assert again.config.draws == again.diagnostics.attrs["draws"] == 200

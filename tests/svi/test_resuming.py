@@ -51,7 +51,7 @@ def interrupted(
         taken += 1
         whole(loop, batch)
 
-    with patch.context() as patched, pytest.raises(StoppedError):
+    with patch.context() as patched, pytest.raises(StoppedError):  # noqa: PT012
         patched.setattr(Loop, "_take_step", take_step)
         fitted(make, data, path, **options)
 
@@ -404,7 +404,7 @@ class TestWriting:
 
     @pytest.mark.parametrize("seconds", [-1, float("nan"), "1", True, None])
     def test_what_is_no_interval(self, seconds: Any) -> None:
-        with pytest.raises(ValueError, match="seconds is .*; give a number of at least 0"):
+        with pytest.raises(ValueError, match=r"seconds is .*; give a number of at least 0"):
             Checkpoint("state", seconds)
 
     def test_a_full_disk_is_told_and_the_fit_goes_on(
@@ -436,7 +436,7 @@ class TestWriting:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(os, "fsync", fsync)
-        with pytest.raises(OSError, match="No space left on device: .*state"):
+        with pytest.raises(OSError, match=r"No space left on device: .*state"):
             fitted(PAIRS["normal"], observations(40), tmp_path / "state")
         assert list(tmp_path.iterdir()) == []
 
@@ -459,5 +459,5 @@ class TestWriting:
 
     def test_a_newer_checkpoint_is_refused_by_name(self, tmp_path: Path) -> None:
         (tmp_path / "state").write_bytes(pack({"schema": 2}, "state"))
-        with pytest.raises(ValueError, match="has schema 2, and this version .* update pyro-vae to read it"):
+        with pytest.raises(ValueError, match=r"has schema 2, and this version .* update pyro-vae to read it"):
             fitted(PAIRS["normal"], observations(40), tmp_path / "state")
