@@ -140,7 +140,7 @@ class Loop:
             if not len(rows):
                 return
             batch = epoch.gather(rows[0])
-            if first:
+            if first or self.many_steps.native is None:
                 self._prepare_many_steps(batch)
                 first = False
             if self.many_steps is None:
