@@ -36,7 +36,10 @@ class _Runner:
         """One call; how many of its steps were not finite."""
         native = self.steps[rows.shape[1]]
         native.bad_in_a_row = self.bad_in_a_row
-        rates = None if self.rates is None else self.rates.take(len(rows))
+        try:
+            rates = None if self.rates is None else self.rates.take(len(rows))
+        except ValueError as error:
+            raise OneByOneError(str(error)) from error
         terms = native.run(self.member.batches.tensors, rows, weights, rates)
         self.bad_in_a_row = native.bad_in_a_row
         if self.bad_in_a_row == native.most_bad:

@@ -74,6 +74,14 @@ def test_three_bad_steps_in_a_row_are_an_error_of_fit() -> None:
         sweep(maker(conditional), SEEDS, with_zeros(*range(0, 40, 2)), engine="native", **OPTIONS)
 
 
+def test_a_schedule_that_moves_more_than_the_rate_is_left_to_fit(caplog: pytest.LogCaptureFixture) -> None:
+    options = {**OPTIONS, "schedule": lambda o: schedules.OneCycleLR(o, 0.1, total_steps=12)}
+    with caplog.at_level("INFO", logger="pyro_vae"):
+        fits = sweep(maker(amortized), SEEDS, observations(40), engine="native", **options)
+    assert "each seed is fitted by itself: its schedule moves betas" in caplog.text
+    assert {fitted.engine for fitted in fits} == {"captured"}
+
+
 def test_what_is_not_native_is_vectorized(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="pyro_vae"):
         fits = sweep(maker(amortized), SEEDS, observations(40), **OPTIONS)

@@ -1,5 +1,6 @@
 // Matrix products and sums, each done by a team of threads together.
 #include <algorithm>
+#include <type_traits>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -85,6 +86,37 @@ void panel(Range rows, int64_t depth, const T* left, int64_t left_row, int64_t l
   take(tile<1, VECTORS>, 1);
 }
 
+// LANES rows of LANES elements each become columns: for one bit of the indices after the other, the two blocks
+// that differ in it change places.
+inline void transpose(Vector* rows) {
+#if defined(__GNUC__) && !defined(__clang__)
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+  typedef Index Indices __attribute__((vector_size(VECTOR_BYTES)));
+#pragma GCC unroll 8
+  for (int bit = 1; bit < LANES; bit *= 2) {
+    Indices low, high;
+    for (int lane = 0; lane < LANES; ++lane) {
+      low[lane] = lane & bit ? lane - bit + LANES : lane;
+      high[lane] = lane & bit ? lane + LANES : lane + bit;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i)
+      if (!(i & bit)) {
+        const Vector a = rows[i], b = rows[i + bit];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + bit] = __builtin_shuffle(a, b, high);
+      }
+  }
+#else
+  for (int i = 0; i < LANES; ++i)
+    for (int j = 0; j < i; ++j) {
+      const T element = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = element;
+    }
+#endif
+}
+
 // Columns `j` to `j + width` of the right, as whole vectors one row after the other.
 inline void pack(int64_t depth, const T* right, int64_t row, int64_t column, int64_t width, int64_t padded, T* packed) {
   if (width < padded) std::memset(packed, 0, depth * padded * sizeof(T));
@@ -92,10 +124,17 @@ inline void pack(int64_t depth, const T* right, int64_t row, int64_t column, int
     for (int64_t k = 0; k < depth; ++k) std::memcpy(packed + k * padded, right + k * row, width * sizeof(T));
     return;
   }
-  for (int64_t start = 0; start < depth; start += 16)
-    for (int64_t c = 0; c < width; ++c)
-      for (int64_t k = start; k < std::min(start + 16, depth); ++k)
-        packed[k * padded + c] = right[k * row + c * column];
+  const int64_t whole_depth = row == 1 ? depth / LANES * LANES : 0, whole_width = width / LANES * LANES;
+  for (int64_t k = 0; k < whole_depth; k += LANES)
+    for (int64_t c = 0; c < whole_width; c += LANES) {
+      Vector tile[LANES];
+      for (int i = 0; i < LANES; ++i) tile[i] = *(const Vector*)(right + k + (c + i) * column);
+      transpose(tile);
+      for (int i = 0; i < LANES; ++i) *(Vector*)(packed + (k + i) * padded + c) = tile[i];
+    }
+  for (int64_t c = 0; c < width; ++c)
+    for (int64_t k = c < whole_width ? whole_depth : 0; k < depth; ++k)
+      packed[k * padded + c] = right[k * row + c * column];
 }
 
 inline void block(Range rows, Range columns, T* packing, int64_t width, int64_t depth, const T* left, int64_t left_row,
