@@ -61,7 +61,10 @@ CONTENT = idx_bytes(np.arange(50, dtype=np.uint8).reshape(2, 5, 5))
         (CONTENT + b"\0", "corrupt"),
         (gzip.compress(CONTENT, mtime=0)[:-9], "truncated or corrupt"),
         (gzip.compress(CONTENT, mtime=0)[:5], "truncated or corrupt"),
-        (gzip.compress(CONTENT, mtime=0)[:20] + b"\xff" * 9 + gzip.compress(CONTENT, mtime=0)[29:], "truncated or corrupt"),
+        (
+            gzip.compress(CONTENT, mtime=0)[:20] + b"\xff" * 9 + gzip.compress(CONTENT, mtime=0)[29:],
+            "truncated or corrupt",
+        ),
     ],
 )
 def test_idx_that_is_damaged(tmp_path, content, sentence):
