@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae.data import DynamicBinarization
 from pyro_vae.storage.plain import pack
-from pyro_vae.svi import ELBO, IWAE, Checkpoint, EpochRecord, Fit, NonFiniteError, fit
+from pyro_vae.svi import ELBO, IWAE, Checkpoint, EpochRecord, Fit, NonFiniteError, fit, fitting
 from pyro_vae.svi.loop import Loop
+from pyro_vae.svi.native import NativeSteps
 from tests.svi.pairs import PAIRS, Decoder, Encoder, Pair, observations
 
 EACH_STEP = 0.0
@@ -109,6 +110,44 @@ def test_every_kind_of_pair_goes_on_to_the_same_bits(
 def test_wherever_it_is_interrupted(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three batches an epoch: within an epoch, at its end, at once, at the last step."""
     check_resumed(PAIRS["dropout"], observations(40), tmp_path, monkeypatch, tuple(range(12)), engine=engine)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"schedule": lambda o: schedules.CosineAnnealingLR(o, 12), "max_norm": 1.0}],
+    ids=["plain", "schedule"],
+)
+def test_many_steps_per_call_go_on_between_two_calls(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fitted(seeded(PAIRS["normal"], 0), observations(40), engine="native", **options)
+    if whole.engine != "native":
+        pytest.skip("there is no C++ compiler here")
+    note_step = Loop._note_step
+
+    for after in (0, 1, 2, 3, 7):
+
+        def stop(loop: Loop, terms: Any, count: int, after: int = after) -> bool:
+            if loop.step == after:
+                raise StoppedError
+            return note_step(loop, terms, count)
+
+        path = tmp_path / f"{after}.state"
+        with monkeypatch.context() as patched:
+            patched.setattr(NativeSteps, "steps_per_call", 1)  # so that there is a call to stop after
+            patched.setattr(Loop, "_note_step", stop)
+            with pytest.raises(StoppedError):
+                fitted(seeded(PAIRS["normal"], 0), observations(40), path, engine="native", **options)
+        gone_on = fitted(seeded(PAIRS["normal"], 1), observations(40), path, engine="native", **options)
+        assert_equal_bits(gone_on, whole)
+
+
+def test_the_choice_of_an_engine_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer fit would be worth a build; the one that goes on keeps to what it began with."""
+    interrupted(PAIRS["normal"], observations(40), tmp_path / "state", 5, monkeypatch, engine="auto")
+    monkeypatch.setattr(fitting, "build_pays", lambda *_: True)
+    resumed = fitted(PAIRS["normal"], observations(40), tmp_path / "state", engine="auto")
+    assert resumed.engine == "captured"
 
 
 class Momentum(torch.optim.SGD):
