@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import platform
 
 import pytest
 import torch
@@ -132,6 +133,18 @@ def test_the_norm_does_not_overflow_before_the_gradient_does() -> None:
     given = steps.run((torch.zeros(4, 1),), torch.zeros(1, 2, dtype=torch.int64), torch.ones(1))
     assert not bool(given.bad[0])
     torch.testing.assert_close(given.grad_norm[0], torch.tensor(1e25 * 20**0.5))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="where such numbers are slow")
+def test_moments_below_the_normal_range_are_zero_but_nothing_else_is() -> None:
+    """Dead units have them for ever, and they cost as much as the rest of the step."""
+    steps, _ = steps_of(lambda p, w, x: ((p * 1e-40).sum() + w, w, w, p * 0), [torch.ones(64)])
+    (state,) = steps.begin()
+    state["exp_avg"].fill_(1e-38)
+    given = steps.run((torch.zeros(4, 1),), torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1))
+    assert float(state["exp_avg"].abs().max()) == 0
+    assert float(given.loss[0]) > 0
+    assert float(torch.tensor(1e-40, dtype=torch.float32) * 2) > 0
 
 
 def test_constants_are_read_where_they_are() -> None:
