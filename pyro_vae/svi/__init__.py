@@ -7,6 +7,18 @@ from pyro_vae.svi.nonfinite import NonFiniteError
 from pyro_vae.svi.objective import ELBO
 from pyro_vae.svi.path_derivative import STL
 from pyro_vae.svi.renyi import IWAE, Renyi
+from pyro_vae.svi.resuming import Checkpoint
 from pyro_vae.svi.vectorized import sweep
 
-__all__ = ["ELBO", "IWAE", "STL", "EpochRecord", "Fit", "NonFiniteError", "Renyi", "fit", "sweep"]
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "STL",
+    "Checkpoint",
+    "EpochRecord",
+    "Fit",
+    "NonFiniteError",
+    "Renyi",
+    "fit",
+    "sweep",
+]

@@ -5,6 +5,7 @@ import math
 import numbers as numbers_abc
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from pyro_vae.svi.devices import resolve_device
 from pyro_vae.svi.engines import ENGINES, CapturedEngine, EagerEngine
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
+from pyro_vae.svi.identity import identity
 from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
-from pyro_vae.svi.loop import Loop, training_mode
+from pyro_vae.svi.loop import EarlyStopping, Loop, training_mode
 from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
+from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
 from pyro_vae.svi.threads import threads_for
 
 __all__ = ["check_numbers", "check_support", "fit", "float_dtype", "set_up"]
@@ -52,6 +55,7 @@ def fit(
     patience: int | None = None,
     lr_multiplier: str | None = None,
     max_norm: float | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     progress: bool = True,
     callbacks: Sequence[Callable[[EpochRecord], None]] = (),
 ) -> Fit:
@@ -107,10 +111,15 @@ def fit(
         ``logvar`` and ``logstd`` under Adam).
     max_norm
         Clips the norm of the whole gradient.
+    checkpoint
+        A file, or :class:`~pyro_vae.svi.Checkpoint` with its interval. The state of the fit is written there
+        every 30 seconds and at the end; where the file exists, the fit goes on from it, and on the CPU ends with
+        the bits of a fit that was never interrupted.
     progress
         A bar on a terminal, lines of the log elsewhere.
     callbacks
-        Each is called with an :class:`~pyro_vae.svi.history.EpochRecord` after every epoch.
+        Each is called with an :class:`~pyro_vae.svi.history.EpochRecord` after every epoch. One that has
+        ``state_dict()`` and ``load_state_dict(state)`` is part of a checkpoint.
 
     Returns
     -------
@@ -119,7 +128,10 @@ def fit(
     Raises
     ------
     ValueError, TypeError
-        For arguments that cannot be used; the message names the argument and the remedy.
+        For arguments that cannot be used, or a checkpoint of another fit; the message names the argument and the
+        remedy.
+    BlockingIOError
+        If another process is writing the checkpoint.
     NonFiniteError
         If three steps in a row have a loss or gradient that is not finite. Such steps are skipped; the
         parameters are the last good ones.
@@ -164,7 +176,11 @@ def fit(
     check_support(model, data, "data")
     check_support(model, validation, "validation")
     state = empty_store()
-    with isolated(model, guide, state=state, seed=seed), training_mode((model, guide), training=True):
+    with (
+        open_checkpoint(None if checkpoint is None else as_checkpoint(checkpoint)) as saver,
+        isolated(model, guide, state=state, seed=seed),
+        training_mode((model, guide), training=True),
+    ):
         count, flops = set_up(model, guide, batches.first())
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         made = _make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
@@ -173,26 +189,37 @@ def fit(
             guide,
             objective,
             parameters,
-            _engine(engine, resolved)(objective, model, guide, list(parameters.values())),
+            _engine(engine if saver is None else saver.engine(engine), resolved)(
+                objective, model, guide, list(parameters.values())
+            ),
             made,
             None if schedule is None else schedule(made),
             max_norm,
             count,
+            None if patience is None else EarlyStopping(patience),
         )
         total = (
             min(steps or math.inf, (epochs or math.inf) * len(batches))
             if epochs or steps
             else 100 * len(batches)
         )
-        started = time.perf_counter()
+        if saver is not None:
+            options = {"lr": lr, "batch_size": batch_size, "seed": seed, "lr_multiplier": lr_multiplier}
+            options |= {"engine": engine, "device": resolved.type}
+            saver.begin(loop, batches, int(total), callbacks, identity(loop, batches, held_out, **options))
+        started = time.perf_counter() - (0.0 if saver is None else saver.seconds_before)
         with threads_for(flops), progress_bar(int(total), "fit", enabled=progress) as show:
             loop.run(
                 batches,
                 int(total),
                 held_out,
-                patience,
                 [lambda r: show(r.step, f"loss {r.loss:.4g} nats"), *callbacks],
+                *([] if saver is None else [saver.write_if_due]),
             )
+        if saver is not None:
+            saver.try_to_write()
+        if loop.stopping is not None:
+            loop.stopping.restore_best(loop.tensors())
         seconds = time.perf_counter() - started
     return Fit(
         bound(model, state),

@@ -1,9 +1,10 @@
 """What a fit writes down: the loss of every step, and a line per epoch."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -66,6 +67,21 @@ class Recorder:
         self.epochs.append(record)
         self._terms, self._weights = [], []
         return record
+
+    def state(self) -> dict[str, Any]:
+        """Everything noted so far, as plain values and tensors."""
+        return {
+            "step_losses": torch.tensor(self.step_losses, dtype=torch.float64),
+            "epochs": [dataclasses.astuple(record) for record in self.epochs],
+            "terms": [tuple(terms) for terms in self._terms],
+            "weights": self._weights,
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Self:
+        """The recorder whose :meth:`state` this is."""
+        records = [EpochRecord(*values) for values in state["epochs"]]
+        return cls(state["step_losses"].tolist(), records, state["terms"], state["weights"])
 
     def dataset(self) -> "xr.Dataset":
         """The history as xarray: ``loss`` over ``step``, the rest over ``epoch``."""

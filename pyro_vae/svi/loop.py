@@ -1,5 +1,6 @@
 """The loop of a fit: epochs of guarded steps."""
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,13 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch, Batches
+from pyro_vae.svi.capture import fork_rng
 from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.history import EpochRecord, Recorder
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.nonfinite import NonFiniteError, explain
 from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.parameters import copy_tensors, named_tensors, restore_tensors
-from pyro_vae.svi.updates import Update, clipped, make_update, total_norm
+from pyro_vae.svi.updates import Update, clipped, make_update, restore_optimizer, total_norm
 
 __all__ = ["EarlyStopping", "Loop", "training_mode"]
 
@@ -47,7 +49,10 @@ class Loop:
     count: Callable[[Batch], int]
     """Observations that the totals of a batch are about: the batch's rows, or the full data where a plate
     rescales to it."""
+    stopping: "EarlyStopping | None" = None
     step: int = 0
+    position: int = 0
+    """Batches of the running epoch that are done."""
     recorder: Recorder = field(default_factory=Recorder)
     _bad_in_a_row: int = 0
     _bad_in_epoch: int = 0
@@ -65,37 +70,83 @@ class Loop:
         batches: Batches,
         steps: int,
         validation: Batch | None,
-        patience: int | None,
         callbacks: Sequence[Callable[[EpochRecord], None]],
+        save: Callable[[], None] = lambda: None,
     ) -> None:
-        """Epochs until so many steps are taken or the validation loss has stopped to improve."""
-        stopping = None if patience is None else EarlyStopping(patience)
-        while self.step < steps:
-            record = self._run_epoch(batches, steps, validation)
+        """Epochs until so many steps are taken or the validation loss has stopped to improve.
+
+        ``save`` is called wherever :meth:`state` is whole: after a step, and after an epoch with its
+        callbacks.
+        """
+        while self.step < steps and not (self.stopping is not None and self.stopping.exhausted):
+            record = self._run_epoch(batches, steps, validation, save)
             for callback in callbacks:
                 callback(record)
-            if stopping is not None and stopping.should_stop(record.validation, self._tensors()):
-                break
-        if stopping is not None:
-            stopping.restore_best(self._tensors())
+            if self.stopping is not None:
+                self.stopping.note(record.validation, self.tensors())
+            save()
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers, which early stopping takes back together."""
-        return named_tensors(self.model, self.guide, pyro.get_param_store().get_state())
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, persistent or not, which early stopping takes back together."""
+        named = named_tensors(self.model, self.guide, pyro.get_param_store().get_state())
+        known = {id(tensor) for tensor in named.values()}
+        buffers = [buffer for module in modules_of(self.model, self.guide) for buffer in module.buffers()]
+        others = [buffer for buffer in buffers if id(buffer) not in known]
+        return named | {f"buffer.{i}": buffer for i, buffer in enumerate(others)}
 
-    def _run_epoch(self, batches: Batches, steps: int, validation: Batch | None) -> EpochRecord:
+    def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on, as plain values and tensors; not the random streams."""
+        return {
+            "tensors": self.tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "stopping": None if self.stopping is None else vars(self.stopping),
+            "recorder": self.recorder.state(),
+            "step": self.step,
+            "position": self.position,
+            "bad": (self._bad_in_a_row, self._bad_in_epoch),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`state` was asked for."""
+        restore_tensors(self.tensors(), state["tensors"])
+        restore_optimizer(self.optimizer, state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        if self.stopping is not None:
+            self.stopping = EarlyStopping(**state["stopping"])
+        self.recorder = Recorder.restored(state["recorder"])
+        self.step, self.position = state["step"], state["position"]
+        self._bad_in_a_row, self._bad_in_epoch = state["bad"]
+        self._update = make_update(self.optimizer, list(self.parameters.values()))
+
+    def _run_epoch(
+        self, batches: Batches, steps: int, validation: Batch | None, save: Callable[[], None]
+    ) -> EpochRecord:
         """One pass over the data, or less where the last step comes first."""
-        index = len(self.recorder.epochs)
-        self._bad_in_epoch = 0
-        for i, batch in enumerate(batches.epoch(index)):
+        for batch in self._rest_of_epoch(batches):
             if self.step >= steps:
                 break
             self._set_weight(self.objective.weight_at(self.step))
-            if i == 0:
+            if self.position == 0:
                 self._verify(batch)
             self._take_step(batch)
-        held_out = math.nan if validation is None else self._validate(validation)
-        return self.recorder.close_epoch(self.step, self._bad_in_epoch, held_out)
+            self.position += 1
+            if self.position < len(batches) and self.step < steps:
+                save()
+        held_out = math.nan if validation is None else self.loss_on(validation)
+        record = self.recorder.close_epoch(self.step, self._bad_in_epoch, held_out)
+        self.position = self._bad_in_epoch = 0
+        return record
+
+    def _rest_of_epoch(self, batches: Batches) -> Iterator[Batch]:
+        """What an interrupted epoch has not seen yet. Batches may draw from the stream when they are made, but
+        those that are passed over have done so already."""
+        epoch = batches.epoch(len(self.recorder.epochs))
+        if self.position:
+            with fork_rng(list(self.parameters.values())):
+                next(itertools.islice(epoch, self.position - 1, None))
+        return epoch
 
     def _set_weight(self, weight: float) -> None:
         if weight != self._weight:
@@ -144,8 +195,8 @@ class Loop:
                 + explain(self.model, self.guide, batch, named, self.step)
             )
 
-    def _validate(self, batch: Batch) -> float:
-        """The loss on held-out data, in nats per observation, with the KL at full weight and layers in
+    def loss_on(self, batch: Batch) -> float:
+        """The loss on held-out data, always from the same noise, in nats per observation, with the KL at full weight and layers in
         evaluation mode."""
         with (
             training_mode((self.model, self.guide), training=False),
@@ -167,12 +218,15 @@ class EarlyStopping:
     epochs_since: int = 0
     snapshot: dict[str, Tensor] = field(default_factory=dict)
 
-    def should_stop(self, validation: float, tensors: dict[str, Tensor]) -> bool:
+    @property
+    def exhausted(self) -> bool:
+        return self.epochs_since >= self.patience
+
+    def note(self, validation: float, tensors: dict[str, Tensor]) -> None:
         if validation < self.best:
             self.best, self.epochs_since, self.snapshot = validation, 0, copy_tensors(tensors)
         else:
             self.epochs_since += 1
-        return self.epochs_since >= self.patience
 
     def restore_best(self, tensors: dict[str, Tensor]) -> None:
         restore_tensors(tensors, self.snapshot)

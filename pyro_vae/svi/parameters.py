@@ -130,6 +130,7 @@ def copy_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_tensors(tensors: dict[str, Tensor], snapshot: dict[str, Tensor]) -> None:
-    """Write a snapshot back in place, so that every alias of a tensor sees it."""
-    for name, value in snapshot.items():
-        tensors[name].copy_(value)
+    """Write a snapshot back in place, so that every alias of a tensor sees it; ``pyro.param`` statements that
+    one of the two has not met yet are left alone."""
+    for name in tensors.keys() & snapshot.keys():
+        tensors[name].copy_(snapshot[name])

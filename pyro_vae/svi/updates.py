@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-__all__ = ["Update", "clipped", "make_update", "total_norm"]
+__all__ = ["Update", "clipped", "make_update", "restore_optimizer", "total_norm"]
 
 Update = Callable[[Sequence[Tensor]], None]
 """``update(gradients)``: one step of the optimizer; gradients in the order of the parameters."""
@@ -87,6 +87,17 @@ def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
             )
 
     return update
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, laid out in memory as the parameters are: fused optimizers walk through both
+    together."""
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                laid_out = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                values[name] = laid_out.copy_(value)
 
 
 def _begun(state: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,54 @@
+"""netCDF by way of memory: a disk that is full, or a file that is damaged, never meets the HDF5 library."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyro_vae.storage.atomic import write_whole
+from pyro_vae.storage.records import checksum, read_bytes
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["read_dataset", "read_tree", "write_netcdf"]
+
+
+def write_netcdf(content: "xr.Dataset | xr.DataTree", path: Path) -> str:
+    """Write a data set or a tree whole or not at all; returns the file's checksum."""
+    written = netcdf_bytes(content)
+    write_whole(path, written)
+    return checksum(written)
+
+
+def netcdf_bytes(content: "xr.Dataset | xr.DataTree") -> bytes:
+    """The bytes of the netCDF file."""
+    return bytes(content.to_netcdf(engine="h5netcdf"))
+
+
+def read_dataset(path: Path, sha256: str) -> "xr.Dataset":
+    """Read a data set, if the file bears this checksum.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is not the one that was written: then it is not opened.
+    """
+    import xarray as xr
+
+    content = read_bytes(path, sha256)
+    try:
+        return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error
+
+
+def read_tree(path: Path, sha256: str) -> "xr.DataTree":
+    """Read a tree, as :func:`read_dataset` does a data set."""
+    import xarray as xr
+
+    content = read_bytes(path, sha256)
+    try:
+        with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as lazy:
+            return lazy.load()
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error
