@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["ArrayBatches", "Batch", "Batches", "LoaderBatches", "as_batches", "as_tensors"]
+__all__ = ["ArrayBatches", "Batch", "Batches", "LoaderBatches", "as_batches", "as_tensors", "epoch_seed"]
 
 Batch = tuple[Tensor, ...]
 
@@ -90,10 +90,13 @@ class ArrayBatches:
         return tuple(tensor[: self.batch_size] for tensor in self.tensors)
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(_epoch_seed(self.seed, index))
-        order = torch.randperm(self.observations, generator=generator).to(self.tensors[0].device)
-        for rows in order.split(self.batch_size):
+        for rows in self.order(index).split(self.batch_size):
             yield tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+
+    def order(self, index: int) -> Tensor:
+        """The rows of all observations, in the order of an epoch."""
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, index))
+        return torch.randperm(self.observations, generator=generator).to(self.tensors[0].device)
 
 
 class LoaderBatches:
@@ -113,7 +116,7 @@ class LoaderBatches:
         # A loader draws its order from torch's stream when it starts; give it a stream of its own, so that
         # the order follows from the seed and the noise of the fit does not depend on it.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_epoch_seed(self.seed, index))
+            torch.manual_seed(epoch_seed(self.seed, index))
             batches = iter(self.loader)
             first = next(batches)
         for batch in itertools.chain([first], batches):
@@ -130,6 +133,6 @@ def as_batches(data: Any, *, batch_size: int, seed: int, device: torch.device, d
     return ArrayBatches(as_tensors(data, device=device, dtype=dtype), batch_size, seed)
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int) -> int:
     """Distinct streams for distinct (seed, epoch) pairs."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)

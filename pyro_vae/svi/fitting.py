@@ -21,6 +21,7 @@ from pyro_vae.guides.heads import raw_parameters
 from pyro_vae.svi.batches import Batch, as_batches, as_tensors
 from pyro_vae.svi.compilation import CudaGraphEngine, InductorEngine
 from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.distributed import joined, local_device
 from pyro_vae.svi.engines import ENGINES, CapturedEngine, EagerEngine
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
@@ -31,6 +32,7 @@ from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
+from pyro_vae.svi.shares import share_of
 from pyro_vae.svi.threads import threads_for
 
 __all__ = ["check_numbers", "check_support", "fit", "float_dtype", "set_up"]
@@ -56,6 +58,7 @@ def fit(
     lr_multiplier: str | None = None,
     max_norm: float | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
+    distributed: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callable[[EpochRecord], None]] = (),
 ) -> Fit:
@@ -115,6 +118,11 @@ def fit(
         A file, or :class:`~pyro_vae.svi.Checkpoint` with its interval. The state of the fit is written there
         every 30 seconds and at the end; where the file exists, the fit goes on from it, and on the CPU ends with
         the bits of a fit that was never interrupted.
+    distributed
+        Spread this fit over the processes that ``torchrun`` has started, or over those of the process group
+        that you have initialized. Each calls ``fit`` with the same arguments and takes its share of every
+        batch (``batch_size`` is that of all together), and all take the same step. The first one writes the
+        checkpoint and shows the progress; callbacks run on all.
     progress
         A bar on a terminal, lines of the log elsewhere.
     callbacks
@@ -132,6 +140,8 @@ def fit(
         remedy.
     BlockingIOError
         If another process is writing the checkpoint.
+    RankError
+        If another process of a distributed fit fails; the message names it.
     NonFiniteError
         If three steps in a row have a loss or gradient that is not finite. Such steps are skipped; the
         parameters are the last good ones.
@@ -164,6 +174,8 @@ def fit(
             f"patience is {patience}, but there is no validation data to be patient about; give validation="
         )
     resolved = resolve_device(device)
+    if distributed:
+        resolved = local_device(resolved)
     for module in modules_of(model, guide):
         module.to(resolved)
     dtype = float_dtype(model, guide)
@@ -177,12 +189,16 @@ def fit(
     check_support(model, validation, "validation")
     state = empty_store()
     with (
-        open_checkpoint(None if checkpoint is None else as_checkpoint(checkpoint)) as saver,
+        joined(distributed, resolved) as ranks,
+        open_checkpoint(None if checkpoint is None else as_checkpoint(checkpoint), ranks) as saver,
         isolated(model, guide, state=state, seed=seed),
         training_mode((model, guide), training=True),
     ):
-        count, flops = set_up(model, guide, batches.first())
+        share = share_of(batches, ranks.rank, ranks.size)
+        first = share.first()
+        count, flops = set_up(model, guide, first)
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
+        ranks.begin(model, guide, objective, parameters, first, rescaled=count(first) != len(first[0]))
         made = _make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
         loop = Loop(
             model,
@@ -197,6 +213,7 @@ def fit(
             max_norm,
             count,
             None if patience is None else EarlyStopping(patience),
+            ranks,
         )
         total = (
             min(steps or math.inf, (epochs or math.inf) * len(batches))
@@ -208,11 +225,12 @@ def fit(
             options |= {"engine": engine, "device": resolved.type}
             saver.begin(loop, batches, int(total), callbacks, identity(loop, batches, held_out, **options))
         started = time.perf_counter() - (0.0 if saver is None else saver.seconds_before)
-        with threads_for(flops), progress_bar(int(total), "fit", enabled=progress) as show:
+        ranks.set_stream(seed, loop.step)
+        with threads_for(flops), progress_bar(int(total), "fit", enabled=progress and ranks.leads) as show:
             loop.run(
-                batches,
+                share,
                 int(total),
-                held_out,
+                held_out if ranks.leads else None,
                 [lambda r: show(r.step, f"loss {r.loss:.4g} nats"), *callbacks],
                 *([] if saver is None else [saver.write_if_due]),
             )
