@@ -24,6 +24,7 @@ _HOME = {
     "posterior_error": "pyro_vae.posterior",
     "reference_posterior": "pyro_vae.posterior",
     "repair": "pyro_vae.posterior",
+    "resume_study": "pyro_vae.study",
     "run_study": "pyro_vae.study",
     "sweep": "pyro_vae.svi",
 }
@@ -54,6 +55,7 @@ __all__ = [
     "posterior_error",
     "reference_posterior",
     "repair",
+    "resume_study",
     "run_study",
     "scales",
     "svi",
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
         reference_posterior,
         repair,
     )
-    from pyro_vae.study import Study, StudyConfig, run_study
+    from pyro_vae.study import Study, StudyConfig, resume_study, run_study
     from pyro_vae.svi import Fit, fit, sweep
 
 

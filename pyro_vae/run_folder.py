@@ -4,7 +4,7 @@
 
     runs/digits/
       run.json                       what was asked, versions, device, schema version
-      fits/softplus-0/               params.safetensors, fit.json, history.nc
+      fits/softplus-0/               params.safetensors, fit.json, history.nc; state while it is fitted
       posterior/softplus.nc          draws for some held-out observations
       diagnostics.nc                 (guide, seed, observation): evidence, ELBO, k̂ …
       calibration.nc units.nc latents.nc    (guide, seed, …)
@@ -13,25 +13,32 @@
       figures/*.png  report.html
 """
 
-import json
-import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SCHEMA", "RunFolder", "claim", "open_run", "parse_record"]
+from pyro_vae.storage.atomic import TEMPORARY
+from pyro_vae.storage.lock import LOCK, locked
+from pyro_vae.storage.records import read_record, write_record
+
+__all__ = ["SCHEMA", "RunFolder", "claim", "open_run", "read_run_record", "writing"]
 
 SCHEMA = 1
 """Version of the layout; a reader refuses a newer one."""
 
+LONGEST_NAME = 255
+"""Bytes that file systems take."""
+
+_ENTRIES = {"config", "data", "device", "versions", "result", "files"}
 _MEASURES = ("diagnostics", "calibration", "units", "latents", "gaps")
-_OURS = (
-    "run.json",
+_PARTS = (
     "fits",
+    "parts",
     "posterior",
     "compare.csv",
     "figures",
@@ -48,29 +55,52 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        return self.root / "run.json"
+        return self._within("run.json")
 
     @property
     def figures(self) -> Path:
-        return self.root / "figures"
+        return self._within("figures")
+
+    @property
+    def parts(self) -> Path:
+        """What is diagnosed already, until all of it is."""
+        return self._within("parts")
 
     @property
     def comparison(self) -> Path:
-        return self.root / "compare.csv"
+        return self._within("compare.csv")
 
     @property
     def report(self) -> Path:
-        return self.root / "report.html"
+        return self._within("report.html")
 
     def fit(self, guide: str, seed: int) -> Path:
-        return self.root / "fits" / f"{guide}-{seed}"
+        return self._within("fits", f"{guide}-{seed}")
 
     def posterior(self, guide: str) -> Path:
-        return self.root / "posterior" / f"{guide}.nc"
+        return self._within("posterior", f"{guide}.nc")
 
     def measure(self, name: str) -> Path:
         """File of one of the measures: "diagnostics", "calibration", "units", "latents" or "gaps"."""
-        return self.root / f"{name}.nc"
+        return self._within(f"{name}.nc")
+
+    def _within(self, *names: str) -> Path:
+        """A path in this folder. Names may come from a file, and what is there may be a link: neither leads
+        out of it."""
+        for name in names:
+            unusable = name in ("", ".", "..") or any(character in name for character in "/\\\0")
+            if unusable or len(name.encode()) > LONGEST_NAME:
+                raise ValueError(f"{name!r} is no name of a file in a run; the run in {self.root} is foreign")
+        path = self.root.joinpath(*names)
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be read ({error})") from error
+        if not inside:
+            raise ValueError(
+                f"{path} is a link that leads out of the run's folder; put the file itself there"
+            )
+        return path
 
     def read_record(self) -> dict[str, Any]:
         """What ``run.json`` says.
@@ -80,46 +110,65 @@ class RunFolder:
         ValueError
             If it is damaged, or was written by a newer version.
         """
-        try:
-            content = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.record} cannot be read ({error}); it is damaged or foreign") from error
-        return parse_record(content, self.record)
+        return read_run_record(self.record)
 
-    def write_record(self, config: Mapping[str, Any], device: str, result: Mapping[str, Any]) -> None:
-        """Write ``run.json``: the request, what ran it, and (when it is known) the result."""
+    def write_record(
+        self,
+        config: Mapping[str, Any],
+        device: str,
+        result: Mapping[str, Any],
+        *,
+        data: str = "",
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write ``run.json``: the request, what ran it, the checksum of the data, and (when it is known) the
+        result with the checksums of its files."""
         versions = {
             name: version(name) for name in ("torch", "pyro-ppl", "arviz-base", "arviz-stats", "numpy")
         }
         record = {
             "schema": SCHEMA,
             "config": dict(config),
+            "data": data,
             "device": device,
             "versions": {"pyro-vae": version("pyro-vae"), "python": sys.version.split()[0], **versions},
             "result": dict(result),
+            "files": dict(files or {}),
         }
-        self.record.write_text(json.dumps(record, indent=2) + "\n")
+        write_record(self.record, record)
+
+    def tidy(self) -> None:
+        """Remove what killed processes have left behind."""
+        for path in self.root.rglob(".*"):
+            if _is_passing(path.name) and path != self.root / LOCK:
+                path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove everything but the record, and make the places anew."""
+        for name in _PARTS:
+            path = self.root / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        for name in ("fits", "posterior", "figures"):
+            (self.root / name).mkdir()
 
 
-def parse_record(content: Any, path: Path) -> dict[str, Any]:
-    """Check what a ``run.json`` holds.
+def read_run_record(path: Path, *, strict: bool = True) -> dict[str, Any]:
+    """What a ``run.json`` holds; see :func:`~pyro_vae.storage.records.read_record` for ``strict``.
 
     Raises
     ------
     ValueError
         If it is no record of a run, or of a newer schema.
     """
-    if not isinstance(content, dict) or "schema" not in content:
-        raise ValueError(f"{path} is no record of a run: it has no schema")
-    schema = content["schema"]
-    if schema != SCHEMA:
-        newer = isinstance(schema, int) and schema > SCHEMA
-        advice = "update pyro-vae to read it" if newer else "it is damaged or foreign"
-        raise ValueError(
-            f"{path} has schema {schema!r}, and this version of pyro-vae reads schema {SCHEMA}: {advice}"
-        )
-    for part in ("config", "result"):
-        if not isinstance(content.get(part), dict):
+    content = read_record(path, SCHEMA, strict=strict)
+    unknown = sorted(content.keys() - _ENTRIES)
+    if unknown:
+        raise ValueError(f"{path} has an entry {unknown[0]!r}, which no run has; it is damaged or foreign")
+    for part in ("config", "result", "files"):
+        if not isinstance(content.get(part, {} if part == "files" else None), dict):
             raise ValueError(f"{path} has no {part!r}; it is damaged or foreign")
     return content
 
@@ -141,45 +190,69 @@ def open_run(root: str | Path) -> RunFolder:
     return folder
 
 
-def claim(root: str | Path) -> RunFolder:
-    """Take a folder for a run: a new or empty one, or one with an earlier run, which is replaced.
+@contextmanager
+def writing(folder: RunFolder) -> Iterator[None]:
+    """Hold a run's folder for writing; a second process is refused.
 
     Raises
     ------
+    BlockingIOError
+        If another process is writing into it.
+    OSError
+        If it cannot be written.
+    """
+    with locked(folder.root):
+        yield
+
+
+@contextmanager
+def claim(root: str | Path, config: Mapping[str, Any], device: str, *, data: str = "") -> Iterator[RunFolder]:
+    """Take a folder for a run and hold it: a new or empty one, or one with an earlier run, which is replaced.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process is writing into it.
     ValueError
         If the folder holds something that is not a run, or cannot be written; nothing is removed then.
 
     Examples
     --------
     >>> import tempfile
-    >>> folder = claim(Path(tempfile.mkdtemp()) / "digits")
-    >>> folder.fit("softplus", 0).name
+    >>> with claim(Path(tempfile.mkdtemp()) / "digits", {}, "cpu") as folder:
+    ...     folder.fit("softplus", 0).name
     'softplus-0'
     """
     folder = RunFolder(Path(root))
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(path.name for path in folder.root.iterdir() if path.name not in _OURS)
-        holds_run = folder.record.is_file()
-        if strangers or (any(folder.root.iterdir()) and not holds_run):
-            found = strangers[0] if strangers else sorted(p.name for p in folder.root.iterdir())[0]
+    with ExitStack() as held:
+        try:
+            folder.root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(writing(folder))
+            _refuse_strangers(folder)
+            # Who is killed while clearing must not leave fits of the earlier run, to be taken for its own.
+            folder.write_record(config, device, {"status": "clearing"}, data=data)
+            folder.clear()
+            folder.write_record(config, device, {"status": "running"}, data=data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            reason = error.strerror or error
             raise ValueError(
-                f"the output folder {folder.root} holds something else ({found}); name a new or empty "
-                "folder, or one with an earlier run, which is replaced"
-            )
-        for name in _OURS:
-            path = folder.root / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        if not os.access(folder.root, os.W_OK):
-            raise PermissionError("it is read-only")
-    except OSError as error:
-        reason = error.strerror or error
+                f"the output folder {folder.root} cannot be written ({reason}); name another"
+            ) from error
+        yield folder
+
+
+def _refuse_strangers(folder: RunFolder) -> None:
+    names = sorted(path.name for path in folder.root.iterdir() if not _is_passing(path.name))
+    strangers = [name for name in names if name not in ("run.json", *_PARTS)]
+    if strangers or (names and not folder.record.is_file()):
         raise ValueError(
-            f"the output folder {folder.root} cannot be written ({reason}); name another"
-        ) from error
-    for name in ("fits", "posterior", "figures"):
-        (folder.root / name).mkdir()
-    return folder
+            f"the output folder {folder.root} holds something else ({[*strangers, *names][0]}); name a new "
+            "or empty folder, or one with an earlier run, which is replaced"
+        )
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a file is one that a killed process may leave."""
+    return name.startswith(".") and name.endswith((LOCK, TEMPORARY))

@@ -16,12 +16,13 @@ MAY_KNOW: dict[str, set[str]] = {
     "guides": set(),
     "models": set(),
     "data": {"models"},
-    "svi": {"guides", "models"},
+    "svi": {"storage", "guides", "models"},
     "posterior": {"guides", "models", "svi"},
     "report": {"guides", "models", "svi", "posterior"},
-    "run_folder": set(),
-    "study": {"guides", "models", "data", "svi", "posterior", "report", "run_folder"},
-    "cli": {"guides", "models", "data", "svi", "posterior", "report", "run_folder", "study"},
+    "storage": set(),
+    "run_folder": {"storage"},
+    "study": {"storage", "guides", "models", "data", "svi", "posterior", "report", "run_folder"},
+    "cli": {"storage", "guides", "models", "data", "svi", "posterior", "report", "run_folder", "study"},
     "__main__": {"cli"},
 }
 HEAVY = {

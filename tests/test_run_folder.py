@@ -1,32 +1,42 @@
+"""Who may write into a run's folder, and what a name in a run's file may reach."""
+
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pyro_vae.run_folder import claim
+from pyro_vae.run_folder import RunFolder, claim
+
+
+def claimed(root: Path, config: dict[str, Any] | None = None) -> AbstractContextManager[RunFolder]:
+    return claim(root, config or {}, "cpu")
 
 
 def test_a_new_folder_is_made_with_its_places(tmp_path: Path) -> None:
-    folder = claim(tmp_path / "runs" / "new")
-    assert sorted(p.name for p in folder.root.iterdir()) == ["figures", "fits", "posterior"]
+    with claimed(tmp_path / "runs" / "new") as folder:
+        pass
+    names = sorted(p.name for p in folder.root.iterdir())
+    assert names == ["figures", "fits", "posterior", "run.json"]
     assert folder.fit("logvar", 2) == tmp_path / "runs" / "new" / "fits" / "logvar-2"
 
 
 def test_an_earlier_run_is_replaced_whole(tmp_path: Path) -> None:
-    folder = claim(tmp_path / "run")
-    folder.write_record({}, "cpu", {})
-    (folder.root / "fits" / "stale").mkdir()
-    claim(tmp_path / "run")
-    assert list((tmp_path / "run" / "fits").iterdir()) == []
-    assert not folder.record.exists()
+    with claimed(tmp_path / "run", {"epochs": 1}) as folder:
+        (folder.root / "fits" / "stale").mkdir()
+    with claimed(tmp_path / "run", {"epochs": 2}):
+        assert list((tmp_path / "run" / "fits").iterdir()) == []
+        assert folder.read_record()["config"] == {"epochs": 2}
 
 
 @pytest.mark.parametrize("beside_a_run", [False, True])
 def test_something_else_is_left_alone(tmp_path: Path, beside_a_run: bool) -> None:
     if beside_a_run:
-        claim(tmp_path).write_record({}, "cpu", {})
+        with claimed(tmp_path):
+            pass
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"holds something else \(thesis.tex\); name a new or empty folder"):
-        claim(tmp_path)
+        claimed(tmp_path).__enter__()
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert (tmp_path / "run.json").exists() == beside_a_run
 
@@ -35,11 +45,11 @@ def test_names_of_ours_without_a_record_are_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "mine.png").write_text("mine")
     with pytest.raises(ValueError, match=r"holds something else \(figures\)"):
-        claim(tmp_path)
+        claimed(tmp_path).__enter__()
     assert (tmp_path / "figures" / "mine.png").exists()
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"output folder .*file cannot be written \(File exists\)"):
-        claim(tmp_path / "file")
+        claimed(tmp_path / "file").__enter__()

@@ -15,6 +15,7 @@ import xarray as xr
 
 import pyro_vae.study.job
 from pyro_vae import Fit, data
+from pyro_vae.storage.records import write_record
 from pyro_vae.study import Study, StudyConfig, diagnose_again, make_pair, report_again, run_study
 from pyro_vae.study.config import read_config
 from pyro_vae.svi import NonFiniteError
@@ -279,7 +280,7 @@ class TestReadBack:
             (lambda run: set_record(run, result={"status": "running"}), "is 'running' and not done"),
             (lambda run: set_record(run, config={"sales": []}), "'sales' is no setting .* 'scales'"),
             (lambda run: set_record(run, config=None), "has no 'config'"),
-            (lambda run: (run / "run.json").write_text("{"), "run.json cannot be read"),
+            (lambda run: (run / "run.json").write_text("{"), "run.json is not JSON"),
             (lambda run: (run / "units.nc").unlink(), "not complete: there is no .*units.nc"),
             (lambda run: (run / "latents.nc").write_bytes(b"CDF or not"), "latents.nc cannot be read"),
             (lambda run: (run / "posterior" / "logvar.nc").write_text(""), "logvar.nc cannot be read"),
@@ -294,7 +295,8 @@ class TestReadBack:
 
 def set_record(run: Path, **parts: object) -> None:
     record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | parts))
+    record.pop("sha256")
+    write_record(run / "run.json", record | parts)
 
 
 def test_the_history_has_sigma_of_every_epoch(study: Study) -> None:
@@ -332,7 +334,7 @@ class TestConfigFile:
         [
             ("a.toml", "data = ", "a.toml is not TOML"),
             ("a.json", "{", "a.json is not JSON"),
-            ("a.json", "[]", "is no record of a run"),
+            ("a.json", "[]", "a.json has schema None, .* damaged or foreign"),
             ("a.json", '{"schema": 2}', "schema 2, and this version .* update pyro-vae"),
         ],
     )

@@ -67,6 +67,7 @@ Config = Annotated[
 Out = Annotated[Path | None, _setting(tell="Folder of the run", default="runs/DATA")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run, such as runs/digits")]
+Interrupted = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/digits")]
 OtherDraws = Annotated[int | None, _setting("--draws", tell="Importance draws", default="the run's")]
 OtherGaps = Annotated[
     int | None,
@@ -173,6 +174,23 @@ def diagnose(
 
 
 @app.command()
+def resume(run: Interrupted, as_json: AsJson = False) -> None:
+    """Go on with a run that was interrupted, to the same result.
+
+    Fits that were finished stay; the one that was interrupted goes on from its
+    last checkpoint. A run that is complete is shown.
+
+    \b
+    [bold]Example[/bold]
+      pyro-vae resume runs/digits
+    """
+    from pyro_vae.study import resume_study
+
+    with _errors_as_sentences():
+        output.show_study(resume_study(run), as_json=as_json)
+
+
+@app.command()
 def report(run: Run, as_json: AsJson = False) -> None:
     """Draw the figures and the page of a run anew.
 
@@ -233,9 +251,13 @@ def _errors_as_sentences() -> Iterator[None]:
     except (ValueError, FileNotFoundError) as error:
         _stop(str(error), BAD_ARGUMENT)
     except OSError as error:
-        _stop(f"{error.filename or 'the run'}: {error.strerror or error}", FAILED)
-    except KeyboardInterrupt:
-        _stop("interrupted", INTERRUPTED)
+        _stop(_with_notes(f"{error.filename or 'the run'}: {error.strerror or error}", error), FAILED)
+    except KeyboardInterrupt as error:
+        _stop(_with_notes("interrupted", error), INTERRUPTED)
+
+
+def _with_notes(sentence: str, error: BaseException) -> str:
+    return "; ".join([sentence, *getattr(error, "__notes__", [])])
 
 
 def _stop(sentence: str, code: int) -> NoReturn:

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from pyro_vae.guides import scales
 from pyro_vae.guides.heads import ScaleHead, raw_value
 from pyro_vae.guides.precision import at_least_float32
-from pyro_vae.guides.sites import LocalSite, ObservationPlate, call_signature, find_local_sites
+from pyro_vae.guides.sites import (
+    LocalSite,
+    ObservationPlate,
+    call_signature,
+    find_local_sites,
+    plain_shape,
+)
 
 __all__ = ["EncoderGuide"]
 
@@ -130,7 +136,7 @@ class EncoderGuide(AutoGuide):
         dict
             Name of the latent to its draw, (…, batch, event).
         """
-        rows = parameters["loc"].shape[0]
+        (rows,) = plain_shape(parameters["loc"].shape[:1])
         plate = self._open_plate(rows, args, kwargs)
         with plate:
             if rows != plate.subsample_size:

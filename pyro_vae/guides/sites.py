@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from pyro.util import ignore_jit_warnings
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
@@ -22,7 +23,7 @@ from torch.distributions.transforms import ExpTransform, ReshapeTransform
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.pushforward import PushforwardDelta, push_forward
 
-__all__ = ["LocalSite", "ObservationPlate", "call_signature", "find_local_sites"]
+__all__ = ["LocalSite", "ObservationPlate", "call_signature", "find_local_sites", "plain_shape"]
 
 OUTSIDE = (
     "An encoder guide covers latents of one observation only: give it poutine.block(model, expose=[...]) and "
@@ -258,7 +259,7 @@ def _local_site(site: Mapping[str, Any]) -> LocalSite:
     support = _shared_support(support, name, len(fn.event_shape))
     with helpful_support_errors(site):
         unconstrained = biject_to(support).inv(value.detach())
-    return LocalSite(name, support, fn.event_shape, unconstrained.shape[1:])
+    return LocalSite(name, support, plain_shape(fn.event_shape), plain_shape(unconstrained.shape[1:]))
 
 
 def _shared_support(support: Constraint, name: str, event_dim: int) -> Constraint:
@@ -298,4 +299,11 @@ def call_signature(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(call_signature(item) for item in value)
     shape = getattr(value, "shape", None)
-    return type(value).__name__ if shape is None else (type(value).__name__, tuple(shape))
+    return type(value).__name__ if shape is None else (type(value).__name__, tuple(plain_shape(shape)))
+
+
+def plain_shape(shape: Iterable[Any]) -> torch.Size:
+    """A shape in plain integers: inside ``torch.jit.trace``, and so under Pyro's Jit ELBOs, sizes are
+    tensors, which are equal to no size that was seen before."""
+    with ignore_jit_warnings():
+        return torch.Size(int(size) for size in shape)

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.records import checksum, read_bytes
@@ -10,7 +10,16 @@ from pyro_vae.storage.records import checksum, read_bytes
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["read_dataset", "read_tree", "write_netcdf"]
+__all__ = ["dataset_from", "netcdf_bytes", "read_dataset", "read_tree", "write_netcdf"]
+
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError)
+"""What the layers above HDF5 raise where a file is not of their kind."""
+
+
+def netcdf_bytes(content: "xr.Dataset | xr.DataTree") -> bytes:
+    """The bytes of the netCDF file."""
+    written: Any = content.to_netcdf(engine="h5netcdf")
+    return bytes(written)
 
 
 def write_netcdf(content: "xr.Dataset | xr.DataTree", path: Path) -> str:
@@ -20,25 +29,24 @@ def write_netcdf(content: "xr.Dataset | xr.DataTree", path: Path) -> str:
     return checksum(written)
 
 
-def netcdf_bytes(content: "xr.Dataset | xr.DataTree") -> bytes:
-    """The bytes of the netCDF file."""
-    return bytes(content.to_netcdf(engine="h5netcdf"))
-
-
 def read_dataset(path: Path, sha256: str) -> "xr.Dataset":
     """Read a data set, if the file bears this checksum.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If there is no such file, or it is not the one that was written: then it is not opened.
+        If there is no such file, or it is not the one that was written: then HDF5 never sees it.
     """
+    return dataset_from(read_bytes(path, sha256), path)
+
+
+def dataset_from(content: bytes, path: Path) -> "xr.Dataset":
+    """The data set in the bytes of a file; ``path`` is what to call it."""
     import xarray as xr
 
-    content = read_bytes(path, sha256)
     try:
         return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error
 
 
@@ -50,5 +58,5 @@ def read_tree(path: Path, sha256: str) -> "xr.DataTree":
     try:
         with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as lazy:
             return lazy.load()
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error

@@ -17,8 +17,8 @@ SEAL = "sha256"
 
 
 def pack(value: Any, name: str) -> bytes:
-    """The bytes of a safetensors file that holds ``value``: None, numbers, text, tensors, and lists, tuples and
-    dictionaries of these. Structure and numbers are JSON in its header; ``unpack`` gives back equal bits.
+    """The bytes of a safetensors file that holds ``value``: None, numbers, text, tensors, and lists, tuples
+    and dictionaries of these. Structure and numbers are JSON in its header; ``unpack`` gives back equal bits.
 
     Parameters
     ----------
@@ -118,5 +118,5 @@ def _seal(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The memory of a tensor on the CPU, whatever its type."""
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

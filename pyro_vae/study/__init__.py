@@ -6,8 +6,17 @@ observations.
 """
 
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.job import diagnose_again, report_again, run_study
+from pyro_vae.study.job import diagnose_again, report_again, resume_study, run_study
 from pyro_vae.study.pairs import make_pair, split_data
 from pyro_vae.study.result import Study
 
-__all__ = ["Study", "StudyConfig", "diagnose_again", "make_pair", "report_again", "run_study", "split_data"]
+__all__ = [
+    "Study",
+    "StudyConfig",
+    "diagnose_again",
+    "make_pair",
+    "report_again",
+    "resume_study",
+    "run_study",
+    "split_data",
+]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import math
 import shlex
 import tomllib
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.guides import scales
-from pyro_vae.run_folder import parse_record
+from pyro_vae.run_folder import read_run_record
+from pyro_vae.storage.records import LONGEST, read_bytes
 
 __all__ = ["StudyConfig", "read_config"]
 
@@ -184,13 +184,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; --config takes a TOML file or a run.json")
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            return dict(parse_record(json.loads(text), path)["config"])
-        values = tomllib.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise ValueError(f"{path} is not {kind}: {error}") from error
+            return dict(read_run_record(path, strict=False)["config"])
+        values = tomllib.loads(read_bytes(path, at_most=LONGEST).decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
     names = {name: name.replace("-", "_") for name in values}
     return {"scales" if name == "scale" else name: values[given] for given, name in names.items()}
 

@@ -1,10 +1,14 @@
 """The job from data to report, and the parts of it that can be done again on a run that exists."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,33 +17,54 @@ from pyro_vae.report.findings import MEASURES, Findings
 from pyro_vae.report.html import render_page
 from pyro_vae.report.pictures import draw_figures
 from pyro_vae.report.readings import read_findings_aloud
-from pyro_vae.run_folder import RunFolder, claim
+from pyro_vae.run_folder import RunFolder, claim, open_run, writing
+from pyro_vae.storage.atomic import write_whole
+from pyro_vae.storage.records import checksum_of_rows
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.measures import ScaleHistory, combine, first_fit_gaps, measure_fit, posterior_tree
+from pyro_vae.study.measures import ScaleHistory, combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
+from pyro_vae.study.parts import Parts
 from pyro_vae.study.result import Study
 from pyro_vae.study.saved import write_findings
-from pyro_vae.svi import Fit, NonFiniteError, fit
+from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, fit
+from pyro_vae.svi.checkpoint import settle
 from pyro_vae.svi.devices import resolve_device
 from pyro_vae.svi.progress import Show, progress_bar
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["diagnose_again", "report_again", "run_study"]
+__all__ = ["diagnose_again", "report_again", "resume_study", "run_study"]
 
 logger = logging.getLogger(__name__)
 
 WATCHED_ROWS = 64
 """Training observations whose σ is noted after every epoch."""
 
-Fits = dict[str, list[Fit]]
+
+@dataclass(frozen=True)
+class _Job:
+    """What the parts of a study need to know."""
+
+    config: StudyConfig
+    device: str
+    everything: data_sets.DataSet
+    train: data_sets.DataSet
+    held_out: data_sets.DataSet
+    data: str
+    """Checksum of the observations."""
 
 
 def run_study(
-    config: StudyConfig | None = None, *, out: str | Path | None = None, progress: bool = True
+    config: StudyConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+    checkpoint_seconds: float = 30.0,
 ) -> Study:
     """Fit every guide with every seed, diagnose each on held-out data, compare, and write it all down.
+
+    Whatever ends it, :func:`resume_study` goes on with it.
 
     Parameters
     ----------
@@ -50,6 +75,8 @@ def run_study(
         or hold an earlier run, which is replaced.
     progress
         A bar on a terminal, lines of the log elsewhere.
+    checkpoint_seconds
+        How often the state of a fit is written: so much work is lost at most where the process is killed.
 
     Returns
     -------
@@ -59,6 +86,10 @@ def run_study(
     ------
     ValueError
         If the data cannot be loaded, there is no such device, or the folder holds something else.
+    BlockingIOError
+        If another process is writing into the folder.
+    OSError
+        If the folder cannot be written any more; what is there stays as it is.
     NonFiniteError
         If no guide could be fitted. As long as one could, the others are reported in ``Study.failures``.
 
@@ -72,16 +103,59 @@ def run_study(
     --------
     ``run_study(StudyConfig("digits", scales=("logvar", "softplus"), seeds=5), out="runs/two")``
     """
-    config = StudyConfig() if config is None else config
-    device = str(resolve_device(config.device))
-    everything, train, held_out = _load(config)
-    folder = claim(Path("runs") / everything.name if out is None else out)
-    folder.write_record(dataclasses.asdict(config), device, {"status": "running"})
-    fits, failures = _fit_all(config, train, folder, progress)
-    if not fits:
-        raise NonFiniteError(f"no guide could be fitted: {next(iter(failures.values()))}")
-    findings = _examine(config, fits, held_out, failures, progress)
-    return _write_down(Study(config, folder.root, findings), device)
+    job = _job(StudyConfig() if config is None else config)
+    root = Path("runs") / job.everything.name if out is None else out
+    asked = dataclasses.asdict(job.config)
+    with claim(root, asked, job.device, data=job.data) as folder, _says_how_to_go_on(folder):
+        return _carry_out(job, folder, checkpoint_seconds, progress)
+
+
+def resume_study(folder: str | Path, *, progress: bool = True, checkpoint_seconds: float = 30.0) -> Study:
+    """Go on with a run that was interrupted, to the result of one that was not.
+
+    Fits that were finished are not fitted again; the one that was interrupted goes on from its last
+    checkpoint, on the CPU to the same bits. What is missing of diagnoses, figures and page is made. A run
+    that is complete is read.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    progress, checkpoint_seconds
+        As in :func:`run_study`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no run.
+    ValueError
+        If its record is damaged or of a newer version, the data have changed, or the device is not here.
+    BlockingIOError, OSError, NonFiniteError
+        As :func:`run_study`.
+
+    Examples
+    --------
+    ``resume_study("runs/digits").answer``
+    """
+    run = open_run(folder)
+    with writing(run), _says_how_to_go_on(run):
+        run.tidy()
+        record = run.read_record()
+        if record["result"].get("status") == "done":
+            try:
+                study = Study.load(run.root)
+            except ValueError as error:
+                logger.warning("the run is made whole again: %s", error)
+            else:
+                if not run.report.is_file():
+                    _draw_report(study, run)
+                return study
+        job = _job(StudyConfig.from_mapping(record["config"]), device=str(record["device"]))
+        _check_data(job, record, run)
+        if record["result"].get("status") == "clearing":
+            run.clear()
+        _note(job, run, "running")
+        return _carry_out(job, run, checkpoint_seconds, progress)
 
 
 def diagnose_again(
@@ -106,19 +180,24 @@ def diagnose_again(
     asked = {"draws": draws, "gap_observations": gap_observations}
     changes = {name: value for name, value in asked.items() if value is not None}
     config = dataclasses.replace(study.config, **changes)  # type: ignore[arg-type]
-    _, train, held_out = _load(config)
     folder = RunFolder(study.folder)
-    fits: Fits = {}
-    for name in study.findings.guides:
-        pairs = [make_pair(config, train, name, seed) for seed in range(config.seeds)]
-        fits[name] = [Fit.load(folder.fit(name, seed), *pair) for seed, pair in enumerate(pairs)]
-    findings = _examine(config, fits, held_out, study.failures, progress)
-    return _write_down(Study(config, study.folder, findings), str(folder.read_record()["device"]))
+    with writing(folder), _says_how_to_go_on(folder):
+        record = folder.read_record()
+        job = _job(config, device=str(record["device"]))
+        _check_data(job, record, folder)
+        _note(job, folder, "diagnosing")
+        folder.report.unlink(missing_ok=True)
+        return _examine_and_write(job, folder, study.findings.guides, study.failures, progress)
 
 
 def report_again(study: Study) -> Path:
     """Draw figures and page of a run anew from what lies in its folder; returns the page's path."""
     folder = RunFolder(study.folder)
+    with writing(folder):
+        return _draw_report(study, folder)
+
+
+def _draw_report(study: Study, folder: RunFolder) -> Path:
     folder.figures.mkdir(exist_ok=True)
     page = render_page(
         title=f"pyro-vae: {study.config.data}",
@@ -129,56 +208,111 @@ def report_again(study: Study) -> Path:
         config=dataclasses.asdict(study.config),
         record=folder.read_record(),
     )
-    folder.report.write_text(page, encoding="utf-8")
+    write_whole(folder.report, page.encode())
     return folder.report
 
 
-def _load(config: StudyConfig) -> tuple[data_sets.DataSet, data_sets.DataSet, data_sets.DataSet]:
-    """All, training and held-out data."""
+def _job(config: StudyConfig, device: str | None = None) -> _Job:
+    resolved = str(resolve_device(config.device if device is None else device))
     everything = data_sets.load(config.data, root=config.root, likelihood=config.likelihood)
-    return everything, *split_data(everything, config.held_out)
+    parts = split_data(everything, config.held_out)
+    return _Job(config, resolved, everything, *parts, checksum_of_rows(everything.x))
 
 
-def _write_down(study: Study, device: str) -> Study:
-    folder, findings = RunFolder(study.folder), study.findings
-    write_findings(folder, findings)
+def _check_data(job: _Job, record: Mapping[str, Any], folder: RunFolder) -> None:
+    if record.get("data") != job.data:
+        raise ValueError(
+            f"the data {job.config.data!r} are not those that the run in {folder.root} was made with; "
+            "put them back, or make a new run"
+        )
+
+
+def _note(job: _Job, folder: RunFolder, status: str) -> None:
+    """Say in the record how far the run is."""
+    folder.write_record(dataclasses.asdict(job.config), job.device, {"status": status}, data=job.data)
+
+
+@contextmanager
+def _says_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        error.add_note(f"`pyro-vae resume {shlex.quote(str(folder.root))}` goes on with it")
+        raise
+
+
+def _carry_out(job: _Job, folder: RunFolder, checkpoint_seconds: float, progress: bool) -> Study:
+    """Everything that is not there yet."""
+    failures = _fit_all(job, folder, checkpoint_seconds, progress)
+    guides = [name for name in job.config.scales if name not in failures]
+    if not guides:
+        raise NonFiniteError(f"no guide could be fitted: {next(iter(failures.values()))}")
+    return _examine_and_write(job, folder, guides, failures, progress)
+
+
+def _examine_and_write(
+    job: _Job, folder: RunFolder, guides: Sequence[str], failures: Mapping[str, str], progress: bool
+) -> Study:
+    """Diagnose the fits as they are on disk, so that it is all one whether this process has fitted them."""
+    fits = {name: [_load_fit(job, folder, name, seed) for seed in range(job.config.seeds)] for name in guides}
+    study = Study(job.config, folder.root, _examine(job, folder, fits, failures, progress))
+    findings = study.findings
+    files = write_findings(folder, findings)
     result = {
         "status": "done",
         "answer": study.answer,
         "image_shape": findings.image_shape,
         "failures": dict(findings.failures),
     }
-    folder.write_record(dataclasses.asdict(study.config), device, result)
-    report_again(study)
+    folder.write_record(dataclasses.asdict(job.config), job.device, result, data=job.data, files=files)
+    _parts(job.config, folder).clear()
+    _draw_report(study, folder)
     return study
 
 
-def _fit_all(
-    config: StudyConfig, train: data_sets.DataSet, folder: RunFolder, progress: bool
-) -> tuple[Fits, dict[str, str]]:
-    """Seed by seed, so that guides are at every moment equally far."""
-    fits: Fits = {name: [] for name in config.scales}
-    failures: dict[str, str] = {}
+def _load_fit(job: _Job, folder: RunFolder, name: str, seed: int) -> Fit:
+    pair = make_pair(job.config, job.train, name, seed)
+    for program in pair:
+        program.to(job.device)
+    return Fit.load(folder.fit(name, seed), *pair)
+
+
+def _fit_all(job: _Job, folder: RunFolder, checkpoint_seconds: float, progress: bool) -> dict[str, str]:
+    """Fit what is not fitted, seed by seed, so that guides are at every moment equally far; returns what
+    failed, and why."""
+    config, failures = job.config, dict[str, str]()
     with progress_bar(config.seeds * len(config.scales) * config.epochs, "epochs", enabled=progress) as show:
         for seed in range(config.seeds):
             for i, name in enumerate(config.scales):
-                if name in failures:
+                if name in failures or _is_fitted(job, folder, name, seed):
                     continue
                 done = (seed * len(config.scales) + i) * config.epochs
+                state = folder.fit(name, seed) / "state"
                 try:
-                    fitted = _fit_one(config, train, name, seed, show, done)
+                    fitted = _fit_one(job, name, seed, Checkpoint(state, checkpoint_seconds), show, done)
                 except NonFiniteError as error:
                     failures[name] = f"{name}, seed {seed}: {error}"
                     logger.warning("the guide %s is left out: %s", name, error)
                     continue
                 fitted.save(folder.fit(name, seed))
-                fits[name].append(fitted)
-    return {name: by_seed for name, by_seed in fits.items() if name not in failures}, failures
+                state.unlink(missing_ok=True)
+    return failures
 
 
-def _fit_one(
-    config: StudyConfig, train: data_sets.DataSet, scale: str, seed: int, show: Show, done: int
-) -> Fit:
+def _is_fitted(job: _Job, folder: RunFolder, name: str, seed: int) -> bool:
+    try:
+        settle(folder.fit(name, seed))
+        _load_fit(job, folder, name, seed)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        logger.warning("%s, seed %d is fitted again: %s", name, seed, error)
+        return False
+    return True
+
+
+def _fit_one(job: _Job, scale: str, seed: int, checkpoint: Checkpoint, show: Show, done: int) -> Fit:
+    config, train = job.config, job.train
     model, guide = make_pair(config, train, scale, seed)
     about = f"{scale}, seed {seed}"
     scales = ScaleHistory(guide, torch.as_tensor(train.x[:WATCHED_ROWS]))
@@ -190,7 +324,8 @@ def _fit_one(
         batch_size=config.batch_size,
         lr=config.lr,
         seed=seed,
-        device=config.device,
+        device=job.device,
+        checkpoint=checkpoint,
         progress=False,
         callbacks=[
             scales,
@@ -202,26 +337,46 @@ def _fit_one(
 
 
 def _examine(
-    config: StudyConfig,
+    job: _Job,
+    folder: RunFolder,
     fits: Mapping[str, Sequence[Fit]],
-    held_out: data_sets.DataSet,
     failures: Mapping[str, str],
     progress: bool,
 ) -> Findings:
     """Everything that is measured of the fits on held-out data."""
+    config, held_out = job.config, job.held_out
     measured: dict[str, list[dict[str, xr.Dataset]]] = {name: [] for name in fits}
     first = {name: by_seed[0] for name, by_seed in fits.items()}
+    parts = _parts(config, folder)
     total = sum(map(len, fits.values()))
     with progress_bar(total, "diagnosing", enabled=progress) as show:
         for seed in range(config.seeds):
             for name, by_seed in fits.items():
-                measured[name].append(measure_fit(by_seed[seed], held_out, config, seed))
+                measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
+                measured[name].append(parts.get(f"{name}-{seed}", measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
     return Findings(
         histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
         posteriors={name: posterior_tree(fitted, held_out, name) for name, fitted in first.items()},
-        gaps=first_fit_gaps(first, held_out, config, progress=progress),
+        gaps=_gaps(job, first, parts, progress),
         image_shape=held_out.image_shape,
         failures=failures,
         **{measure: combine(measured, measure) for measure in MEASURES},
     )
+
+
+def _parts(config: StudyConfig, folder: RunFolder) -> Parts:
+    return Parts(folder.parts, {"draws": config.draws, "gap_observations": config.gap_observations})
+
+
+def _gaps(job: _Job, first: Mapping[str, Fit], parts: Parts, progress: bool) -> "xr.Dataset | None":
+    """By guide, where its first fit loses; ``None`` if not asked."""
+    if job.config.gap_observations == 0:
+        return None
+    gaps: dict[str, list[dict[str, xr.Dataset]]] = {}
+    with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
+        for name, fitted in first.items():
+            measure = functools.partial(fit_gaps, fitted, job.held_out, job.config)
+            gaps[name] = [parts.get(f"{name}-gaps", measure)]
+            show(len(gaps), name)
+    return combine(gaps, "gaps").isel(seed=0, drop=True)

@@ -11,12 +11,11 @@ from pyro_vae.models import traverse
 from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.svi import EpochRecord, Fit
-from pyro_vae.svi.progress import progress_bar
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["ScaleHistory", "combine", "first_fit_gaps", "measure_fit", "posterior_tree"]
+__all__ = ["ScaleHistory", "combine", "fit_gaps", "measure_fit", "posterior_tree"]
 
 SHOWN_OBSERVATIONS = 8
 """Held-out observations whose posterior draws are kept and drawn."""
@@ -41,6 +40,14 @@ class ScaleHistory:
         log_scale = self.guide.local_parameters(self.rows.to(device))["log_scale"]
         self.epochs.append(log_scale.mean(0).exp().cpu().numpy())
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"epochs": [torch.from_numpy(epoch) for epoch in self.epochs]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.epochs = [epoch.numpy() for epoch in state["epochs"]]
+
 
 def measure_fit(fitted: Fit, held_out: DataSet, config: StudyConfig, seed: int) -> "dict[str, xr.Dataset]":
     """Diagnostics, calibration, active units and latents of one fit on held-out data."""
@@ -53,20 +60,10 @@ def measure_fit(fitted: Fit, held_out: DataSet, config: StudyConfig, seed: int) 
     }
 
 
-def first_fit_gaps(
-    fits: Mapping[str, Fit], held_out: DataSet, config: StudyConfig, *, progress: bool
-) -> "xr.Dataset | None":
-    """By guide, where its first fit loses, on the first few held-out observations; ``None`` if not asked."""
-    import xarray as xr
-
-    if config.gap_observations == 0:
-        return None
-    rows, gaps = held_out.x[: config.gap_observations], []
-    with progress_bar(len(fits), "best q of each observation", enabled=progress) as show:
-        for name, fitted in fits.items():
-            gaps.append(inference_gaps(fitted.model, fitted.guide, rows, draws=config.draws))
-            show(len(gaps), name)
-    return xr.concat(gaps, "guide", combine_attrs="drop_conflicts").assign_coords(guide=list(fits))
+def fit_gaps(fitted: Fit, held_out: DataSet, config: StudyConfig) -> "dict[str, xr.Dataset]":
+    """Where a fit loses, on the first few held-out observations."""
+    rows = held_out.x[: config.gap_observations]
+    return {"gaps": inference_gaps(fitted.model, fitted.guide, rows, draws=config.draws)}
 
 
 def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":

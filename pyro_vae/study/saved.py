@@ -1,32 +1,49 @@
 """The findings of a run in its folder: written, and read back."""
 
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyro_vae.report.findings import MEASURES, Findings
 from pyro_vae.run_folder import RunFolder
+from pyro_vae.storage.atomic import write_whole
+from pyro_vae.storage.netcdf import read_dataset, read_tree, write_netcdf
+from pyro_vae.svi.checkpoint import read_history
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["read_findings", "write_findings"]
 
+Content = TypeVar("Content")
 
-def write_findings(folder: RunFolder, findings: Findings) -> None:
-    """Write the measures, the posteriors and the comparison; histories lie beside the fits already."""
-    for name in MEASURES:
-        measure: xr.Dataset = getattr(findings, name)
-        measure.to_netcdf(folder.measure(name), engine="h5netcdf")
-    folder.measure("gaps").unlink(missing_ok=True)
-    if findings.gaps is not None:
-        findings.gaps.to_netcdf(folder.measure("gaps"), engine="h5netcdf")
-    for name, tree in findings.posteriors.items():
-        tree.to_netcdf(folder.posterior(name), engine="h5netcdf")
+
+def write_findings(folder: RunFolder, findings: Findings) -> dict[str, str]:
+    """Write the measures, the posteriors and the comparison; histories lie beside the fits already.
+
+    Returns
+    -------
+    dict
+        The checksum of every file that :func:`read_findings` will read, by its path in the folder.
+    """
+    written: dict[Path, xr.Dataset | xr.DataTree] = {
+        folder.measure(name): getattr(findings, name) for name in MEASURES
+    }
+    if findings.gaps is None:
+        folder.measure("gaps").unlink(missing_ok=True)
+    else:
+        written[folder.measure("gaps")] = findings.gaps
+    written |= {folder.posterior(name): tree for name, tree in findings.posteriors.items()}
     if findings.comparison is not None:
-        findings.comparison.to_csv(folder.comparison)
+        write_whole(folder.comparison, findings.comparison.to_csv().encode())
+    return {
+        path.relative_to(folder.root).as_posix(): write_netcdf(content, path)
+        for path, content in written.items()
+    }
 
 
-def read_findings(folder: RunFolder, record: dict[str, Any]) -> Findings:
+def read_findings(folder: RunFolder, record: Mapping[str, Any]) -> Findings:
     """Read what :func:`write_findings` wrote.
 
     Raises
@@ -34,42 +51,46 @@ def read_findings(folder: RunFolder, record: dict[str, Any]) -> Findings:
     ValueError
         If the run has not come to its end, or a file is missing or damaged.
     """
-    import xarray as xr
-
-    result = record["result"]
+    result, files = record["result"], record.get("files", {})
     if result.get("status") != "done":
         raise ValueError(
-            f"the run in {folder.root} is {result.get('status', 'unknown')!r} and not done; run it again"
+            f"the run in {folder.root} is {result.get('status', 'unknown')!r} and not done; "
+            f"`pyro-vae resume {folder.root}` goes on with it"
         )
-    measures = {name: _read(folder.measure(name), xr.load_dataset) for name in MEASURES}
+
+    def read(path: Path, reader: Callable[[Path, str], Content]) -> Content:
+        return _complete(path, functools.partial(reader, path, _noted(files, folder, path)))
+
+    measures = {name: read(folder.measure(name), read_dataset) for name in MEASURES}
     gaps = folder.measure("gaps")
-    guides = [str(name) for name in measures["diagnostics"]["guide"].values]
-    seeds = measures["diagnostics"].sizes["seed"]
+    try:
+        guides = [str(name) for name in measures["diagnostics"]["guide"].values]
+        seeds = range(measures["diagnostics"].sizes["seed"])
+    except KeyError as error:
+        raise ValueError(f"{folder.measure('diagnostics')} has no {error}; it is foreign") from error
+    histories = {guide: [folder.fit(guide, seed) for seed in seeds] for guide in guides}
     image_shape = result.get("image_shape")
     return Findings(
         histories={
-            guide: [_read(folder.fit(guide, seed) / "history.nc", xr.load_dataset) for seed in range(seeds)]
-            for guide in guides
+            guide: [_complete(path, functools.partial(read_history, path)) for path in paths]
+            for guide, paths in histories.items()
         },
-        posteriors={guide: _read(folder.posterior(guide), _load_tree) for guide in guides},
-        gaps=_read(gaps, xr.load_dataset) if gaps.exists() else None,
+        posteriors={guide: read(folder.posterior(guide), read_tree) for guide in guides},
+        gaps=read(gaps, read_dataset) if gaps.name in files else None,
         image_shape=None if image_shape is None else tuple(image_shape),
         failures=dict(result.get("failures", {})),
         **measures,
     )
 
 
-def _load_tree(path: Path, *, engine: str) -> "xr.DataTree":
-    import xarray as xr
-
-    with xr.open_datatree(path, engine=engine) as lazy:
-        return lazy.load()
-
-
-def _read(path: Path, load: Any) -> Any:
-    if not path.is_file():
-        raise ValueError(f"the run is not complete: there is no {path}; run it again")
+def _complete(path: Path, read: Callable[[], Content]) -> Content:
     try:
-        return load(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error
+        return read()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"the run is not complete: there is no {path}; `pyro-vae resume` makes it"
+        ) from error
+
+
+def _noted(files: Mapping[str, Any], folder: RunFolder, path: Path) -> str:
+    return str(files.get(path.relative_to(folder.root).as_posix()))

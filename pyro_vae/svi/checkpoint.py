@@ -1,29 +1,40 @@
-"""A fit on disk: safetensors, JSON and netCDF; nothing is pickled."""
+"""A fit on disk: safetensors, JSON and netCDF; nothing is pickled.
+
+``fit.json`` is written last and bears the checksums of the others, so that the three are of one moment:
+whoever kills a process that saves a fit over an older one finds either the old fit or the new.
+"""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pyro_vae.storage.atomic import sync_folder, write_whole
+from pyro_vae.storage.netcdf import dataset_from, netcdf_bytes
+from pyro_vae.storage.records import checksum, read_bytes, read_record, write_record
 from pyro_vae.svi.isolation import owner
 from pyro_vae.svi.objective import Program
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["SCHEMA", "FitRecord", "SavedFit", "load_into", "read", "write"]
+__all__ = ["SCHEMA", "FitRecord", "SavedFit", "load_into", "read", "read_history", "settle", "write"]
 
 SCHEMA = 1
 """Version of the files' layout; a reader refuses a newer one."""
 
+RECORD, PARAMETERS, HISTORY = "fit.json", "params.safetensors", "history.nc"
+
+NEW = ".new"
+"""Suffix of a file from when it is written until ``fit.json`` speaks of it."""
+
 
 @dataclass(frozen=True)
 class FitRecord:
-    """What ``fit.json`` says, beside the schema."""
+    """What ``fit.json`` says, beside the schema and the checksums."""
 
     seed: int
     device: str
@@ -42,17 +53,33 @@ class SavedFit:
 
 def write(folder: Path, tensors: Mapping[str, Tensor], record: FitRecord, history: "xr.Dataset") -> Path:
     """Write the three files of a fit; see :class:`SavedFit`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        folder / "params.safetensors",
-    )
-    history.to_netcdf(folder / "history.nc", engine="h5netcdf")
-    text = json.dumps({"schema": SCHEMA, **dataclasses.asdict(record)}, indent=2)
-    (folder / "fit.json").write_text(text + "\n")
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    contents = {PARAMETERS: save(plain), HISTORY: netcdf_bytes(history)}
+    for name, content in contents.items():
+        write_whole(folder / f"{name}{NEW}", content)
+    files = {name: checksum(content) for name, content in contents.items()}
+    write_record(folder / RECORD, {"schema": SCHEMA, **dataclasses.asdict(record), "files": files})
+    settle(folder)
     return folder
+
+
+def settle(folder: Path) -> None:
+    """Give the files that ``fit.json`` speaks of their names, where a process was killed before it could.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no ``fit.json``, or it is damaged.
+    """
+    _, files = _read_record(folder)
+    for name in (PARAMETERS, HISTORY):
+        new = folder / f"{name}{NEW}"
+        if new.is_file() and checksum(new.read_bytes()) == files.get(name):
+            new.replace(folder / name)
+    sync_folder(folder)
 
 
 def read(folder: Path) -> SavedFit:
@@ -65,41 +92,54 @@ def read(folder: Path) -> SavedFit:
     ValueError
         If a file is damaged or of a newer schema.
     """
-    import xarray as xr
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    for name in ("fit.json", "params.safetensors", "history.nc"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no fit: there is no {name} in it; give the folder that Fit.save wrote"
-            )
+    record, files = _read_record(folder)
+    content = _read_file(folder, PARAMETERS, files)
     try:
-        content = json.loads((folder / "fit.json").read_text())
-        schema = content.pop("schema")
-        record = FitRecord(**content)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{folder / 'fit.json'} is not what Fit.save writes ({error}); it is damaged or foreign"
-        ) from error
-    if schema != SCHEMA:
-        raise ValueError(
-            f"{folder / 'fit.json'} has schema {schema!r}; this version of pyro-vae reads schema {SCHEMA}"
-        )
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / PARAMETERS} cannot be read ({error}); it is foreign") from error
+    return SavedFit(tensors, record, dataset_from(_read_file(folder, HISTORY, files), folder / HISTORY))
+
+
+def read_history(folder: Path) -> "xr.Dataset":
+    """The history alone; raises what :func:`read` does."""
+    _, files = _read_record(folder)
+    return dataset_from(_read_file(folder, HISTORY, files), folder / HISTORY)
+
+
+def _read_record(folder: Path) -> tuple[FitRecord, dict[str, Any]]:
+    path = folder / RECORD
+    if not path.is_file():
+        raise _no_fit(folder, RECORD)
+    content = read_record(path, SCHEMA)
     try:
-        tensors = load_file(folder / "params.safetensors")
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{folder / 'params.safetensors'} cannot be read ({error}); it is damaged or foreign"
-        ) from error
+        files = dict(content.pop("files"))
+        return FitRecord(**content), files
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not what Fit.save writes ({error}); it is damaged or foreign") from error
+
+
+def _read_file(folder: Path, name: str, files: Mapping[str, Any]) -> bytes:
+    """The file that ``fit.json`` speaks of: under its own name, or, if the process was killed just then,
+    under the one that it had before."""
+    path = folder / name
+    sha256 = str(files.get(name))
     try:
-        with xr.open_dataset(folder / "history.nc", engine="h5netcdf") as lazy:
-            history = lazy.load()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{folder / 'history.nc'} cannot be read ({error}); it is damaged or foreign"
-        ) from error
-    return SavedFit(tensors, record, history)
+        return read_bytes(path, sha256)
+    except (FileNotFoundError, ValueError) as error:
+        try:
+            return read_bytes(folder / f"{name}{NEW}", sha256)
+        except (FileNotFoundError, ValueError):
+            raise (_no_fit(folder, name) if isinstance(error, FileNotFoundError) else error) from None
+
+
+def _no_fit(folder: Path, name: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{folder} holds no fit: there is no {name} in it; give the folder that Fit.save wrote"
+    )
 
 
 def load_into(tensors: Mapping[str, Tensor], model: Program, guide: Program) -> dict[str, Tensor]:

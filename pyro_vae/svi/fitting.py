@@ -25,7 +25,7 @@ from pyro_vae.svi.distributed import joined, local_device
 from pyro_vae.svi.engines import ENGINES, CapturedEngine, EagerEngine
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
-from pyro_vae.svi.identity import identity
+from pyro_vae.svi.identity import identity_of
 from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
 from pyro_vae.svi.loop import EarlyStopping, Loop, training_mode
 from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
@@ -116,8 +116,8 @@ def fit(
         Clips the norm of the whole gradient.
     checkpoint
         A file, or :class:`~pyro_vae.svi.Checkpoint` with its interval. The state of the fit is written there
-        every 30 seconds and at the end; where the file exists, the fit goes on from it, and on the CPU ends with
-        the bits of a fit that was never interrupted.
+        every 30 seconds and at the end; where the file exists, the fit goes on from it, and on the CPU ends
+        with the bits of a fit that was never interrupted.
     distributed
         Spread this fit over the processes that ``torchrun`` has started, or over those of the process group
         that you have initialized. Each calls ``fit`` with the same arguments and takes its share of every
@@ -136,8 +136,8 @@ def fit(
     Raises
     ------
     ValueError, TypeError
-        For arguments that cannot be used, or a checkpoint of another fit; the message names the argument and the
-        remedy.
+        For arguments that cannot be used, or a checkpoint of another fit; the message names the argument and
+        the remedy.
     BlockingIOError
         If another process is writing the checkpoint.
     RankError
@@ -223,7 +223,7 @@ def fit(
         if saver is not None:
             options = {"lr": lr, "batch_size": batch_size, "seed": seed, "lr_multiplier": lr_multiplier}
             options |= {"engine": engine, "device": resolved.type}
-            saver.begin(loop, batches, int(total), callbacks, identity(loop, batches, held_out, **options))
+            saver.begin(loop, batches, int(total), callbacks, identity_of(loop, batches, held_out, **options))
         started = time.perf_counter() - (0.0 if saver is None else saver.seconds_before)
         ranks.set_stream(seed, loop.step)
         with threads_for(flops), progress_bar(int(total), "fit", enabled=progress and ranks.leads) as show:

@@ -13,27 +13,23 @@ from pyro_vae.svi.batches import Batches
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.loop import Loop
 
-__all__ = ["difference", "fingerprint", "identity"]
+__all__ = ["difference", "fingerprint", "identity_of"]
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 ROWS_AT_ONCE = 65_536
 
 
-def identity(loop: Loop, batches: Batches, validation: tuple[Tensor, ...] | None, **options: Any) -> Any:
+def identity_of(loop: Loop, batches: Batches, validation: tuple[Tensor, ...] | None, **options: Any) -> Any:
     """What a fit is, in words and numbers: its arguments, structure and data.
 
     How long it runs is not part of it: a fit of 100 epochs may go on to 200.
     """
-    groups = loop.optimizer.state_dict()["param_groups"]
+    schedule = loop.schedule
     return {
         **{name: _told(value) for name, value in options.items()},
         "objective": _told(loop.objective),
         "max_norm": loop.max_norm,
         "patience": None if loop.stopping is None else loop.stopping.patience,
-        "optimizer": f"{type(loop.optimizer).__name__} {_told(groups)}",
-        "schedule": _told(
-            None if loop.schedule is None else (type(loop.schedule).__name__, loop.schedule.state_dict())
-        ),
         "modules": [
             f"{type(module).__name__} {path}".strip()
             for root in modules_of(loop.model, loop.guide)
@@ -41,6 +37,14 @@ def identity(loop: Loop, batches: Batches, validation: tuple[Tensor, ...] | None
         ],
         "parameters and buffers": [
             f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in loop.tensors().items()
+        ],
+        "optimizer": type(loop.optimizer).__name__,
+        "schedule": None if schedule is None else type(schedule).__name__,
+        "settings of the schedule": [] if schedule is None else _entries(schedule.state_dict()),
+        "settings of the optimizer": [
+            f"{entry} of group {i}"
+            for i, group in enumerate(loop.optimizer.state_dict()["param_groups"])
+            for entry in _entries(group)
         ],
         "data": f"{batches.observations} observations in {len(batches)} batches, {fingerprint(batches)}",
         "validation data": None if validation is None else _digest(validation),
@@ -57,8 +61,9 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
             old, new = (items[i] if i < len(items) else "missing" for items in (old, new))
         if old != new:
             old, new = (textwrap.shorten(str(value), 120) for value in (old, new))
-            verb = "were" if name.endswith(("s", "data")) else "was"
-            return f"its {name} {verb} {old}, and here {'they are' if verb == 'were' else 'it is'} {new}"
+            if isinstance(now.get(name, before.get(name)), list) or name.endswith("data"):
+                return f"its {name} were {old}, and here they are {new}"
+            return f"its {name} was {old}, and here it is {new}"
     return None
 
 
@@ -72,9 +77,13 @@ def _digest(tensors: tuple[Tensor, ...]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        for rows in tensor.split(ROWS_AT_ONCE):
-            digest.update(tensor_bytes(rows.cpu()))
+        for start in range(0, len(tensor), ROWS_AT_ONCE):
+            digest.update(tensor_bytes(tensor[start : start + ROWS_AT_ONCE].cpu()))
     return digest.hexdigest()[:16]
+
+
+def _entries(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_told(value)}" for name, value in settings.items()]
 
 
 def _told(value: Any) -> str:

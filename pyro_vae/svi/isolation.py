@@ -4,6 +4,8 @@ Pyro keeps parameters in one global store. Two pairs whose modules share names t
 tensors, silently. Everything in this library therefore calls users' code inside :func:`isolated`.
 """
 
+import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +16,12 @@ import torch
 from pyro.params.param_store import StateDict
 from torch import nn
 
-__all__ = ["empty_store", "isolated", "modules_of", "owner"]
+__all__ = ["empty_store", "isolated", "modules_of", "one_at_a_time", "owner"]
+
+logger = logging.getLogger(__name__)
+
+_TURN = threading.RLock()
+SECONDS_OF_SILENCE = 1.0
 
 
 def empty_store() -> StateDict:
@@ -45,6 +52,23 @@ def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
 
 
 @contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Holds back other threads: Pyro's handlers, its parameter store and torch's random stream belong to the
+    whole process, so that two fits at once would draw from each other's streams. They take turns instead, and
+    the log says so."""
+    if not _TURN.acquire(timeout=SECONDS_OF_SILENCE):
+        logger.info(
+            "this thread waits for another that runs a model: Pyro's handlers, its parameter store and the "
+            "random stream belong to the whole process; use processes to fit at the same time"
+        )
+        _TURN.acquire()
+    try:
+        yield
+    finally:
+        _TURN.release()
+
+
+@contextmanager
 def isolated(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -53,6 +77,8 @@ def isolated(
     seed: int | None = None,
 ) -> Iterator[StateDict]:
     """A parameter store and a random stream of one's own, Pyro's validation off; given back as they were.
+
+    Threads take turns: see :func:`one_at_a_time`.
 
     Parameters
     ----------
@@ -79,6 +105,13 @@ def isolated(
     >>> list(inside["params"]), list(pyro.get_param_store())
     (['a'], [])
     """
+    with one_at_a_time():
+        yield from _isolated(model, guide, state, seed)
+
+
+def _isolated(
+    model: Callable[..., Any], guide: Callable[..., Any], state: StateDict | None, seed: int | None
+) -> Iterator[StateDict]:
     store = pyro.get_param_store()
     if state is None:
         functions = owner(model) is None or owner(guide) is None

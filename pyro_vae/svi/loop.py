@@ -143,8 +143,8 @@ class Loop:
         return record
 
     def _rest_of_epoch(self, batches: Batches) -> Iterator[Batch]:
-        """What an interrupted epoch has not seen yet. Batches may draw from the stream when they are made, but
-        those that are passed over have done so already."""
+        """What an interrupted epoch has not seen yet. Batches may draw from the stream when they are made,
+        but those that are passed over have done so already."""
         epoch = batches.epoch(len(self.recorder.epochs))
         if self.position:
             with fork_rng(list(self.parameters.values())):
@@ -199,8 +199,8 @@ class Loop:
             )
 
     def loss_on(self, batch: Batch) -> float:
-        """The loss on held-out data, always from the same noise, in nats per observation, with the KL at full weight and layers in
-        evaluation mode."""
+        """The loss on other data, always from the same noise, in nats per observation, with the KL at full
+        weight and layers in evaluation mode."""
         with (
             training_mode((self.model, self.guide), training=False),
             torch.no_grad(),

@@ -10,7 +10,7 @@ from pyro.params.param_store import StateDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.svi.isolation import owner
+from pyro_vae.svi.isolation import one_at_a_time, owner
 
 __all__ = ["Bound", "PendingStore", "named_tensors", "trainable_parameters"]
 
@@ -79,7 +79,7 @@ class PendingStore(Messenger):
 @contextmanager
 def in_store(state: StateDict, pending: dict[str, Tensor]) -> Iterator[None]:
     """The parameters of a fit's plain functions in Pyro's store, for this block."""
-    with pyro.get_param_store().scope(state), PendingStore(pending):
+    with one_at_a_time(), pyro.get_param_store().scope(state), PendingStore(pending):
         yield
 
 

@@ -14,7 +14,7 @@ import torch
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.lock import locked
 from pyro_vae.storage.plain import pack, unpack
-from pyro_vae.storage.records import read_bytes
+from pyro_vae.storage.records import check_schema, read_bytes
 from pyro_vae.svi.batches import Batches, LoaderBatches
 from pyro_vae.svi.distributed import OneProcess
 from pyro_vae.svi.history import EpochRecord
@@ -74,7 +74,7 @@ def as_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
         return checkpoint
     if not isinstance(checkpoint, str | Path):
         raise TypeError(
-            f"checkpoint is a {type(checkpoint).__name__}; give the path of a file, or Checkpoint(path, seconds)"
+            f"checkpoint is a {type(checkpoint).__name__}; give the path of a file, or a Checkpoint"
         )
     return Checkpoint(checkpoint)
 
@@ -93,7 +93,7 @@ class Saver:
     _written_at: float = field(init=False, default=-math.inf)
 
     def engine(self, asked: str) -> str:
-        """The engine that the interrupted fit had come to, for another's numbers differ in their last bits."""
+        """The engine that the interrupted fit had come to: another's numbers differ in their last bits."""
         return asked if self.found is None else str(self.found["engine"])
 
     @property
@@ -190,17 +190,11 @@ def _read(path: Path) -> dict[str, Any]:
         content = unpack(read_bytes(path))
     except ValueError as error:
         raise ValueError(
-            f"the checkpoint {path} cannot be read ({error}); it is damaged or foreign: remove it to begin anew"
+            f"the checkpoint {path} cannot be read ({error}); it is damaged or foreign: remove it to begin "
+            "anew"
         ) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        schema = content.get("schema") if isinstance(content, dict) else None
-        newer = isinstance(schema, int) and schema > SCHEMA
-        advice = "update pyro-vae to read it" if newer else "it is damaged or foreign"
-        raise ValueError(
-            f"the checkpoint {path} has schema {schema!r}, and this version of pyro-vae reads schema {SCHEMA}: "
-            f"{advice}"
-        )
-    return content
+    check_schema(content, SCHEMA, path)
+    return dict(content)
 
 
 class _Context:
@@ -215,7 +209,7 @@ class _Context:
         seconds_before: float,
     ) -> None:
         self.loop, self.batches, self.identity = loop, batches, identity
-        self.callbacks = [callback for callback in callbacks if hasattr(callback, "state_dict")]
+        self.callbacks: list[Any] = [one for one in callbacks if hasattr(one, "state_dict")]
         self.identity["callbacks with a state"] = [type(callback).__name__ for callback in self.callbacks]
         self.started = time.perf_counter() - seconds_before
         self.device = next(iter(loop.parameters.values())).device
@@ -230,7 +224,7 @@ class _Context:
             "engine": self.loop.engine.name,
             "seconds": time.perf_counter() - self.started,
             "loop": self.loop.state(),
-            "callbacks": [callback.state_dict() for callback in self.callbacks],  # type: ignore[attr-defined]
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
             "settings": (self.settings, settings_of(self.loop.model, self.loop.guide)),
             "generators": [generator.get_state() for generator in self.generators],
             "streams": _streams(self.device),
@@ -250,15 +244,15 @@ class _Context:
         self._check_length(found["loop"]["step"], found["loop"]["position"], steps, found)
         if found["torch"] != torch.__version__:
             logger.warning(
-                "the fit began under torch %s and goes on under %s, so its numbers may differ in the last bits "
-                "from those of a fit that was never interrupted",
+                "the fit began under torch %s and goes on under %s, so its numbers may differ in the last "
+                "bits from those of a fit that was never interrupted",
                 found["torch"],
                 torch.__version__,
             )
         self._restore_settings(*found["settings"])
         self.loop.restore(found["loop"])
         for callback, state in zip(self.callbacks, found["callbacks"], strict=True):
-            callback.load_state_dict(state)  # type: ignore[attr-defined]
+            callback.load_state_dict(state)
         for generator, state in zip(self.generators, found["generators"], strict=True):
             generator.set_state(state)
         _set_streams(found["streams"], self.device)
@@ -266,9 +260,9 @@ class _Context:
         alike = math.isclose(probe, found["probe"], rel_tol=1e-4, abs_tol=1e-6)
         if not alike and not (math.isnan(probe) and math.isnan(found["probe"])):
             raise ValueError(
-                f"is of another fit: with its parameters this pair has a loss of {probe:.6g} nats per observation "
-                f"on the first batch, and there it was {found['probe']:.6g}; the model, the guide or the "
-                "objective has changed"
+                f"is of another fit: with its parameters this pair has a loss of {probe:.6g} nats per "
+                f"observation on the first batch, and there it was {found['probe']:.6g}; the model, the "
+                "guide or the objective has changed"
             )
 
     def _check_length(self, step: int, position: int, steps: int, found: dict[str, Any]) -> None:
@@ -279,8 +273,8 @@ class _Context:
         epochs = len(found["loop"]["recorder"]["epochs"])
         if step < steps and step != epochs * len(self.batches) + position:
             raise ValueError(
-                f"is of a fit that ended within an epoch, at step {step}, so it cannot go on to step {steps}; "
-                f"give steps={step} to have it as it is, or name another file"
+                f"is of a fit that ended within an epoch, at step {step}, so it cannot go on to step "
+                f"{steps}; give steps={step} to have it as it is, or name another file"
             )
 
     def _restore_settings(self, first: dict[str, Any], last: dict[str, Any]) -> None:

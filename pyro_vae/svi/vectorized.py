@@ -19,7 +19,7 @@ from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.fitting import check_numbers, check_support, fit, float_dtype, set_up
 from pyro_vae.svi.history import Recorder
-from pyro_vae.svi.isolation import empty_store, isolated
+from pyro_vae.svi.isolation import empty_store, isolated, one_at_a_time
 from pyro_vae.svi.loop import training_mode
 from pyro_vae.svi.noise_inputs import NoiseError, noise_as_inputs
 from pyro_vae.svi.objective import ELBO, Objective, Program
@@ -84,6 +84,8 @@ def sweep(
     seeds = list(seeds)
     if "seed" in options:
         raise TypeError("sweep takes seeds, one for each fit, and not seed")
+    if options.get("checkpoint") is not None:
+        raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
     for seed in seeds:
         check_numbers(seed=seed)
     try:
@@ -98,7 +100,7 @@ class _OneByOneError(Exception):
 
 
 def _seeded(make_pair: Callable[[], tuple[Program, Program]], seed: int) -> tuple[Program, Program]:
-    with torch.random.fork_rng():
+    with one_at_a_time(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return make_pair()
 

@@ -9,7 +9,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    SVI,
+    JitTrace_ELBO,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from torch import nn
 from torch.distributions import kl_divergence
 
@@ -164,6 +172,25 @@ def real_latents(x):
         scalar = pyro.sample("scalar", dist.Normal(0.5, 1.0))
         log_normal = pyro.sample("log_normal", dist.LogNormal(torch.zeros(2), 1.0).to_event(1))
         return vector, matrix, scalar, log_normal
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # Pyro's own choice of compiler
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("model", [one_latent, real_latents])
+def test_the_jit_elbo_gives_the_same_numbers(family, model):
+    # Not JitTraceMeanField_ELBO: Pyro 1.9.2 compiles that anew at every call, which draws noise of its own.
+    x = torch.randn(5, 3)
+    guide = moved(family(model, Encoder()), x)
+    compiled = JitTrace_ELBO(ignore_jit_warnings=True)
+    compiled.loss_and_grads(model, guide, x)
+    losses, gradients = [], []
+    for elbo in (Trace_ELBO(), compiled):
+        guide.zero_grad()
+        torch.manual_seed(1)
+        losses.append(elbo.loss_and_grads(model, guide, x))
+        gradients.append({name: parameter.grad.clone() for name, parameter in guide.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1])
+    torch.testing.assert_close(*gradients)
 
 
 def kl_without_data(model, guide, x):

@@ -1,5 +1,6 @@
 """Functions run by several processes at once, as torchrun starts them."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -10,7 +11,7 @@ from typing import Any
 import pyro
 import torch
 
-SECONDS = 60
+SECONDS = 60.0
 PRELOADED = ["tests.svi.test_distributed", "torch._dynamo", "torch._inductor", "torch.onnx", "xarray"]
 """What a fit imports when it needs it."""
 
@@ -27,24 +28,28 @@ def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         port = free.getsockname()[1]
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     ranks = [
-        context.Process(target=_be_rank, args=(rank, size, port, sender, function, args))
+        context.Process(target=_be_rank, args=(rank, size, port, sender, function, args), daemon=True)
         for rank, (_, sender) in enumerate(pipes)
     ]
     for process in ranks:
         process.start()
-    results = []
-    for process, (receiver, sender) in zip(ranks, pipes, strict=True):
-        sender.close()
-        try:
-            if not receiver.poll(SECONDS):
-                raise TimeoutError(f"a rank has not answered for {SECONDS} seconds")
-            results.append(receiver.recv())
-        except EOFError:
-            results.append(None)
-        finally:
+    try:
+        for _, sender in pipes:
+            sender.close()
+        return [_answer(receiver) for receiver, _ in pipes]
+    finally:
+        for process in ranks:
             process.join(1.0)
             process.kill()
-    return results
+
+
+def _answer(receiver: Any) -> Any:
+    if not receiver.poll(SECONDS):
+        raise TimeoutError(f"a rank has not answered for {SECONDS} seconds")
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
 
 
 def _be_rank(
@@ -58,6 +63,7 @@ def _be_rank(
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
     }
+    faulthandler.dump_traceback_later(SECONDS / 2)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)

@@ -72,8 +72,8 @@ def test_the_wrong_pair_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("fit.json", b"{", "not what Fit.save writes"),
-        ("fit.json", b'{"schema": 1}', "not what Fit.save writes"),
+        ("fit.json", b"{", "is not JSON"),
+        ("fit.json", b'{"schema": 1}', "has no checksum"),
         ("params.safetensors", b"nonsense", "cannot be read"),
         ("history.nc", b"nonsense", "cannot be read"),
     ],
@@ -93,5 +93,5 @@ def test_a_missing_and_a_newer_fit_are_refused(tmp_path: Path) -> None:
     fitted.save(tmp_path)
     record: dict[str, Any] = json.loads((tmp_path / "fit.json").read_text())
     (tmp_path / "fit.json").write_text(json.dumps({**record, "schema": 2}))
-    with pytest.raises(ValueError, match="has schema 2; this version of pyro-vae reads schema 1"):
+    with pytest.raises(ValueError, match="has schema 2, and this version of pyro-vae reads schema 1: update"):
         Fit.load(tmp_path, pair.model, pair.guide)

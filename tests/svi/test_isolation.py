@@ -1,14 +1,19 @@
 """What ``isolated`` keeps apart."""
 
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder
-from pyro_vae.svi import fit
-from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
-from tests.svi.pairs import TutorialVAE
+from pyro_vae.svi import fit, isolation
+from pyro_vae.svi.isolation import empty_store, isolated, modules_of, one_at_a_time, owner
+from tests.svi.pairs import PAIRS, TutorialVAE, observations
 
 
 def test_functions_see_the_users_parameters_and_cannot_change_the_store() -> None:
@@ -64,3 +69,39 @@ def test_a_guide_can_be_fitted_to_a_frozen_model_without_a_warning() -> None:
     fitted = fit(model, guide, torch.ones(20, 5), steps=3, progress=False)
     assert fitted.history.sizes["step"] == 3
     assert all(torch.equal(a, b) for a, b in zip(frozen, model.parameters(), strict=True))
+
+
+def test_fits_in_threads_take_turns() -> None:
+    """Each ends with the numbers that it has alone: neither streams nor stores meet."""
+
+    def fitted(name: str, seed: int) -> list[float]:
+        with one_at_a_time():
+            torch.manual_seed(seed)
+            pair = PAIRS[name]()
+        history = fit(pair.model, pair.guide, observations(32), epochs=3, batch_size=8, seed=seed).history
+        return [float(loss) for loss in history["loss"]]
+
+    jobs = [("functions", 1), ("dropout", 2), ("functions", 3), ("normal", 4)]
+    alone = [fitted(*job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda job: fitted(*job), jobs))
+    assert together == alone
+
+
+def test_a_thread_that_waits_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "SECONDS_OF_SILENCE", 0.01)
+    entered = threading.Event()
+
+    def wait() -> None:
+        with one_at_a_time():
+            entered.set()
+
+    with caplog.at_level(logging.INFO), one_at_a_time():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not entered.wait(0.3)
+    thread.join(10)
+    assert entered.is_set()
+    assert "this thread waits for another that runs a model" in caplog.text
