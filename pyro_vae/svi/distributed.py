@@ -35,7 +35,17 @@ from pyro_vae.svi.renyi import Renyi
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = ["OneProcess", "RankError", "Ranks", "joined", "local_device"]
+__all__ = [
+    "OneProcess",
+    "RankError",
+    "Ranks",
+    "hear",
+    "is_follower",
+    "is_launched",
+    "joined",
+    "local_device",
+    "tell",
+]
 
 PATIENCE = timedelta(minutes=10)
 """A rank that lets the others wait for longer has failed. A checkpoint, the validation loss and a compilation
@@ -419,6 +429,38 @@ def _meeting_place() -> tuple[Store, int, int]:
 
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     return store, rank, size
+
+
+def tell(turn: int, word: str) -> None:
+    """Say a word to the other ranks of this launch; each turn has its own."""
+    _meeting_place()[0].set(f"pyro_vae/said/{turn}", word)
+
+
+def hear(turn: int) -> str:
+    """Wait for the word of a turn.
+
+    Raises
+    ------
+    RankError
+        If none comes.
+    """
+    key = f"pyro_vae/said/{turn}"
+    store, rank, _ = _meeting_place()
+    try:
+        store.wait([key], PATIENCE)
+        return str(store.get(key).decode())
+    except RuntimeError as error:
+        raise RankError(f"rank {rank} has not heard from rank 0 for {PATIENCE}: {error}") from error
+
+
+def is_launched() -> bool:
+    """Whether this is one of several processes that ``torchrun``, or something like it, has started."""
+    return all(name in os.environ for name in ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def is_follower() -> bool:
+    """Whether this is another of them than the first."""
+    return is_launched() and int(os.environ["RANK"]) > 0
 
 
 def _missing(store: Store, rank: int, size: int) -> list[int]:

@@ -158,8 +158,8 @@ class Saver:
 
 @contextmanager
 def open_checkpoint(checkpoint: Checkpoint | None, ranks: OneProcess) -> Iterator[Saver | None]:
-    """Hold a checkpoint's file for one fit, and read it if it exists. Of several processes the first does, and
-    tells the others what it has read.
+    """Hold a checkpoint's file for one fit, and read it if it exists. Of several processes the first does so,
+    and tells the others what it has read.
 
     Raises
     ------

@@ -135,6 +135,12 @@ class NegativeELBO(nn.Module):
         return ELBO().estimate(self.pair.model, self.pair.guide, (x,)).surrogate / len(x)
 
 
+def _leave_gradients_by_torch(pair: Steady, share: Tensor) -> None:
+    """A function of its own: what torch makes must be gone before the process group is."""
+    wrapped = DistributedDataParallel(NegativeELBO(pair))
+    wrapped(share).backward()
+
+
 def _gradients_both_ways() -> tuple[list[Tensor], list[Tensor]]:
     pair, x = Steady(), observations(BATCH)
     names = dict(pair.named_parameters())
@@ -156,8 +162,7 @@ def _gradients_both_ways() -> tuple[list[Tensor], list[Tensor]]:
             return [loss.detach()] * 3 + list(torch.autograd.grad(loss, leaves))
 
         ours = [gradient.clone() for gradient in ranks.total(gradients, (share,))[3:]]
-        wrapped = DistributedDataParallel(NegativeELBO(pair))
-        wrapped(share).backward()
+        _leave_gradients_by_torch(pair, share)
     return [g.tolist() for g in ours], [(BATCH * p.grad).tolist() for p in leaves]
 
 
