@@ -2,13 +2,15 @@
 
 __all__ = ["DynamicBinarization", "binarize"]
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vae.data.dataset import FloatArray
+from pyro_vae.data.dataset import FloatArray, require_seed
 
 
 def binarize(intensities: npt.NDArray[np.floating], *, seed: int = 0) -> FloatArray:
@@ -23,6 +25,8 @@ def binarize(intensities: npt.NDArray[np.floating], *, seed: int = 0) -> FloatAr
 
     Raises
     ------
+    TypeError
+        If they are no floating-point numbers.
     ValueError
         If an intensity is not in [0, 1].
 
@@ -35,7 +39,8 @@ def binarize(intensities: npt.NDArray[np.floating], *, seed: int = 0) -> FloatAr
     >>> binarize(np.array([0.0, 0.3, 0.9, 1.0])).tolist()
     [0.0, 0.0, 1.0, 1.0]
     """
-    _require_intensities(torch.from_numpy(np.asarray(intensities)))
+    require_seed(seed)
+    intensities = np.asarray(_as_intensities(intensities))
     uniform = np.random.default_rng(seed).random(intensities.shape, dtype=np.float32)
     return (uniform < intensities).astype(np.float32)
 
@@ -60,8 +65,7 @@ class DynamicBinarization(Dataset[Tensor]):
     """
 
     def __init__(self, intensities: Tensor | FloatArray) -> None:
-        self.intensities = torch.as_tensor(intensities)
-        _require_intensities(self.intensities)
+        self.intensities = _as_intensities(intensities)
 
     def __len__(self) -> int:
         return len(self.intensities)
@@ -78,7 +82,15 @@ class DynamicBinarization(Dataset[Tensor]):
         return torch.bernoulli(self.intensities, generator=generator)
 
 
-def _require_intensities(intensities: Tensor) -> None:
+def _as_intensities(values: Any) -> Tensor:
+    try:
+        intensities = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"intensities is {values!r:.60}: give an array of numbers in [0, 1].") from None
+    if not intensities.is_floating_point():
+        raise TypeError(
+            f"intensities has dtype {intensities.dtype}: give numbers in [0, 1], such as x.float()."
+        )
     outside = ~((intensities >= 0) & (intensities <= 1))
     if bool(outside.any()):
         where = tuple(int(i) for i in outside.nonzero()[0])
@@ -86,3 +98,4 @@ def _require_intensities(intensities: Tensor) -> None:
             f"intensities holds {float(intensities[where]):g} at index {where}, and binarizing needs values "
             "in [0, 1]: divide by the largest possible value."
         )
+    return intensities

@@ -1,11 +1,12 @@
 """A data set with what a model must know of it."""
 
-__all__ = ["DataSet", "FloatArray", "split", "standardize"]
+__all__ = ["DataSet", "FloatArray", "require_data_set", "require_seed", "split", "standardize"]
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,19 @@ class DataSet:
     columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.x, np.ndarray):
+            how = "x.numpy()" if hasattr(self.x, "numpy") else "np.asarray(x)"
+            raise TypeError(f"x is a {type(self.x).__name__}: give an array, {how}.")
+        if self.x.dtype.kind not in "fiub":
+            raise TypeError(f"x has dtype {self.x.dtype}: give numbers.")
         if self.x.ndim != 2:
             raise ValueError(f"x has shape {self.x.shape}; a DataSet holds (n, features).")
         if self.y is not None and len(self.y) != len(self.x):
             raise ValueError(f"y has {len(self.y)} labels for {len(self.x)} observations.")
         if self.image_shape is not None and math.prod(self.image_shape) != self.x.shape[1]:
             raise ValueError(f"image_shape={self.image_shape} does not hold {self.x.shape[1]} features.")
+        if self.columns is not None and len(self.columns) != self.x.shape[1]:
+            raise ValueError(f"columns={self.columns} does not name the {self.x.shape[1]} features.")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -88,6 +96,8 @@ def split(data: DataSet, held_out: float | int = 0.2, *, seed: int = 0) -> tuple
 
     Raises
     ------
+    TypeError
+        If ``data`` is no DataSet or ``held_out`` no number.
     ValueError
         If one of the parts would be empty.
 
@@ -97,7 +107,14 @@ def split(data: DataSet, held_out: float | int = 0.2, *, seed: int = 0) -> tuple
     >>> len(train), len(test)
     (7, 3)
     """
-    n_held_out = held_out if isinstance(held_out, int) else round(held_out * len(data))
+    require_data_set("data", data)
+    require_seed(seed)
+    if isinstance(held_out, bool) or not isinstance(held_out, Real):
+        raise TypeError(f"held_out={held_out!r}: give a share between 0 and 1, or a number of rows.")
+    whole = isinstance(held_out, Integral)
+    if not whole and not held_out <= 1:
+        raise ValueError(f"held_out={held_out!r}: give a share between 0 and 1, or a whole number of rows.")
+    n_held_out = int(held_out) if whole else round(held_out * len(data))
     if not 0 < n_held_out < len(data):
         raise ValueError(f"held_out={held_out} of {len(data)} rows leaves one of the parts empty.")
     order = np.random.default_rng(seed).permutation(len(data))
@@ -122,18 +139,45 @@ def standardize(data: DataSet, *, like: DataSet | None = None) -> DataSet:
 
     Raises
     ------
+    TypeError
+        If ``data`` or ``like`` is no DataSet.
     ValueError
-        If a column is constant.
+        If a column is constant or not finite, or the two have different columns.
 
     Examples
     --------
     >>> standardize(DataSet("ramp", np.array([[1.0], [3.0]], dtype=np.float32))).x.tolist()
     [[-1.0], [1.0]]
     """
+    require_data_set("data", data)
+    if like is not None:
+        require_data_set("like", like)
+        if like.x.shape[1] != data.x.shape[1]:
+            raise ValueError(
+                f"like has {like.x.shape[1]} features, and data has {data.x.shape[1]}: give one with as many."
+            )
     reference = (data if like is None else like).x
     loc, scale = reference.mean(0, dtype=np.float64), reference.std(0, dtype=np.float64)
+    if not np.isfinite(scale).all():
+        column = int(np.argmin(np.isfinite(scale)))
+        raise ValueError(
+            f"{data.name} holds values that are not finite in column {column}: drop such rows or impute the "
+            "values."
+        )
     if not scale.all():
         column = int(np.argmin(scale))
         name = repr(data.columns[column]) if data.columns else column
         raise ValueError(f"{data.name} is constant in column {name}: drop it before standardizing.")
     return dataclasses.replace(data, x=((data.x - loc) / scale).astype(np.float32))
+
+
+def require_data_set(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value`` is a DataSet."""
+    if not isinstance(value, DataSet):
+        raise TypeError(f"{name} is a {type(value).__name__}: give a DataSet, from load or DataSet(name, x).")
+
+
+def require_seed(seed: Any) -> None:
+    """Raise a ValueError unless ``seed`` is one."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed={seed!r}: give an integer of at least 0.")

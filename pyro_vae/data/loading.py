@@ -60,6 +60,8 @@ def load(
     ------
     FileNotFoundError
         If the path, or a file under ``root``, does not exist.
+    TypeError
+        If ``name_or_path``, ``root`` or ``label`` is no text or path.
     ValueError
         If the name is unknown, or the file is damaged, empty, constant or not numeric, or holds NaN, infinite
         values or values that the likelihood cannot give; the sentence names file, row, column and remedy.
@@ -70,6 +72,13 @@ def load(
     >>> digits.x.shape, digits.likelihood, digits.likelihood_args, digits.image_shape
     ((1797, 64), 'binomial', {'total_count': 16}, (8, 8))
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        hint = "; to use an array, give it as DataSet(name, x)" if hasattr(name_or_path, "shape") else ""
+        raise TypeError(f"name_or_path is {name_or_path!r:.60}: give the name of a data set or a path{hint}.")
+    if root is not None and not isinstance(root, str | os.PathLike):
+        raise TypeError(f"root is {root!r}: give the path of a folder.")
+    if label is not None and not isinstance(label, str):
+        raise TypeError(f"label is {label!r}: give the name of a column.")
     arguments = dict(likelihood_args or {})
     if arguments and likelihood is None:
         raise ValueError(f"likelihood_args={arguments} belong to a likelihood: name it as likelihood.")
@@ -97,7 +106,7 @@ def load(
 def _require_file(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name_or_path)
     if path.suffix.lower() not in SUFFIXES:
-        if path.is_dir():
+        if str(name_or_path) and path.is_dir():
             raise ValueError(f"{path} is a folder: name the data set, and give the folder as root.")
         close = difflib.get_close_matches(str(name_or_path).lower(), names(), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_vae.guides import scales
+from pyro_vae.guides.arguments import positive_integer, require_model
 from pyro_vae.guides.heads import initial_slope, raw_value
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal
 from pyro_vae.guides.normal import LogScaleNormal
@@ -47,6 +48,8 @@ class AutoNormal(autoguide.AutoNormal):
 
     Raises
     ------
+    TypeError
+        If ``model`` is no program or ``scale`` neither a name nor a map.
     ValueError
         If ``scale`` is unknown or does not reach ``init_scale``.
 
@@ -82,6 +85,7 @@ class AutoNormal(autoguide.AutoNormal):
         init_scale: float = 0.1,
         create_plates: Plates | None = None,
     ) -> None:
+        require_model(model)
         scale_map = scales.get(scale)
         self._slope = initial_slope(scale_map, init_scale)
         self.scale_map = scale_map
@@ -140,6 +144,7 @@ class _ScaledContinuous(autoguide.AutoContinuous):
         *,
         scale: str | scales.ScaleMap = "softplus",
     ) -> None:
+        require_model(model)
         self._use_map(scale, init_scale)
         super().__init__(model, init_loc_fn, float(init_scale))  # type: ignore[call-arg,no-untyped-call]
 
@@ -182,7 +187,7 @@ class AutoDiagonalNormal(_ScaledContinuous, autoguide.AutoDiagonalNormal):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As in :class:`AutoNormal`.
 
     Examples
@@ -217,7 +222,7 @@ class AutoMultivariateNormal(_ScaledContinuous, autoguide.AutoMultivariateNormal
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As in :class:`AutoNormal`.
 
     Examples
@@ -255,7 +260,7 @@ class AutoLowRankMultivariateNormal(_ScaledContinuous, autoguide.AutoLowRankMult
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         As in :class:`AutoNormal`, and if ``rank`` is not positive.
 
     Examples
@@ -278,6 +283,9 @@ class AutoLowRankMultivariateNormal(_ScaledContinuous, autoguide.AutoLowRankMult
         *,
         scale: str | scales.ScaleMap = "softplus",
     ) -> None:
+        require_model(model)
+        if rank is not None:
+            positive_integer("rank", rank)
         raw_value(scales.get(scale), init_scale)  # a refusal names the argument
         self._use_map(scale, 0.5**0.5 * init_scale)  # as Pyro splits it between diagonal and factor
         autoguide.AutoLowRankMultivariateNormal.__init__(

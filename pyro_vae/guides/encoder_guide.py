@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vae.guides import scales
+from pyro_vae.guides.arguments import require_model
 from pyro_vae.guides.heads import ScaleHead, raw_value
 from pyro_vae.guides.precision import at_least_float32
 from pyro_vae.guides.sites import (
@@ -24,6 +25,7 @@ from pyro_vae.guides.sites import (
 __all__ = ["EncoderGuide"]
 
 REMEMBERED_PLATES = 256
+UNKNOWN = "{} knows the model's latents after its first call only"
 
 
 class EncoderGuide(AutoGuide):
@@ -50,8 +52,7 @@ class EncoderGuide(AutoGuide):
         scale: str | scales.ScaleMap = "softplus",
         init_scale: float = 1.0,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be a Pyro model, a callable, not {type(model).__name__}")
+        require_model(model)
         if not isinstance(encoder, nn.Module):
             raise TypeError(
                 f"encoder must be a torch.nn.Module that takes what the model takes and returns features "
@@ -170,6 +171,8 @@ class EncoderGuide(AutoGuide):
         self, parameters: dict[str, Tensor]
     ) -> TorchDistribution | dict[str, TorchDistribution]:
         """:meth:`posterior` with given :meth:`local_parameters`."""
+        if not self.sites:
+            raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
         marginals = self._marginals(parameters)
         return marginals[self.sites[0].name] if len(self.sites) == 1 else marginals
 
@@ -187,7 +190,14 @@ class EncoderGuide(AutoGuide):
 
     @torch.no_grad()
     def quantiles(self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The image of the quantiles of each free coordinate: name to (quantiles, batch, event)."""
+        """The image of the quantiles of each free coordinate: name to (quantiles, batch, event).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``quantiles`` are not numbers between 0 and 1.
+        """
+        _check_quantiles(quantiles)
         parameters = self.local_parameters(*args, **kwargs)
         loc, scale = parameters["loc"], self._marginal_scale(parameters)
         levels = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device).reshape(-1, 1, 1)
@@ -214,6 +224,11 @@ class EncoderGuide(AutoGuide):
             raise ValueError(
                 f"{made_by} features of shape {tuple(features.shape)}; {type(self).__name__} needs "
                 "(batch, H), one row per observation: flatten the other dimensions"
+            )
+        if features.shape[1] == 0:
+            raise ValueError(
+                f"{made_by} features of shape {tuple(features.shape)}; {type(self).__name__} needs (batch, H) "
+                "with at least one feature"
             )
         linear = self._loc_linear
         if linear is not None and features.shape[1] != linear.in_features:
@@ -272,7 +287,7 @@ class EncoderGuide(AutoGuide):
 
     def _open_plate(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pyro.plate:
         if not self.sites:
-            raise RuntimeError(f"{type(self).__name__} knows the model's latents after its first call only")
+            raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
         (name,) = {plate.name for plate in self._plates_seen.values()}
         if self.master is not None:
             plate: pyro.plate = self._create_plates(*args, **kwargs)[name]  # type: ignore[no-untyped-call]
@@ -311,6 +326,15 @@ class EncoderGuide(AutoGuide):
 
     def _constrain(self, joint: Tensor) -> dict[str, Tensor]:
         return {site.name: site.constrain(part) for site, part in self._split(joint)}
+
+
+def _check_quantiles(quantiles: Any) -> None:
+    try:
+        levels = torch.as_tensor(quantiles, dtype=torch.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"quantiles is {quantiles!r}; give numbers between 0 and 1") from None
+    if not bool(((levels >= 0) & (levels <= 1)).all()):
+        raise ValueError(f"quantiles is {levels.tolist()}; give numbers between 0 and 1")
 
 
 def _described(sites: tuple[LocalSite, ...]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.guides import scales
+from pyro_vae.guides.arguments import positive_integer
 from pyro_vae.guides.precision import at_least_float32
 
 __all__ = ["HasRawParameters", "ScaleHead", "initial_slope", "raw_parameters", "raw_value"]
@@ -31,7 +32,7 @@ def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:
         low, high = scale_map.bounds
         raise ValueError(
             f"init_scale={init_scale!r} is not a scale of {scale_map!r}, which lie between {low:g} and "
-            f"{high:g}"
+            f"{high:g}; choose another init_scale or another map"
         )
     return float(scale_map.inv(scale))
 
@@ -82,7 +83,9 @@ class ScaleHead(nn.Module):
         super().__init__()
         self.scale_map = scales.get(scale_map)
         self.init_scale = init_scale
-        self.raw = nn.Linear(in_features, out_features)
+        self.raw = nn.Linear(
+            positive_integer("in_features", in_features), positive_integer("out_features", out_features)
+        )
         nn.init.zeros_(self.raw.weight)
         nn.init.constant_(self.raw.bias, raw_value(self.scale_map, init_scale))
 
@@ -131,6 +134,8 @@ def raw_parameters(guide: nn.Module) -> dict[str, tuple[nn.Parameter, float]]:
     >>> {name: slope for name, (_, slope) in raw_parameters(guide).items()}
     {'1.raw.weight': 0.5, '1.raw.bias': 0.5}
     """
+    if not isinstance(guide, nn.Module):
+        raise TypeError(f"guide is a {type(guide).__name__}; give an nn.Module, such as AmortizedNormal")
     return {
         f"{prefix}.{name}" if prefix else name: pair
         for prefix, module in guide.named_modules()

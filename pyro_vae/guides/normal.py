@@ -1,6 +1,7 @@
 """A Normal that is told log σ and never needs σ."""
 
 import math
+from numbers import Number
 from typing import Any, Self
 
 import pyro.distributions
@@ -53,8 +54,10 @@ class LogScaleNormal(pyro.distributions.Normal):
 
     Raises
     ------
+    TypeError
+        If one is neither a tensor nor a number.
     ValueError
-        If validation is on and ``loc`` or ``log_scale`` is NaN.
+        If they do not broadcast, or, if validation is on, one is NaN.
 
     See Also
     --------
@@ -80,7 +83,16 @@ class LogScaleNormal(pyro.distributions.Normal):
     def __init__(
         self, loc: Tensor | float, log_scale: Tensor | float, validate_args: bool | None = None
     ) -> None:
-        loc, log_scale = broadcast_all(loc, log_scale)
+        for name, value in (("loc", loc), ("log_scale", log_scale)):
+            if not isinstance(value, Tensor | Number):
+                raise TypeError(f"{name} is a {type(value).__name__}; give a tensor or a number")
+        try:
+            loc, log_scale = broadcast_all(loc, log_scale)
+        except RuntimeError as error:
+            raise ValueError(
+                f"log_scale has shape {tuple(torch.as_tensor(log_scale).shape)} and loc has "
+                f"{tuple(torch.as_tensor(loc).shape)}; give shapes that broadcast"
+            ) from error
         dtype = torch.promote_types(loc.dtype, log_scale.dtype)
         self.loc, self.log_scale = loc.to(dtype), log_scale.to(dtype)
         self._noise = NoiseMemory()

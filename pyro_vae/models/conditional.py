@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vae.models import likelihoods
+from pyro_vae.models.arguments import positive_integer, require_module, require_rows, require_tensor
 from pyro_vae.models.likelihoods import Likelihood
 
 
@@ -58,8 +59,10 @@ class Conditional(PyroModule):
 
     def __init__(self, network: nn.Module, latent_dim: int, likelihood: Likelihood | str) -> None:
         super().__init__()
+        require_module("network", network)
         self.network = network
-        self.likelihood = likelihoods.get(likelihood) if isinstance(likelihood, str) else likelihood
+        self.likelihood = _as_likelihood(likelihood)
+        self.latent_dim = positive_integer("latent_dim", latent_dim)
         self.event_shape = self._probe(latent_dim)
         dispersion = self.likelihood.initial_dispersion(self.event_shape)
         self.dispersion = None if dispersion is None else nn.Parameter(dispersion)
@@ -70,7 +73,14 @@ class Conditional(PyroModule):
         origin = torch.zeros(1, latent_dim, dtype=parameter.dtype, device=parameter.device)
         with torch.no_grad():
             # on a copy in evaluation mode: no dropout noise, no batch norm of a single row
-            shape = copy.deepcopy(self.network).eval()(origin).shape
+            twin = copy.deepcopy(self.network).eval()
+            try:
+                shape = twin(origin).shape
+            except RuntimeError as error:
+                raise ValueError(
+                    f"latent_dim={latent_dim}, and the decoder does not take latents of shape "
+                    f"(1, {latent_dim}) ({error}): give the size that it takes."
+                ) from error
         outputs = self.likelihood.outputs
         if len(shape) < 2 or shape[0] != 1 or shape[1] % outputs:
             raise ValueError(
@@ -82,13 +92,25 @@ class Conditional(PyroModule):
 
     def require_event_shape(self, x: Tensor) -> None:
         """Raise a ValueError unless the rows of ``x`` have the shape of one observation."""
-        if x.shape[1:] != self.event_shape:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, but the decoder gives observations of shape "
-                f"{tuple(self.event_shape)}: x needs shape (n, {', '.join(map(str, self.event_shape))})."
-            )
+        require_rows("x", x, self.event_shape, "the decoder gives observations")
 
     def forward(self, z: Tensor) -> TorchDistribution:
         """The distribution at latents (..., latent_dim)."""
+        require_tensor("z", z)
+        if z.dim() == 0 or z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z has shape {tuple(z.shape)}: it must be (..., {self.latent_dim}).")
         output = over_leading_dims(self.network, z)
         return self.likelihood.distribution(output, self.dispersion, event_dim=len(self.event_shape))
+
+
+def _as_likelihood(likelihood: Likelihood | str) -> Likelihood:
+    if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
+        raise TypeError(f"likelihood is the class {likelihood.__name__}: call it, {likelihood.__name__}().")
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if not isinstance(likelihood, str):
+        raise TypeError(
+            f"likelihood is a {type(likelihood).__name__}: give one of pyro_vae.models.likelihoods or its name "
+            f"({', '.join(likelihoods.names())})."
+        )
+    return likelihoods.get(likelihood)

@@ -2,12 +2,15 @@
 
 __all__ = ["HierarchicalVAE"]
 
+from collections.abc import Sequence
+
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.models.arguments import positive_integer, positive_integers, require_module
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.likelihoods import Likelihood, Normal
 from pyro_vae.models.priors import Prior, as_prior
@@ -61,17 +64,21 @@ class HierarchicalVAE(PyroModule):
         scale: ScaleMap | None = None,
     ) -> None:
         super().__init__()
-        self.latent_dims = latent_dims
+        require_module("decoder", decoder)
+        require_module("latent_decoder", latent_decoder)
+        if not isinstance(latent_dims, Sequence) or len(latent_dims) != 2:
+            raise ValueError(f"latent_dims={latent_dims!r}: give two sizes, of z₁ and of z₂.")
+        self.latent_dims = positive_integers("latent_dims", latent_dims)
         self.prior = as_prior(prior, latent_dims[1])
         layer = Normal(scale=LogScale() if scale is None else scale, dispersion="predicted")
         self.layer = Conditional(latent_decoder, latent_dims[1], layer)
-        self.observation = Conditional(decoder, latent_dims[0], likelihood)
-        self.event_shape = self.observation.event_shape
         if self.layer.event_shape != (latent_dims[0],):
             raise ValueError(
                 f"latent_decoder gives locations and raw scales of shape {tuple(self.layer.event_shape)}; "
                 f"latent_dims[0]={latent_dims[0]} needs 2 × {latent_dims[0]} outputs."
             )
+        self.observation = Conditional(decoder, latent_dims[0], likelihood)
+        self.event_shape = self.observation.event_shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Sample z₂ and z₁ for every row of ``x`` (n, ...), and observe ``x``."""
@@ -101,6 +108,6 @@ class HierarchicalVAE(PyroModule):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """``n`` draws of x from the model, (n, ...)."""
-        z2 = self.prior().sample(torch.Size([n]))
+        z2 = self.prior().sample(torch.Size([positive_integer("n", n)]))
         x: Tensor = self.decode(self.layer(z2).sample()).sample()
         return x

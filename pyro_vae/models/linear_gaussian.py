@@ -2,6 +2,8 @@
 
 __all__ = ["PPCA"]
 
+import math
+from numbers import Real
 from typing import Self
 
 import pyro
@@ -9,6 +11,8 @@ import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
+
+from pyro_vae.models.arguments import positive_integer, require_finite, require_rows, require_tensor
 
 
 class PPCA(PyroModule):
@@ -53,12 +57,18 @@ class PPCA(PyroModule):
 
     def __init__(self, weight: Tensor, loc: Tensor, noise_scale: Tensor | float) -> None:
         super().__init__()
+        require_tensor("weight", weight, floating=True)
+        require_tensor("loc", loc)
+        if isinstance(noise_scale, bool) or not isinstance(noise_scale, Real | Tensor):
+            raise TypeError(f"noise_scale={noise_scale!r}: it must be one positive number.")
         noise_scale = torch.as_tensor(noise_scale, dtype=weight.dtype, device=weight.device)
         if weight.dim() != 2 or loc.shape != weight.shape[:1]:
             raise ValueError(
                 f"weight has shape {tuple(weight.shape)} and loc {tuple(loc.shape)}: give (D, q) and (D,)."
             )
-        if noise_scale.dim() != 0 or not noise_scale > 0:
+        require_finite("weight", weight)
+        require_finite("loc", loc)
+        if noise_scale.dim() != 0 or not 0 < noise_scale < math.inf:
             raise ValueError(f"noise_scale={noise_scale.tolist()}: it must be one positive number.")
         self.register_buffer("weight", weight)
         self.register_buffer("loc", loc)
@@ -96,11 +106,13 @@ class PPCA(PyroModule):
         ValueError
             If q is not in 1…D−1, there are no two rows, or no noise is left beside q components.
         """
+        require_tensor("x", x, floating=True)
         if x.dim() != 2 or len(x) < 2 or not 1 <= latent_dim < x.shape[1]:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} and latent_dim={latent_dim}: "
                 "fit_exact needs (n, D) with n ≥ 2 and latent_dim in 1…D−1."
             )
+        require_finite("x", x)
         loc = x.double().mean(0)
         _, singular, rows = torch.linalg.svd(x.double() - loc, full_matrices=False)
         eigenvalues = singular.square() / (len(x) - ddof)
@@ -124,6 +136,7 @@ class PPCA(PyroModule):
         rotation
             R, orthogonal (q, q).
         """
+        require_tensor("rotation", rotation)
         identity = torch.eye(self.latent_dim, dtype=rotation.dtype, device=rotation.device)
         if rotation.shape != identity.shape or not torch.allclose(
             rotation @ rotation.mT, identity, atol=1e-5
@@ -133,6 +146,7 @@ class PPCA(PyroModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Sample z for every row of ``x`` (n, D), and observe ``x``."""
+        self._require_event_shape(x)
         with pyro.plate("data", len(x), dim=-1):
             origin = self.weight.new_zeros(self.latent_dim)
             z = pyro.sample("z", dist.Normal(origin, torch.ones_like(origin)).to_event(1))
@@ -149,11 +163,13 @@ class PPCA(PyroModule):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """``n`` draws of x from the model, (n, D)."""
+        positive_integer("n", n)
         x: Tensor = self.decode(torch.randn(n, self.latent_dim).to(self.weight)).sample()
         return x
 
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(z|x), exactly: batch shape (n,), event shape (q,)."""
+        self._require_event_shape(x)
         precision = self._posterior_precision()
         projected = (x - self.loc) @ self.weight / self.noise_scale.square()
         loc = torch.linalg.solve(precision, projected.mT).mT
@@ -161,6 +177,7 @@ class PPCA(PyroModule):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x) of every row, exactly, in nats: (n,)."""
+        self._require_event_shape(x)
         covariance_diagonal = self.noise_scale.square().expand_as(self.loc)
         evidence: Tensor = dist.LowRankMultivariateNormal(
             self.loc, self.weight, covariance_diagonal
@@ -174,6 +191,9 @@ class PPCA(PyroModule):
         """
         precision = self._posterior_precision()
         return (precision.diagonal().log().sum() - torch.logdet(precision)) / 2
+
+    def _require_event_shape(self, x: Tensor) -> None:
+        require_rows("x", x, self.loc.shape, "the model gives observations")
 
     def _posterior_precision(self) -> Tensor:
         identity = torch.eye(self.latent_dim, dtype=self.weight.dtype, device=self.weight.device)

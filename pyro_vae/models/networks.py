@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.models.arguments import positive_integer, positive_integers
 from pyro_vae.models.conditional import over_leading_dims
 
 Activation = str | Callable[[], nn.Module]
@@ -31,8 +32,10 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def _activation(activation: Activation) -> nn.Module:
-    if not isinstance(activation, str):
+    if callable(activation) and not isinstance(activation, nn.Module):
         return activation()
+    if not isinstance(activation, str):
+        raise TypeError(f"activation={activation!r}: it is a name, or a function that makes a module.")
     if activation not in _ACTIVATIONS:
         raise ValueError(
             f"activation={activation!r}: it is one of {', '.join(_ACTIVATIONS)}, "
@@ -50,10 +53,14 @@ def _linear_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequentia
 
 
 def _as_shape(shape: int | Sequence[int], name: str) -> tuple[int, ...]:
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"{name}={shape!r}: sizes must be 1 or more.")
-    return sizes
+    sizes = (shape,) if isinstance(shape, int) else shape
+    try:
+        checked = positive_integers(name, sizes)
+    except ValueError:
+        checked = ()
+    if not checked:
+        raise ValueError(f"{name}={shape!r}: it is a size or a shape, of positive integers.")
+    return checked
 
 
 def _as_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -75,6 +82,10 @@ class HasOutputBias(Protocol):
 @torch.no_grad()
 def _set_bias(layer: nn.Module, bias: Tensor) -> None:
     assert isinstance(layer.bias, Tensor)
+    if bias.shape != layer.bias.shape:
+        raise ValueError(
+            f"output has {bias.numel()} numbers for a bias, and one observation has {layer.bias.numel()} numbers."
+        )
     layer.bias.copy_(bias)
 
 
@@ -108,12 +119,17 @@ class MLPEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.in_shape = _as_shape(in_features, "in_features")
-        sizes = [math.prod(self.in_shape), *hidden]
+        sizes = [math.prod(self.in_shape), *positive_integers("hidden", hidden)]
         self.out_features = sizes[-1]
         self.layers = _linear_layers(sizes, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (..., H) of observations (..., *in_features)."""
+        if x.shape[-len(self.in_shape) :] != self.in_shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but this encoder takes "
+                f"(..., {', '.join(map(str, self.in_shape))})."
+            )
         features: Tensor = self.layers(x.flatten(-len(self.in_shape)))
         return features
 
@@ -151,8 +167,8 @@ class MLPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         first, *rest = _as_shape(out_features, "out_features")
-        self.out_shape = (first * outputs, *rest)
-        sizes = [latent_dim, *hidden]
+        self.out_shape = (first * positive_integer("outputs", outputs), *rest)
+        sizes = [positive_integer("latent_dim", latent_dim), *positive_integers("hidden", hidden)]
         self.layers = _linear_layers(sizes, activation)
         self.output = nn.Linear(sizes[-1], math.prod(self.out_shape))
 
@@ -202,8 +218,9 @@ class ConvEncoder(nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        n_channels, height, width = _as_image_shape(image_shape)
-        self.out_features = out_features
+        self.image_shape = n_channels, height, width = _as_image_shape(image_shape)
+        self.out_features = positive_integer("out_features", out_features)
+        channels = positive_integers("channels", channels)
         layers: list[nn.Module] = []
         for n_in, n_out in itertools.pairwise([n_channels, *channels]):
             layers += [nn.Conv2d(n_in, n_out, kernel_size=3, stride=2, padding=1), _activation(activation)]
@@ -214,6 +231,11 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (..., H) of images (..., channels, height, width)."""
+        if x.shape[-3:] != self.image_shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but this encoder takes images "
+                f"(..., {', '.join(map(str, self.image_shape))})."
+            )
         return over_leading_dims(self.layers, x, event_dim=3)
 
 
@@ -254,6 +276,9 @@ class ConvDecoder(nn.Module):
             raise ValueError(
                 "channels is empty: ConvDecoder needs at least one feature map, or use MLPDecoder."
             )
+        channels = positive_integers("channels", channels)
+        positive_integer("latent_dim", latent_dim)
+        positive_integer("outputs", outputs)
         heights = _halved_sizes(height, len(channels))[::-1]
         widths = _halved_sizes(width, len(channels))[::-1]
         small = (channels[0], heights[0], widths[0])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.models.arguments import positive_integer, require_tensor
 from pyro_vae.models.likelihoods import Normal
 from pyro_vae.models.scale_map import LogScale, ScaleMap
 
@@ -143,8 +144,8 @@ class MixturePrior(nn.Module):
 
     def __init__(self, latent_dim: int, components: int, *, scale: ScaleMap | None = None) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"components={components}: a mixture needs at least one.")
+        positive_integer("latent_dim", latent_dim)
+        positive_integer("components", components)
         self.logits = nn.Parameter(torch.zeros(components))
         # components that start at one place would stay together
         self.loc = nn.Parameter(torch.randn(components, latent_dim))
@@ -201,7 +202,12 @@ class VampPrior(nn.Module):
         posterior: Callable[[Tensor], TorchDistribution] | None = None,
     ) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        require_tensor("pseudo_inputs", pseudo_inputs)
+        if len(pseudo_inputs) == 0:
+            raise ValueError(f"pseudo_inputs has shape {tuple(pseudo_inputs.shape)}: give at least one.")
+        if posterior is not None and not callable(posterior):
+            raise TypeError(f"posterior={posterior!r}: give a function such as guide.posterior.")
+        self.latent_dim = positive_integer("latent_dim", latent_dim)
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
         self.register_buffer("logits", torch.zeros(len(pseudo_inputs)), persistent=False)
         self.posterior = posterior

@@ -2,6 +2,7 @@
 
 __all__ = ["reconstruct", "traverse"]
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+
+from pyro_vae.models.arguments import positive_integer, require_program, require_tensor
 
 
 class _Decodes(Protocol):
@@ -57,6 +60,9 @@ def reconstruct(
     >>> reconstruct(model, guide, torch.tensor([[5.0, 3.0]]), draws=1000).round(decimals=1)
     tensor([[4., 0.]])
     """
+    require_program("model", model)
+    require_program("guide", guide)
+    positive_integer("draws", draws)
     total = torch.zeros(())
     for _ in range(draws):
         latents = poutine.trace(guide).get_trace(*data)
@@ -102,6 +108,16 @@ def traverse(
     >>> traverse(model, torch.zeros(2), steps=5).shape
     torch.Size([2, 5, 64])
     """
+    if not hasattr(model, "decode"):
+        raise TypeError(f"model is a {type(model).__name__} without decode(z): give a VAE, or define decode.")
+    require_tensor("origin", origin, floating=True)
+    if origin.dim() != 1:
+        raise ValueError(f"origin has shape {tuple(origin.shape)}: give one latent, (latent_dim,).")
+    if dims is not None and not all(dim in range(len(origin)) for dim in dims):
+        raise ValueError(f"dims={list(dims)!r}: name latent dimensions in 0…{len(origin) - 1}.")
+    positive_integer("steps", steps)
+    if not 0 < span < math.inf:
+        raise ValueError(f"span={span!r}: it must be a positive number.")
     axes = torch.eye(len(origin), dtype=origin.dtype, device=origin.device)
     axes = axes if dims is None else axes[list(dims)]
     offsets = torch.linspace(-span, span, steps, dtype=origin.dtype, device=origin.device)

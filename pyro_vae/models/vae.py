@@ -8,6 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.models.arguments import positive_integer, require_module
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.likelihoods import Likelihood
 from pyro_vae.models.networks import HasOutputBias
@@ -33,6 +34,13 @@ class VAE(PyroModule):
     prior
         "normal" for the standard Normal, a Pyro distribution over vectors of size latent_dim, or a module
         whose ``forward()`` returns one, such as `MixturePrior` and `VampPrior`.
+
+    Raises
+    ------
+    TypeError
+        If ``decoder`` is no module, or ``likelihood`` or ``prior`` is none of what is listed.
+    ValueError
+        If ``latent_dim`` is no positive integer, or decoder, likelihood and prior do not fit together.
 
     Attributes
     ----------
@@ -63,7 +71,8 @@ class VAE(PyroModule):
         self, decoder: nn.Module, latent_dim: int, likelihood: Likelihood | str, *, prior: Prior = "normal"
     ) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        require_module("decoder", decoder)
+        self.latent_dim = positive_integer("latent_dim", latent_dim)
         self.prior = as_prior(prior, latent_dim)
         self.observation = Conditional(decoder, latent_dim, likelihood)
         self.event_shape = self.observation.event_shape
@@ -101,6 +110,8 @@ class VAE(PyroModule):
         ------
         TypeError
             If the decoder has no ``set_output_bias``, as the decoders of this package have.
+        ValueError
+            If the rows of ``x`` have another shape than the decoder's observations, or there is none.
         """
         decoder = self.observation.network
         if not isinstance(decoder, HasOutputBias):
@@ -108,10 +119,14 @@ class VAE(PyroModule):
                 f"{type(decoder).__name__} has no set_output_bias(output): "
                 "define it on the decoder so that its output can start at a given value."
             )
+        self.observation.require_event_shape(x)
+        if len(x) == 0:
+            raise ValueError(f"x has shape {tuple(x.shape)}: give at least one observation.")
         decoder.set_output_bias(self.likelihood.marginal_output(x))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """``n`` draws of x from the model, (n, ...)."""
-        x: Tensor = self.decode(self.prior().sample(torch.Size([n]))).sample()
+        shape = torch.Size([positive_integer("n", n)])
+        x: Tensor = self.decode(self.prior().sample(shape)).sample()
         return x

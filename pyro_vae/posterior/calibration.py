@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_factor
 from scipy import stats
 from torch import Tensor
 
+from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, sample_sites
 from pyro_vae.posterior.preparation import as_parts, prepare
 from pyro_vae.svi.isolation import isolated
@@ -90,6 +91,7 @@ def calibrate(
         raise TypeError(f"n is a {type(n).__name__}; give the number of simulations, and data by data=")
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
+    check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
     data = _example(model, seed) if data is None else data
     parts = as_parts(data)
     rows = np.arange(n) % len(parts[0])

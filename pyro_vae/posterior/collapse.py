@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.calibration import univariate
 from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, sample_sites
 from pyro_vae.posterior.preparation import prepare
@@ -74,11 +75,11 @@ def active_units(
     >>> units["active"].values, units["kl"].round(1).values
     (array([ True, False]), array([0.3, 0. ]))
     """
+    check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=2)
     pair = prepare(model, guide, data)
-    if pair.observations < 2 or draws < 2:
+    if pair.observations < 2:
         raise ValueError(
-            f"data has {pair.observations} observations and draws is {draws}; activity is a variance over "
-            "observations, so give at least 2 of each"
+            f"data has {pair.observations} observations; activity is a variance over them, so give at least 2"
         )
     means, variances, kls, names = [], [], [], []
     step = pair.observations if pair.whole else max(1, chunk // draws)

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
+from pyro_vae.posterior.arguments import require_variables
 from pyro_vae.posterior.importance import khat_threshold
 from pyro_vae.posterior.pairing import CONFIDENCE, Diagnostics, measured, paired_differences
 
@@ -108,6 +109,12 @@ def answer(comparison: pd.DataFrame) -> str:
     The data do not decide between b and a: in log evidence b is ahead of a by 0.026 nats per observation
     (95% interval -0.302 to 0.354 over 3 seeds), and that interval contains zero.
     """
+    if not isinstance(comparison, pd.DataFrame):
+        raise TypeError(f"comparison is a {type(comparison).__name__}; give what compare returns")
+    missing = [column for column in ("seeds", "diff", "decided") if column not in comparison]
+    if missing or len(comparison) < 2:
+        told = f"no column {missing[0]!r}" if missing else f"{len(comparison)} rows"
+        raise ValueError(f"comparison has {told}; give what compare returns")
     best, rest = str(comparison.index[0]), comparison.iloc[1:]
     measure = "log evidence" if "weight" in comparison else "ELBO"
     seeds = int(comparison["seeds"].iloc[0])
@@ -160,6 +167,7 @@ def to_elpd(diagnostics: xr.Dataset) -> Any:
     >>> elpd.elpd, elpd.warning
     (-3.0, True)
     """
+    require_variables("diagnostics", diagnostics, "diagnose", "log_evidence", "khat", "draws")
     return _elpd(diagnostics["log_evidence"], diagnostics["khat"], int(diagnostics.attrs["draws"]))
 
 

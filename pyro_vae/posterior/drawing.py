@@ -20,6 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
+from pyro_vae.svi.batches import Rows
 from pyro_vae.svi.isolation import isolated
 from pyro_vae.svi.progress import progress_bar
 
@@ -94,7 +95,7 @@ class Pair:
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
-    args: tuple[Tensor, ...]
+    args: tuple[Rows, ...]
     model_state: StoreState
     guide_state: StoreState
     dtype: torch.dtype | None = None
@@ -102,6 +103,11 @@ class Pair:
     nesting: int = 1
     whole: bool = False
     """Whether all observations must go through together."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All observations as tensors, those of memory-mapped arrays too."""
+        return tuple(arg[:] for arg in self.args)
 
     @property
     def observations(self) -> int:

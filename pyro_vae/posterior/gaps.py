@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pyro_vae.posterior.arguments import check_request, require_count
 from pyro_vae.posterior.drawing import CHUNK, Pair
-from pyro_vae.posterior.importance import FEWEST_DRAWS, diagnose_pair
+from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
 from pyro_vae.posterior.local import ROUNDS, fit_local
 from pyro_vae.posterior.preparation import prepare
 from pyro_vae.svi.progress import progress_bar
@@ -78,12 +79,9 @@ def inference_gaps(
     >>> gaps["approximation_gap"].round(1).values, gaps["amortization_gap"].round(1).values
     (array([0., 0.]), array([1.1, 1. ]))
     """
-    if draws < FEWEST_DRAWS:
-        raise ValueError(f"draws is {draws}; give at least {FEWEST_DRAWS}")
-    if steps < ROUNDS or particles < 1:
-        raise ValueError(
-            f"steps is {steps} and particles is {particles}; give at least {ROUNDS} steps and 1 particle"
-        )
+    check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
+    require_count("steps", steps, ROUNDS)
+    require_count("particles", particles, 1)
     pair = prepare(model, guide, data)
     n = pair.observations
     rows = n if pair.whole else max(1, chunk // particles)

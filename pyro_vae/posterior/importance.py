@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Block, Pair
 from pyro_vae.posterior.preparation import prepare
 
@@ -19,6 +20,7 @@ Array = NDArray[np.float64]
 
 FEWEST_DRAWS = 30
 """Below this no Pareto tail can be fitted."""
+FEWEST_ADVICE = " for a Pareto tail, and 1000 is a good number"
 
 EQUAL = 1e-4
 """Nats. Log weights of a tail that lie closer together are equal: in float32 this is their rounding error."""
@@ -80,6 +82,7 @@ def log_weights(
     >>> weights.std("draw").round(3).values  # the guide is exact
     array([0., 0.])
     """
+    check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
     pair = prepare(model, guide, data)
     values = np.empty((pair.observations, draws))
     for block in pair.blocks(draws, seed, chunk, progress=progress):
@@ -148,10 +151,7 @@ def diagnose(
     >>> round(report.khat_threshold, 3)
     0.667
     """
-    if draws < FEWEST_DRAWS:
-        raise ValueError(
-            f"draws is {draws}; a Pareto tail needs at least {FEWEST_DRAWS}, and 1000 is a good number"
-        )
+    check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
     return diagnose_pair(prepare(model, guide, data), draws, seed, chunk, progress=progress)
 
 
@@ -208,11 +208,14 @@ def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
     khat[flat] = -np.inf
     fit = usable & ~flat
     with np.errstate(all="ignore"):  # what is not finite or tied ends as k̂ = inf, not as a warning
-        smooth = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
+        normalized = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
+        smooth = normalized.copy()
         if fit.any():
             # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides look
             # perfect
             smooth[fit], khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
+    broken = np.isnan(smooth).any(axis=1)  # a tail of ties has no Pareto fit
+    smooth[broken] = normalized[broken]
     khat[np.isnan(khat)] = np.inf  # NaN would count as good: it is not above any threshold
     return smooth, khat
 

@@ -12,8 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vae.posterior.arguments import check_request, require_count
 from pyro_vae.posterior.drawing import CHUNK, Pair
-from pyro_vae.posterior.importance import FEWEST_DRAWS, khat_threshold, pareto_smooth
+from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, khat_threshold, pareto_smooth
 from pyro_vae.posterior.local import fit_local
 from pyro_vae.posterior.preparation import prepare, select
 from pyro_vae.posterior.reference import (
@@ -118,7 +119,8 @@ def repair(
     >>> [round(sd.item(), 1) for sd in tree["posterior"]["z"].std(("chain", "draw"))]  # both √½
     [0.7, 0.7]
     """
-    _check(draws, steps, chains)
+    check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
+    _check_steps(steps, chains, warmup)
     index, subset = select(data, observations)
     pair = prepare(model, guide, subset)
     ladder = _Ladder(pair, draws, seed, chunk)
@@ -257,13 +259,12 @@ def _resample(values: Draws, log_weight: Array, draws: int, seed: int) -> Draws:
     return {site: value[index, rows] for site, value in values.items()}
 
 
-def _check(draws: int, steps: Sequence[str], chains: int) -> None:
+def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:
+    if isinstance(steps, str):
+        raise TypeError(f"steps is {steps!r}; give a sequence, ({steps!r},)")
     unknown = [step for step in steps if step not in STEPS[1:]]
     if unknown:
         raise ValueError(f"steps has {unknown[0]!r}; the steps are {list(STEPS[1:])}")
-    if draws < FEWEST_DRAWS:
-        raise ValueError(
-            f"draws is {draws}; a Pareto tail needs at least {FEWEST_DRAWS}, and 1000 is a good number"
-        )
-    if "nuts" in steps and chains < 2:
-        raise ValueError(f"chains is {chains}; whether chains agree needs at least 2")
+    if "nuts" in steps:
+        require_count("chains", chains, 2, ", so that they can agree")
+    require_count("warmup", warmup, 1)

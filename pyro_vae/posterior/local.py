@@ -139,7 +139,7 @@ class _Substitute(Messenger):
 
 def _path_elbo(pair: Pair, sites: dict[str, LocalSite], particles: int) -> Tensor:
     """Sum over observations of the ELBO, with the gradient along the draws only."""
-    guide_trace, model_trace = pair.traces(pair.args, particles)
+    guide_trace, model_trace = pair.traces(pair.tensors, particles)
     repeats = particles if pair.layout == "rows" else 1
     total: Any = 0.0
     for name, site in sample_sites(guide_trace).items():
@@ -157,7 +157,7 @@ def _local_sites(pair: Pair) -> dict[str, LocalSite]:
     traces = []
     for draw in range(2):
         with single.evaluation(draw):
-            traces.append(sample_sites(single.run_guide(single.args, 1)))
+            traces.append(sample_sites(single.run_guide(single.tensors, 1)))
     sites = {}
     for name, site in traces[0].items():
         if isinstance(site["fn"], dist.Delta):

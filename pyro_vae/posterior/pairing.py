@@ -77,6 +77,11 @@ def paired_differences(
 def measured(diagnostics: Mapping[str, Any], *, shared_model: bool = False) -> dict[str, Array]:
     """By guide, of shape (seeds, observations): log evidence, or the ELBO for a shared model."""
     measure = "elbo" if shared_model else "log_evidence"
+    if not isinstance(diagnostics, Mapping) or isinstance(diagnostics, xr.Dataset):
+        raise TypeError(
+            f"diagnostics is a {type(diagnostics).__name__}; give diagnostics by name of the guide, "
+            "{'softplus': ..., 'logvar': ...}"
+        )
     if len(diagnostics) < 2:
         raise ValueError(f"diagnostics has {len(diagnostics)} guide(s); a comparison needs at least two")
     values = {str(name): _by_seed(name, given, measure) for name, given in diagnostics.items()}
@@ -92,19 +97,28 @@ def measured(diagnostics: Mapping[str, Any], *, shared_model: bool = False) -> d
 
 
 def _by_seed(name: str, given: Any, measure: str) -> Array:
-    fits = [given] if isinstance(given, Mapping) else list(given)
+    fits = [given] if isinstance(given, Mapping) else given
+    if not isinstance(fits, Sequence) or not all(isinstance(fit, Mapping) for fit in fits):
+        raise TypeError(
+            f"diagnostics of '{name}' is a {type(given).__name__}; give what diagnose returns, a mapping "
+            f"with '{measure}', or a list of such, one for each seed"
+        )
     if not fits:
         raise ValueError(f"diagnostics of '{name}' is empty; give one mapping or one for each seed")
     rows = []
     for fit in fits:
         if measure not in fit:
             raise ValueError(
-                f"diagnostics of '{name}' have no '{measure}'; they have {sorted(map(str, fit))}"
+                f"diagnostics of '{name}' have no '{measure}'; they have {sorted(map(str, fit))}; "
+                "give what diagnose returns"
             )
         value = fit[measure]
         if isinstance(value, xr.DataArray):
             value = value.transpose(..., "observation")
-        rows.append(np.atleast_2d(np.asarray(value, dtype=np.float64)))
+        try:
+            rows.append(np.atleast_2d(np.asarray(value, dtype=np.float64)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"'{measure}' of '{name}' is not an array of numbers: {error}") from error
     sizes = {row.shape[1:] for row in rows}
     if len(sizes) > 1 or len(next(iter(sizes))) != 1:
         raise ValueError(

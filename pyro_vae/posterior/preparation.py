@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sample_sites
-from pyro_vae.svi.batches import as_tensors
+from pyro_vae.svi.batches import as_rows
 from pyro_vae.svi.isolation import owner
 
 __all__ = ["as_parts", "prepare", "select"]
@@ -62,7 +62,12 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
     told = [error for error in errors if isinstance(error, PairError)]
     if told:
         raise told[-1]  # of the most tolerant way
-    raise ValueError(f"model and guide do not run on the first two observations: {errors[0]}") from errors[0]
+    reason = str(errors[0]).strip().split("\n")[0].rstrip(".")
+    raise ValueError(
+        "model and guide do not run on the first two observations of data: "
+        f"{type(errors[0]).__name__}: {reason}; give data of the shape and dtype that both take, and each "
+        "site one shape in both"
+    ) from errors[0]
 
 
 def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[Pair, Block] | None:
@@ -102,7 +107,7 @@ def _copies(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
         shared: dict[int, Any] = {}
         programs = [_evaluation_copy(program, dtype, shared) for program in (model, guide)]
         states = [_state(store, owner(program), dtype) for program in programs]
-        args = as_tensors(data, device=device, dtype=dtype or own)
+        args = as_rows(data, device=device, dtype=dtype or own)
         yield Pair(programs[0], programs[1], args, states[0], states[1], dtype)
 
 
@@ -159,7 +164,12 @@ def as_parts(data: Any) -> tuple[Any, ...]:
     parts = data if isinstance(data, tuple) else (data,)
     for part in parts:
         if not isinstance(part, Tensor | np.ndarray):
-            raise TypeError(f"data is a {type(part).__name__}; give a tensor, an array, or a tuple of them")
+            given = (
+                f"a tuple with a {type(part).__name__}"
+                if isinstance(data, tuple)
+                else f"a {type(part).__name__}"
+            )
+            raise TypeError(f"data is {given}; give a tensor, an array, or a tuple of them")
     if not parts or any(part.ndim == 0 or len(part) == 0 for part in parts):
         raise ValueError("data is empty; give at least one observation")
     return parts
@@ -171,12 +181,16 @@ def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.in
     total = len(parts[0])
     if observations is None:
         return np.arange(total), data
-    index = np.asarray(observations, dtype=np.int64).ravel()
-    if index.size == 0:
+    chosen_rows = np.asarray(observations).ravel()
+    if chosen_rows.size == 0:
         raise ValueError("observations is empty; name at least one, or leave it out for all")
+    if chosen_rows.dtype.kind not in "iu":
+        raise TypeError(f"observations has dtype {chosen_rows.dtype}; give row numbers, such as [0, 5]")
+    index = chosen_rows.astype(np.int64)
     if index.min() < -total or index.max() >= total:
         raise IndexError(
-            f"observations reach from {index.min()} to {index.max()}, but the data have only {total}"
+            f"observations reach from {index.min()} to {index.max()}, but the data have only {total}; "
+            f"give row numbers in 0…{total - 1}"
         )
     index = index % total
     chosen = tuple(part[index] for part in parts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from pyro_vae.posterior.arguments import require_variables
+
 __all__ = ["coverage_reading", "evidence_reading", "gaps_reading", "units_reading"]
 
 
@@ -17,6 +19,9 @@ def evidence_reading(diagnostics: xr.Dataset) -> str:
     log evidence -10.00 and ELBO -11.00 nats per observation; k̂ is above 0.67 for 50% of 2 observations (1000
     draws, 8 latent dimensions): there the evidence is rather too low
     """
+    require_variables(
+        "diagnostics", diagnostics, "diagnose", "khat", "log_evidence", "elbo", "khat_threshold"
+    )
     attrs, khat = diagnostics.attrs, diagnostics["khat"]
     share = float((khat > attrs["khat_threshold"]).mean())
     evidence, elbo = (float(diagnostics[name].mean()) for name in ("log_evidence", "elbo"))
@@ -36,6 +41,7 @@ def gaps_reading(gaps: xr.Dataset) -> str:
     q loses 9.00 nats per observation, 0.50 to its family and 8.50 to its encoder: it needs a better encoder,
     or more data
     """
+    require_variables("gaps", gaps, "inference_gaps", "approximation_gap", "amortization_gap")
     means = (float(gaps[f"{name}_gap"].mean()) for name in ("approximation", "amortization"))
     family, encoder = (round(mean, 2) + 0.0 for mean in means)  # no -0.00
     total = family + encoder
@@ -61,6 +67,7 @@ def coverage_reading(calibration: xr.Dataset) -> str:
     >>> print(coverage_reading(calibration.assign_attrs(simulations=1000)))
     q is too narrow: its 90% intervals cover 74% of the latents
     """
+    require_variables("calibration", calibration, "calibrate", "coverage", "simulations")
     covered = float(calibration["coverage"].sel(level=0.9).mean())
     error = 3 * np.sqrt(0.9 * 0.1 / calibration.attrs["simulations"])
     verdict = "too narrow" if covered < 0.9 else "too wide"
@@ -74,6 +81,7 @@ def units_reading(units: xr.Dataset) -> str:
     >>> print(units_reading(xr.Dataset({"active": ("latent", [True, False])}, {"latent": ["z[0]", "z[1]"]})))
     1 of 2 latent dimensions is active; collapsed: z[1]
     """
+    require_variables("units", units, "active_units", "active")
     active = units["active"].values
     collapsed = [str(name) for name in units["latent"].values[~active]]
     verb = "is" if active.sum() == 1 else "are"

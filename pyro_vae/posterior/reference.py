@@ -16,9 +16,11 @@ from pyro.infer.autoguide import init_to_sample, init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vae.posterior.arguments import require_count, require_tree
 from pyro_vae.posterior.drawing import Pair, coordinate_names, sample_sites
 from pyro_vae.posterior.preparation import prepare, select
 from pyro_vae.posterior.tree import library_attrs, site_dims
+from pyro_vae.svi.arguments import check_numbers, check_programs
 from pyro_vae.svi.isolation import owner
 
 __all__ = ["posterior_error", "reference_posterior"]
@@ -91,8 +93,11 @@ def reference_posterior(
     """
     if method not in ("auto", "exact", "nuts"):
         raise ValueError(f"method is {method!r}; give 'auto', 'exact' or 'nuts'")
-    if chains < 2:
-        raise ValueError(f"chains is {chains}; whether chains agree needs at least 2, and 4 is a good number")
+    check_programs(model=model)
+    require_count("draws", draws, 1)
+    require_count("chains", chains, 2, " so that they can agree, and 4 is a good number")
+    require_count("warmup", warmup, 1)
+    check_numbers(seed=seed)
     knows = hasattr(model, "posterior") and hasattr(model, "log_evidence")
     if method == "exact" and not knows:
         raise ValueError(
@@ -144,6 +149,8 @@ def posterior_error(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
     >>> posterior_error(tree(0.5), tree(1.0))["sd_ratio"].round(1).values
     array([[0.5]])
     """
+    require_tree("tree", tree)
+    require_tree("reference", reference)
     guide, truth = (_flat(each["posterior"].to_dataset()) for each in (tree, reference))
     guide, truth = xr.align(guide, truth, join="inner", exclude=["sample"])
     if guide.sizes["observation"] == 0 or guide.sizes["latent"] == 0:
@@ -188,7 +195,7 @@ def nuts(
             init = init_to_sample() if start is None else init_to_value(values=_on(device, start[chain]))
             kernel = NUTS(_Unscaled()(pair.model), init_strategy=init)
             sampler = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=not progress)
-            sampler.run(*pair.args)
+            sampler.run(*pair.tensors)
             by_chain.append(sampler.get_samples())
             divergences += sum(len(found) for found in sampler.diagnostics()["divergences"].values())
     sites = latent_sites(pair)
@@ -225,7 +232,7 @@ class _Unscaled(Messenger):
 def latent_sites(pair: Pair) -> dict[str, Any]:
     """The model's latents, as Pyro traced them."""
     with pair.evaluation(0):
-        trace = pair.run_model(pair.args, 1)
+        trace = pair.run_model(pair.tensors, 1)
     return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
@@ -237,7 +244,7 @@ def _exact(pair: Pair, draws: int, seed: int) -> dict[str, Tensor]:
         )
     with pair.evaluation(seed):
         posterior: Any = pair.model
-        return {name: posterior.posterior(*pair.args).sample((draws,))[None].cpu() for name in sites}
+        return {name: posterior.posterior(*pair.tensors).sample((draws,))[None].cpu() for name in sites}
 
 
 def posterior_tree(

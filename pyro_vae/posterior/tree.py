@@ -10,8 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyro_vae.posterior.arguments import check_request, require_tree
 from pyro_vae.posterior.drawing import CHUNK, Block
 from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.svi.arguments import check_numbers
 
 __all__ = ["align_draws", "from_pyro_svi"]
 
@@ -85,6 +87,11 @@ def from_pyro_svi(
     """
     import arviz_base
 
+    check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; give text")
+    if history is not None and not isinstance(history, xr.Dataset):
+        raise TypeError(f"history is a {type(history).__name__}; give fit.history")
     index, subset = select(data, observations)
     pair = prepare(model, guide, subset)
     groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
@@ -139,6 +146,13 @@ def align_draws(
     >>> [dict(tree["posterior"].sizes) for tree in align_draws(trees).values()]
     [{'chain': 1, 'draw': 400}, {'chain': 1, 'draw': 400}]
     """
+    if not isinstance(trees, Mapping) or isinstance(trees, xr.DataTree):
+        raise TypeError(f"trees is a {type(trees).__name__}; give trees by name, {{'guide': tree}}")
+    if not trees:
+        raise ValueError("trees is empty; give at least one tree by name")
+    check_numbers(seed=seed)
+    for name, tree in trees.items():
+        require_tree(f"trees[{name!r}]", tree, group)
     fewest = min(tree[group].sizes["chain"] * tree[group].sizes["draw"] for tree in trees.values())
     aligned = {}
     for i, (name, tree) in enumerate(trees.items()):

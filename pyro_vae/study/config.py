@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.guides import scales
+from pyro_vae.guides.heads import raw_value
 from pyro_vae.run_folder import read_run_record
 from pyro_vae.storage.records import LONGEST, read_bytes
 
@@ -105,6 +106,8 @@ class StudyConfig:
             value = getattr(self, name)
             if not _is_number(value) or not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value!r}; give a positive number")
+        for name in self.scales:
+            raw_value(scales.get(name), self.init_scale)  # raises here, not in the first fit
         if not _is_number(self.held_out) or not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out!r}; give a share between 0 and 1, such as 0.2")
 
@@ -135,6 +138,8 @@ class StudyConfig:
         >>> StudyConfig.from_mapping({"scales": ["logvar", "softplus"], "epochs": 10}).epochs
         10
         """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values is a {type(values).__name__}; give settings by name, {{'epochs': 10}}")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:

@@ -23,7 +23,7 @@ from pyro_vae.study.fits import Task, fit_all, fit_as_follower
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
 from pyro_vae.study.parts import Parts
-from pyro_vae.study.result import Study
+from pyro_vae.study.result import Study, require_path, require_study
 from pyro_vae.study.saved import write_findings
 from pyro_vae.svi import Fit, NonFiniteError
 from pyro_vae.svi.checkpoint import settle
@@ -112,7 +112,13 @@ def run_study(
     --------
     ``run_study(StudyConfig("digits", scales=("logvar", "softplus"), seeds=5), out="runs/two")``
     """
-    job = _job(StudyConfig() if config is None else config)
+    config = StudyConfig() if config is None else config
+    if not isinstance(config, StudyConfig):
+        hint = f"StudyConfig({config!r})" if isinstance(config, str) else "StudyConfig(...)"
+        raise TypeError(f"config is a {type(config).__name__}; give {hint}")
+    if out is not None:
+        require_path("out", out)
+    job = _job(config)
     root = Path("runs") / job.everything.name if out is None else out
     asked = dataclasses.asdict(job.config)
     with claim(root, asked, job.device, data=job.data) as folder, _says_how_to_go_on(folder):
@@ -204,6 +210,7 @@ def diagnose_again(
     FileNotFoundError, ValueError
         If the data are not where they were or the fits do not suit them.
     """
+    require_study(study)
     asked = {"draws": draws, "gap_observations": gap_observations}
     changes = {name: value for name, value in asked.items() if value is not None}
     config = dataclasses.replace(study.config, **changes)  # type: ignore[arg-type]
@@ -219,6 +226,7 @@ def diagnose_again(
 
 def report_again(study: Study) -> Path:
     """Draw figures and page of a run anew from what lies in its folder; returns the page's path."""
+    require_study(study)
     folder = RunFolder(study.folder)
     with writing(folder):
         return _draw_report(study, folder)

@@ -3,15 +3,18 @@
 import torch
 
 from pyro_vae import data as data_sets
+from pyro_vae.data.dataset import require_data_set
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
 from pyro_vae.study.config import StudyConfig
+from pyro_vae.svi.arguments import check_numbers
 
 __all__ = ["make_pair", "split_data"]
 
 
 def split_data(everything: data_sets.DataSet, share: float) -> tuple[data_sets.DataSet, data_sets.DataSet]:
     """Training and held-out data; real-valued ones in units of the training data's standard deviations."""
+    require_data_set("data", everything)
     train, held_out = data_sets.split(everything, share, seed=0)
     if everything.likelihood in ("normal", "student-t"):
         return data_sets.standardize(train), data_sets.standardize(held_out, like=train)
@@ -22,6 +25,8 @@ def make_pair(
     config: StudyConfig, data: data_sets.DataSet, scale: str, seed: int
 ) -> tuple[VAE, AmortizedNormal]:
     """A fresh model and guide; for one seed the initial weights are the same under every scale map."""
+    require_data_set("data", data)
+    check_numbers(seed=seed)
     features = data.x.shape[1]
     likelihood = likelihoods.get(data.likelihood, **data.likelihood_args)
     with torch.random.fork_rng():

@@ -1,9 +1,10 @@
 """What a study found."""
 
 import html
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pyro_vae.report.findings import Findings
 from pyro_vae.run_folder import open_run
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["Study"]
+__all__ = ["Study", "require_path", "require_study"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Study:
         ValueError
             If the run is not finished, was written by a newer version, or a file of it is damaged.
         """
+        require_path("folder", folder)
         run = open_run(folder)
         record = run.read_record()
         config = StudyConfig.from_mapping(record["config"])
@@ -87,3 +89,15 @@ class Study:
         guides = ", ".join(map(str, self.diagnostics["guide"].values))
         about = f"{self.config.data}; {guides}; {self.config.seeds} seeds; {self.folder}"
         return f"Study({about}): {self.answer}"
+
+
+def require_study(study: Any) -> None:
+    """Raise a TypeError unless ``study`` is one."""
+    if not isinstance(study, Study):
+        raise TypeError(f"study is a {type(study).__name__}; give a Study, such as Study.load(folder)")
+
+
+def require_path(name: str, path: Any) -> None:
+    """Raise a TypeError unless ``path`` can be one."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name} is {path!r}; give the path of a folder")

@@ -10,9 +10,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["ArrayBatches", "Batch", "Batches", "LoaderBatches", "as_batches", "as_tensors", "epoch_seed"]
+from pyro_vae.svi.mapped import MappedRows, is_mapped, row_chunks
+
+__all__ = [
+    "ArrayBatches",
+    "Batch",
+    "Batches",
+    "LoaderBatches",
+    "MappedBatches",
+    "Rows",
+    "as_batches",
+    "as_rows",
+    "as_tensors",
+    "epoch_order",
+    "epoch_seed",
+]
 
 Batch = tuple[Tensor, ...]
+Rows = Tensor | MappedRows
 
 
 class Batches(Protocol):
@@ -42,32 +57,77 @@ def as_tensors(data: Any, *, device: torch.device, dtype: torch.dtype, name: str
     ValueError
         If it is empty, has NaN or infinite values, or the lengths differ.
     """
+    rows = as_rows(data, device=device, dtype=dtype, name=name)
+    return tuple(part[:] if isinstance(part, MappedRows) else part for part in rows)
+
+
+def as_rows(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = "data") -> tuple[Rows, ...]:
+    """As :func:`as_tensors`, but memory-mapped arrays stay in their files."""
     parts = data if isinstance(data, tuple) else (data,)
-    tensors = []
-    for i, part in enumerate(parts):
-        label = f"{name}[{i}]" if isinstance(data, tuple) else name
-        if isinstance(part, np.ndarray):
-            if part.dtype.kind not in "fiub":
-                raise TypeError(f"{label} is an array of dtype {part.dtype}; give numbers")
-            part = torch.from_numpy(np.array(part) if not part.flags.writeable else part)
-        if not torch.is_tensor(part):
-            raise TypeError(
-                f"{label} is a {type(part).__name__}; give a tensor, a numpy array, or a tuple of them"
-            )
-        if part.dim() == 0 or len(part) == 0:
-            raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no observation in it")
-        if part.is_floating_point() and not bool(torch.isfinite(part).all()):
-            where = tuple(int(i) for i in (~torch.isfinite(part)).nonzero()[0])
-            raise ValueError(
-                f"{label} is {float(part[where])} at index {where}; remove or impute what is not finite"
-            )
-        tensors.append(part.to(device=device, dtype=dtype if part.is_floating_point() else None))
-    lengths = {len(tensor) for tensor in tensors}
+    if not parts:
+        raise ValueError(f"{name} is an empty tuple; give a tensor, a numpy array, or a tuple of them")
+    labels = [f"{name}[{i}]" if isinstance(data, tuple) else name for i in range(len(parts))]
+    rows = tuple(_as_rows(part, label, device, dtype) for part, label in zip(parts, labels, strict=True))
+    lengths = {len(part) for part in rows}
     if len(lengths) > 1:
         raise ValueError(
             f"the parts of {name} have {sorted(lengths)} observations; they must have equally many"
         )
-    return tuple(tensors)
+    return rows
+
+
+def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) -> Rows:
+    if isinstance(part, np.ndarray):
+        if part.dtype.kind not in "fiub":
+            raise TypeError(f"{label} is an array of dtype {part.dtype}; give numbers")
+    elif not torch.is_tensor(part):
+        raise TypeError(
+            f"{label} is a {type(part).__name__}; give a tensor, a numpy array, or a tuple of them"
+            + _hint(part)
+        )
+    elif part.is_complex():
+        raise TypeError(f"{label} is a tensor of dtype {part.dtype}, complex; give numbers that are real")
+    elif part.layout is not torch.strided:
+        raise TypeError(f"{label} is a sparse tensor; give {label}.to_dense()")
+    if part.ndim == 0 or len(part) == 0:
+        raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no observation in it")
+    if 0 in part.shape:
+        raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no number in it")
+    rows = _placed(part, device, dtype)
+    for chunk in row_chunks(rows):
+        values = rows[chunk]
+        if not values.is_floating_point() or bool(torch.isfinite(values).all()):
+            continue
+        where = tuple(int(i) for i in (~torch.isfinite(values)).nonzero()[0])
+        where = (chunk.start + where[0], *where[1:])
+        value = float(part[where])
+        remedy = (
+            f"it overflows {dtype}: rescale the data"
+            if math.isfinite(value)
+            else "remove or impute what is not finite"
+        )
+        raise ValueError(f"{label} is {value} at index {where}; {remedy}")
+    return rows
+
+
+def _placed(part: Any, device: torch.device, dtype: torch.dtype) -> Rows:
+    if is_mapped(part):
+        return MappedRows(part, device, dtype)
+    if isinstance(part, np.ndarray):
+        # torch knows neither arrays that must not be written to nor foreign byte orders
+        foreign = not part.flags.writeable or not part.dtype.isnative
+        part = torch.from_numpy(np.array(part, dtype=part.dtype.newbyteorder("=")) if foreign else part)
+    placed: Tensor = part.to(device=device, dtype=dtype if part.is_floating_point() else None)
+    return placed
+
+
+def _hint(part: Any) -> str:
+    """Where the array lies, of things that are often given in its place."""
+    if isinstance(part, str):
+        return "; pyro_vae.data.load reads files and data sets by name"
+    if hasattr(part, "to_numpy"):
+        return ": its .to_numpy()"
+    return ": its .x" if hasattr(part, "x") else ""
 
 
 class ArrayBatches:
@@ -90,19 +150,45 @@ class ArrayBatches:
         return tuple(tensor[: self.batch_size] for tensor in self.tensors)
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        for rows in self.order(index).split(self.batch_size):
+        order = epoch_order(self.observations, self.seed, index).to(self.tensors[0].device)
+        for rows in order.split(self.batch_size):
             yield tuple(tensor.index_select(0, rows) for tensor in self.tensors)
 
-    def order(self, index: int) -> Tensor:
-        """The rows of all observations, in the order of an epoch."""
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, index))
-        return torch.randperm(self.observations, generator=generator).to(self.tensors[0].device)
+
+class MappedBatches:
+    """Batches that are read from memory-mapped arrays one by one, in the order of :class:`ArrayBatches`."""
+
+    def __init__(self, rows: Sequence[Rows], batch_size: int, seed: int) -> None:
+        self.rows = tuple(rows)
+        self.observations = len(self.rows[0])
+        self.batch_size = min(batch_size, self.observations)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return math.ceil(self.observations / self.batch_size)
+
+    def first(self) -> Batch:
+        return tuple(part[: self.batch_size] for part in self.rows)
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        order = epoch_order(self.observations, self.seed, index)
+        for chosen in order.split(self.batch_size):
+            yield tuple(part.index_select(0, chosen.to(part.device)) for part in self.rows)
 
 
 class LoaderBatches:
-    """Batches from a ``DataLoader``, moved to the device one by one."""
+    """Batches from a ``DataLoader``, moved to the device one by one.
+
+    Raises
+    ------
+    TypeError
+        If its data set has no length.
+    ValueError
+        If that is empty.
+    """
 
     def __init__(self, loader: DataLoader[Any], device: torch.device, dtype: torch.dtype, seed: int) -> None:
+        _require_length(loader.dataset)
         self.loader, self.device, self.dtype, self.seed = loader, device, dtype, seed
         self.observations = len(loader.dataset)  # type: ignore[arg-type]
 
@@ -129,8 +215,28 @@ def as_batches(data: Any, *, batch_size: int, seed: int, device: torch.device, d
     if isinstance(data, DataLoader):
         return LoaderBatches(data, device, dtype, seed)
     if isinstance(data, Dataset):
+        _require_length(data)
         return LoaderBatches(DataLoader(data, batch_size, shuffle=True), device, dtype, seed)
-    return ArrayBatches(as_tensors(data, device=device, dtype=dtype), batch_size, seed)
+    rows = as_rows(data, device=device, dtype=dtype)
+    tensors = [part for part in rows if isinstance(part, Tensor)]
+    if len(tensors) < len(rows):
+        return MappedBatches(rows, batch_size, seed)
+    return ArrayBatches(tensors, batch_size, seed)
+
+
+def _require_length(dataset: Any) -> None:
+    try:
+        length = len(dataset)
+    except TypeError:
+        raise TypeError(f"data is a {type(dataset).__name__} without a length; define __len__") from None
+    if length == 0:
+        raise ValueError(f"data is a {type(dataset).__name__} of length 0, so there is no observation in it")
+
+
+def epoch_order(observations: int, seed: int, epoch: int) -> Tensor:
+    """The rows of all observations in the order of an epoch."""
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    return torch.randperm(observations, generator=generator)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

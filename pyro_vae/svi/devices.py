@@ -14,7 +14,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     ValueError
-        If the name is unknown or this machine has no such device.
+        If the name is none of these or this machine has no such device.
 
     Examples
     --------
@@ -25,8 +25,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}; give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from None
+    except (RuntimeError, TypeError):
+        resolved = torch.device("meta")
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is {device!r}; give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device is {device!r}, but torch {torch.__version__} sees no CUDA device here; use 'cpu'"

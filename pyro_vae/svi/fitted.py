@@ -1,6 +1,7 @@
 """What a fit returns."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pyro.params.param_store import StateDict
 
 from pyro_vae.svi import checkpoint
+from pyro_vae.svi.arguments import check_programs
 from pyro_vae.svi.display import epoch_losses, html_table, loss_figure
 from pyro_vae.svi.isolation import empty_store, owner
 from pyro_vae.svi.objective import Program
@@ -99,7 +101,7 @@ class Fit:
             If the folder cannot be written.
         """
         plain = self.saved()
-        return checkpoint.write(Path(path), plain.tensors, plain.record, plain.history)
+        return checkpoint.write(_folder(path), plain.tensors, plain.record, plain.history)
 
     def saved(self) -> checkpoint.SavedFit:
         """What :meth:`save` writes, as plain data that can be sent to another process."""
@@ -120,12 +122,15 @@ class Fit:
 
         Raises
         ------
+        TypeError
+            If ``path`` is no path, or ``model`` or ``guide`` no program.
         FileNotFoundError
             If the folder holds no fit.
         ValueError
             If the pair does not match, naming the first parameter that differs; or if a file is damaged.
         """
-        saved = checkpoint.read(Path(path))
+        check_programs(model=model, guide=guide)
+        saved = checkpoint.read(_folder(path))
         pending = checkpoint.load_into(saved.tensors, model, guide)
         state = empty_store()
         return cls(
@@ -139,6 +144,12 @@ class Fit:
             _state=state,
             _pending=pending,
         )
+
+
+def _folder(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is {path!r}; give the path of a folder")
+    return Path(path)
 
 
 def _names(model: Program, guide: Program) -> str:

@@ -2,27 +2,32 @@
 
 import functools
 import math
-import numbers as numbers_abc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
-from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vae.guides.heads import raw_parameters
+from pyro_vae.svi.arguments import (
+    check_choices,
+    check_numbers,
+    check_optimizer,
+    check_programs,
+    check_schedule,
+)
 from pyro_vae.svi.batches import Batch, as_batches, as_tensors
 from pyro_vae.svi.compilation import CudaGraphEngine, InductorEngine
 from pyro_vae.svi.devices import resolve_device
 from pyro_vae.svi.distributed import joined, local_device
-from pyro_vae.svi.engines import ENGINES, CapturedEngine, EagerEngine
+from pyro_vae.svi.engines import CapturedEngine, EagerEngine
+from pyro_vae.svi.first_run import check_support, traced_pair
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.identity import identity_of
@@ -35,7 +40,7 @@ from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
 from pyro_vae.svi.shares import share_of
 from pyro_vae.svi.threads import threads_for
 
-__all__ = ["check_numbers", "check_support", "fit", "float_dtype", "set_up"]
+__all__ = ["fit", "float_dtype", "set_up"]
 
 
 def fit(
@@ -75,8 +80,9 @@ def fit(
         The pair; modules are trained in place and moved to the device.
     data
         A tensor or array (observation first), a tuple of them (passed as positional arguments), a ``Dataset``
-        or a ``DataLoader``. Tensors are kept on the device. Floating point is cast to the dtype of the
-        parameters.
+        or a ``DataLoader``. Tensors are kept on the device; a memory-mapped array (``numpy.load(path,
+        mmap_mode="r")``) stays in its file and is read batch by batch. Floating point is cast to the dtype of
+        the parameters.
     epochs, steps
         How long: passes over the data, or optimizer steps; 100 epochs if neither is given, the earlier end if
         both are.
@@ -157,8 +163,14 @@ def fit(
     4
     """
     objective = ELBO() if objective is None else objective
-    _check_arguments(
-        model=model, guide=guide, objective=objective, engine=engine, lr_multiplier=lr_multiplier
+    check_programs(model=model, guide=guide)
+    check_choices(
+        objective=objective,
+        engine=engine,
+        lr_multiplier=lr_multiplier,
+        optimizer=optimizer,
+        schedule=schedule,
+        callbacks=callbacks,
     )
     check_numbers(
         epochs=epochs,
@@ -197,6 +209,9 @@ def fit(
         share = share_of(batches, ranks.rank, ranks.size)
         first = share.first()
         count, flops = set_up(model, guide, first)
+        if held_out is not None:
+            with torch.random.fork_rng(), torch.no_grad(), training_mode((model, guide), training=False):
+                traced_pair(model, guide, held_out, "validation")
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         ranks.begin(model, guide, objective, parameters, first, rescaled=count(first) != len(first[0]))
         made = _make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
@@ -209,7 +224,7 @@ def fit(
                 objective, model, guide, list(parameters.values())
             ),
             made,
-            None if schedule is None else schedule(made),
+            None if schedule is None else _make_schedule(schedule, made),
             max_norm,
             count,
             None if patience is None else EarlyStopping(patience),
@@ -273,12 +288,11 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
     """
     with (
         torch.random.fork_rng(),
-        pyro.validation_enabled(True),
         torch.no_grad(),
         training_mode((model, guide), training=False),
         FlopCounterMode(display=False) as counter,
     ):
-        model_trace, _ = get_importance_trace("flat", float("inf"), model, guide, batch, {})
+        model_trace, _ = traced_pair(model, guide, batch)
     full = observation_count(model_trace)
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
@@ -301,6 +315,7 @@ def _make_optimizer(
     slopes = _raw_slopes(guide) if lr_multiplier == "matched" else {}
     plain = [parameter for parameter in parameters.values() if id(parameter) not in slopes]
     made = factory([{"params": plain}] if plain else [], lr=lr)
+    check_optimizer(made)
     for parameter in parameters.values():
         if id(parameter) in slopes:
             slope = slopes[id(parameter)]
@@ -308,6 +323,12 @@ def _make_optimizer(
             if "eps" in made.defaults:
                 group["eps"] = made.defaults["eps"] * slope
             made.add_param_group(group)
+    return made
+
+
+def _make_schedule(factory: Callable[[Optimizer], LRScheduler], optimizer: Optimizer) -> LRScheduler:
+    made = factory(optimizer)
+    check_schedule(made)
     return made
 
 
@@ -328,43 +349,3 @@ def float_dtype(model: Program, guide: Program) -> torch.dtype:
             if parameter.is_floating_point():
                 return parameter.dtype
     return torch.get_default_dtype()
-
-
-def check_support(model: Program, data: Any, name: str) -> None:
-    """Let a model that knows the support of its data (``model.likelihood.check``) look at them once."""
-    check = getattr(getattr(owner(model), "likelihood", None), "check", None)
-    observed = data[0] if isinstance(data, tuple) else data
-    if check is not None and isinstance(observed, Tensor | np.ndarray):
-        check(torch.as_tensor(observed), name)
-
-
-def _check_arguments(
-    *, model: Any, guide: Any, objective: Any, engine: str, lr_multiplier: str | None
-) -> None:
-    for name, program in (("model", model), ("guide", guide)):
-        if not callable(program):
-            raise TypeError(
-                f"{name} is a {type(program).__name__}; give a Pyro program: a PyroModule or a function"
-            )
-    if isinstance(objective, type) or not isinstance(objective, Objective):
-        given = f"the class {objective.__name__}" if isinstance(objective, type) else type(objective).__name__
-        raise TypeError(f"objective is {given}; give an objective such as pyro_vae.svi.ELBO() or IWAE(8)")
-    if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}; give one of {', '.join(map(repr, ENGINES))}")
-    if lr_multiplier not in (None, "matched"):
-        raise ValueError(f"lr_multiplier is {lr_multiplier!r}; give None or 'matched'")
-
-
-def check_numbers(**numbers: Any) -> None:
-    """Raise a ValueError that names the first argument that is not the number it has to be."""
-    for name, value in numbers.items():
-        if value is None:
-            continue
-        whole = name not in ("lr", "max_norm")
-        kind = numbers_abc.Integral if whole else numbers_abc.Real
-        article = (
-            "an integer of at least 0" if name == "seed" else f"a positive {'integer' if whole else 'number'}"
-        )
-        bad = isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value)
-        if bad or value < 0 or (value == 0 and name != "seed"):
-            raise ValueError(f"{name} is {value!r}; give {article}")

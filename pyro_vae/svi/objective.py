@@ -3,6 +3,7 @@ device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -112,6 +113,8 @@ class ELBO:
 
     def __post_init__(self) -> None:
         checked_particles(self.num_particles)
+        if not isinstance(self.analytic_kl, bool):
+            raise ValueError(f"analytic_kl must be True or False, not {self.analytic_kl!r}")
         if not callable(self.kl_weight):
             checked_weight(self.kl_weight, "kl_weight")
 
@@ -200,7 +203,7 @@ def checked_particles(num_particles: Any) -> int:
 
 def checked_weight(weight: float, name: str) -> float:
     """A weight of the KL, or a ValueError."""
-    if not 0 <= weight < float("inf"):
+    if isinstance(weight, bool) or not isinstance(weight, Real | Tensor) or not 0 <= weight < float("inf"):
         raise ValueError(f"{name} must be a finite number of at least 0, not {weight!r}")
     return float(weight)
 

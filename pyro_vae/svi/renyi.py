@@ -3,6 +3,7 @@ autoencoder's is one."""
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -68,7 +69,8 @@ class Renyi:
 
     def __post_init__(self) -> None:
         checked_particles(self.num_particles)
-        if isinstance(self.alpha, bool) or not math.isfinite(self.alpha):
+        number = isinstance(self.alpha, Real) and not isinstance(self.alpha, bool)
+        if not number or not math.isfinite(self.alpha):
             raise ValueError(f"alpha must be a finite number, not {self.alpha!r}")
 
     def weight_at(self, step: int) -> float:  # noqa: ARG002

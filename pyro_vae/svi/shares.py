@@ -1,14 +1,23 @@
 """A rank's share of every batch: all ranks see the same order, and each takes its part of it."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from pyro_vae.svi.batches import ArrayBatches, Batch, Batches, LoaderBatches, epoch_seed
+from pyro_vae.svi.batches import (
+    ArrayBatches,
+    Batch,
+    Batches,
+    LoaderBatches,
+    MappedBatches,
+    Rows,
+    epoch_order,
+    epoch_seed,
+)
 
 __all__ = ["share_of"]
 
@@ -34,7 +43,7 @@ def share_of(batches: Batches, rank: int, size: int) -> Batches:
         return batches
     if isinstance(batches, LoaderBatches):
         return _LoaderShare(batches, rank, size)
-    assert isinstance(batches, ArrayBatches)
+    assert isinstance(batches, ArrayBatches | MappedBatches)
     if batches.batch_size < size:
         raise ValueError(
             f"a batch has {batches.batch_size} observations and there are {size} ranks, each of which needs "
@@ -43,20 +52,25 @@ def share_of(batches: Batches, rank: int, size: int) -> Batches:
     return _ArrayShare(batches, rank, size)
 
 
-class _ArrayShare(ArrayBatches):
-    """A part of each batch of tensors, which every rank holds whole."""
+class _ArrayShare:
+    """A part of each batch of tensors, or of arrays in files, which every rank has whole."""
 
-    def __init__(self, whole: ArrayBatches, rank: int, size: int) -> None:
-        super().__init__(whole.tensors, whole.batch_size, whole.seed)
-        self.rank, self.size = rank, size
+    def __init__(self, whole: ArrayBatches | MappedBatches, rank: int, size: int) -> None:
+        self.rows: Sequence[Rows] = whole.tensors if isinstance(whole, ArrayBatches) else whole.rows
+        self.observations, self.batch_size, self.seed = whole.observations, whole.batch_size, whole.seed
+        self.length, self.rank, self.size = len(whole), rank, size
+
+    def __len__(self) -> int:
+        return self.length
 
     def first(self) -> Batch:
-        return tuple(tensor[: self.batch_size : self.size] for tensor in self.tensors)
+        return tuple(part[: self.batch_size : self.size] for part in self.rows)
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        for rows in self.order(index).split(self.batch_size):
-            mine = rows[self.rank :: self.size]
-            yield tuple(tensor.index_select(0, mine) for tensor in self.tensors)
+        order = epoch_order(self.observations, self.seed, index)
+        for chosen in order.split(self.batch_size):
+            mine = chosen[self.rank :: self.size]
+            yield tuple(part.index_select(0, mine.to(part.device)) for part in self.rows)
 
 
 class _LoaderShare(LoaderBatches):

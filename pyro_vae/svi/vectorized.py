@@ -1,9 +1,10 @@
 """Many seeds of one pair at once: the captured step, vectorized over the seeds."""
 
+import difflib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,17 @@ from pyro.params.param_store import StateDict
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.svi.arguments import check_choices, check_numbers, check_programs, parameters_of
 from pyro_vae.svi.batches import ArrayBatches, Batch, as_tensors
 from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
+from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.first_run import check_support
 from pyro_vae.svi.fitted import Fit
-from pyro_vae.svi.fitting import check_numbers, check_support, fit, float_dtype, set_up
+from pyro_vae.svi.fitting import fit, float_dtype, set_up
 from pyro_vae.svi.history import Recorder
 from pyro_vae.svi.isolation import empty_store, isolated, one_at_a_time
 from pyro_vae.svi.loop import training_mode
+from pyro_vae.svi.mapped import is_mapped
 from pyro_vae.svi.noise_inputs import NoiseError, noise_as_inputs
 from pyro_vae.svi.objective import ELBO, Objective, Program
 from pyro_vae.svi.parameters import bound, trainable_parameters
@@ -81,13 +86,8 @@ def sweep(
     >>> [fitted.seed for fitted in fits]
     [0, 1, 2]
     """
+    _check_sweep(make_pair, seeds, options)
     seeds = list(seeds)
-    if "seed" in options:
-        raise TypeError("sweep takes seeds, one for each fit, and not seed")
-    if options.get("checkpoint") is not None:
-        raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
-    for seed in seeds:
-        check_numbers(seed=seed)
     try:
         return _fit_together(make_pair, seeds, data, options)
     except _OneByOneError as reason:
@@ -102,7 +102,47 @@ class _OneByOneError(Exception):
 def _seeded(make_pair: Callable[[], tuple[Program, Program]], seed: int) -> tuple[Program, Program]:
     with one_at_a_time(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        return make_pair()
+        pair = make_pair()
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise TypeError(f"make_pair made a {type(pair).__name__}; let it return a model and a guide")
+    check_programs(model=pair[0], guide=pair[1])
+    return pair
+
+
+def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
+    """Whatever can be said before the first fit, however the fits will run."""
+    if not callable(make_pair) or isinstance(make_pair, torch.nn.Module):
+        raise TypeError(
+            f"make_pair is a {type(make_pair).__name__}; give a function that makes a model and a guide"
+        )
+    if "seed" in options:
+        raise TypeError("sweep takes seeds, one for each fit, and not seed")
+    if options.get("checkpoint") is not None:
+        raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
+    if not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds is {seeds!r}; give one seed for each fit, such as range({seeds!r})")
+    seeds = list(seeds)
+    if not seeds:
+        raise ValueError("seeds is empty; give at least one seed")
+    for i, seed in enumerate(seeds):
+        check_numbers(**{f"seeds[{i}]": seed})
+    known = parameters_of(fit)
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+            raise TypeError(f"{name!r} is no option of fit; {hint}")
+    numbers = ("epochs", "steps", "batch_size", "lr", "patience", "max_norm")
+    check_numbers(**{name: options[name] for name in numbers if name in options})
+    check_choices(
+        objective=options.get("objective") or ELBO(),
+        engine=options.get("engine", "auto"),
+        lr_multiplier=options.get("lr_multiplier"),
+        optimizer=options.get("optimizer"),
+        schedule=options.get("schedule"),
+        callbacks=options.get("callbacks", ()),
+    )
+    resolve_device(options.get("device", "auto"))
 
 
 @dataclass
@@ -128,10 +168,11 @@ def _fit_together(
         raise _OneByOneError(f"{', '.join(sorted(set(options) - VECTORIZED_OPTIONS))} given")
     if torch.device(_device(options)).type != "cpu" or isinstance(data, torch.utils.data.Dataset):
         raise _OneByOneError("only tensors on the CPU are vectorized")
+    if any(map(is_mapped, data if isinstance(data, tuple) else (data,))):
+        raise _OneByOneError("memory-mapped data are read batch by batch")
     if isinstance(data, torch.utils.data.DataLoader):
         raise _OneByOneError("a DataLoader gives one batch at a time")
     sizes = {name: options.get(name) for name in ("epochs", "steps", "batch_size", "lr", "max_norm")}
-    check_numbers(**sizes)
     objective = options.get("objective") or ELBO()
     members = _members(make_pair, seeds, data, sizes["batch_size"] or 128)
     with ExitStack() as modes:
@@ -179,8 +220,8 @@ def _members(
     for seed in seeds:
         model, guide = _seeded(make_pair, seed)
         if not members:
-            check_support(model, data, "data")
             tensors = as_tensors(data, device=torch.device("cpu"), dtype=float_dtype(model, guide))
+            check_support(model, data, "data")
         batches = ArrayBatches(tensors, batch_size, seed)
         members.append(_Member(seed, model, guide, batches, torch.Generator().manual_seed(seed)))
     return members

@@ -721,7 +721,7 @@ def test_refuses_a_model_that_changes_its_latents():
 def test_refuses_constructor_arguments_of_the_wrong_kind():
     with pytest.raises(TypeError, match=r"encoder must be a torch.nn.Module .* not function"):
         AmortizedNormal(one_latent, lambda x: x)
-    with pytest.raises(TypeError, match="model must be a Pyro model, a callable, not Tensor"):
+    with pytest.raises(TypeError, match="model must be a Pyro model, a PyroModule or a function, not Tensor"):
         AmortizedNormal(torch.zeros(3), Encoder())
     with pytest.raises(ValueError, match="init_scale must be a positive number, not 0"):
         AmortizedNormal(one_latent, Encoder(), init_scale=0)

@@ -479,7 +479,7 @@ class TestData:
 
     def test_negative_seed(self, function):
         model = diagonal()
-        with pytest.raises(ValueError, match="seed is -1; give a number that is not negative"):
+        with pytest.raises(ValueError, match="seed is -1; give an integer of at least 0"):
             function(model, GaussianGuide.exact(model, 0.5), data=observations(model, 4), seed=-1)
 
 

@@ -112,7 +112,7 @@ def test_one_seed_is_a_fit() -> None:
 def test_arguments_are_checked() -> None:
     with pytest.raises(TypeError, match="sweep takes seeds"):
         sweep(maker(amortized), [1, 2], observations(), seed=3)
-    with pytest.raises(ValueError, match="seed is -1"):
+    with pytest.raises(ValueError, match=r"seeds\[0\] is -1"):
         sweep(maker(amortized), [-1, 2], observations())
     with pytest.raises(ValueError, match="lr is 0"):
         sweep(maker(amortized), [1, 2], observations(), lr=0)

@@ -134,7 +134,7 @@ class ScaleMap(Transform):
         Tensor
             log σ of the same shape, float32 or wider.
         """
-        return self._log_scale(at_least_float32(raw))
+        return self._log_scale(at_least_float32(_floating(raw, "raw")))
 
     def slope(self, raw: Tensor) -> Tensor:
         """d log σ / d raw: how fast log σ moves with raw.
@@ -149,7 +149,7 @@ class ScaleMap(Transform):
         Tensor
             The derivative, of the same shape, float32 or wider.
         """
-        return self._slope(at_least_float32(raw))
+        return self._slope(at_least_float32(_floating(raw, "raw")))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002
         """log |dσ/draw| = log σ + log |d log σ/draw| at raw ``x``.
@@ -193,7 +193,7 @@ class ScaleMap(Transform):
         Tensor
             Booleans of the same shape; False for NaN.
         """
-        scale = at_least_float32(scale)
+        scale = at_least_float32(_floating(scale, "scale"))
         low, high = self.bounds
         inside = scale > 0
         if low > 0:
@@ -203,10 +203,10 @@ class ScaleMap(Transform):
         return inside
 
     def _call(self, x: Tensor) -> Tensor:
-        return self._log_scale(at_least_float32(x)).exp()
+        return self.log_scale(x).exp()
 
     def _inverse(self, y: Tensor) -> Tensor:
-        scale = at_least_float32(y)
+        scale = at_least_float32(_floating(y, "scale"))
         if _has_false(self.contains(scale)):
             low, high = self.bounds
             raise ValueError(
@@ -235,6 +235,16 @@ class ScaleMap(Transform):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options().items())})"
+
+
+def _floating(value: Tensor, name: str) -> Tensor:
+    """``value``, if it is a tensor of floating point."""
+    if not isinstance(value, Tensor):
+        given = f"{type(value).__name__} {value!r:.40}"
+        raise TypeError(f"{name} must be a tensor, not {given}: give torch.tensor(...).")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, not {value.dtype}: give {name}.float().")
+    return value
 
 
 def _rounding(bound: float, dtype: torch.dtype) -> float:

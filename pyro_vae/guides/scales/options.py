@@ -16,6 +16,8 @@ def positive_number(owner: str, name: str, value: float) -> float:
         If it is not positive, or not finite.
     """
     try:
+        if isinstance(value, bool | str):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{owner}: {name} must be a number; got {value!r}.") from None

@@ -85,9 +85,9 @@ def register(name: str, cls: type[ScaleMap]) -> None:
     Raises
     ------
     TypeError
-        If ``cls`` is not a subclass of ScaleMap, or an option lacks a default.
+        If ``name`` is not text, ``cls`` is not a subclass of ScaleMap, or an option lacks a default.
     ValueError
-        If the name belongs to another class.
+        If the name is empty or belongs to another class.
 
     Examples
     --------
@@ -104,6 +104,10 @@ def register(name: str, cls: type[ScaleMap]) -> None:
         ...
     ValueError: register: the name 'softplus' belongs to Softplus. Choose another.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"register: name must be text; got {name!r}.")
+    if not name:
+        raise ValueError("register: name must not be empty; got ''.")
     if not (isinstance(cls, type) and issubclass(cls, ScaleMap)):
         raise TypeError(f"register: cls must be a subclass of ScaleMap; got {cls!r}.")
     required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
@@ -160,6 +164,8 @@ def table() -> list[dict[str, str]]:
 
 
 def _class_of(name: str) -> type[ScaleMap]:
+    if isinstance(name, type) and issubclass(name, ScaleMap):
+        raise TypeError(f"scale is the class {name.__name__}, not a map: call it, {name.__name__}(...).")
     if not isinstance(name, str):
         raise TypeError(f"scale must be a scale map or the name of one ({', '.join(_MAPS)}); got {name!r}.")
     if name not in _MAPS:

@@ -75,6 +75,8 @@ class Likelihood(ABC):
 
         Raises
         ------
+        TypeError
+            If ``x`` is no tensor.
         ValueError
             If ``x`` cannot come from this likelihood. The sentence names row, column, value and remedy.
 
@@ -85,6 +87,8 @@ class Likelihood(ABC):
         Traceback (most recent call last):
         ValueError: x holds 0.5 in row 1, column 1. A Bernoulli likelihood needs 0 or 1: binarize the data...
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}: give a tensor, torch.as_tensor({name}).")
         size = max(1, _VALUES_AT_ONCE // max(1, x[:1].numel()))
         for start in range(0, len(x), size):
             rows = x[start : start + size]

@@ -9,6 +9,7 @@ __all__ = [
 ]
 
 import math
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -36,5 +37,6 @@ def require_dispersion(dispersion: str) -> None:
 
 def require_positive(name: str, value: float) -> None:
     """Raise a ValueError unless ``value`` is positive and finite."""
-    if not (0 < value < math.inf):
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
         raise ValueError(f"{name}={value!r}: it must be a positive number.")

@@ -3,6 +3,7 @@
 __all__ = ["get", "names"]
 
 import difflib
+import inspect
 from typing import Any
 
 from pyro_vae.models.likelihoods.base import Likelihood
@@ -31,6 +32,8 @@ def get(name: str, **arguments: Any) -> Likelihood:
 
     Raises
     ------
+    TypeError
+        If the name is no text.
     ValueError
         If there is no such name, or the likelihood needs an argument that was not given.
 
@@ -39,11 +42,17 @@ def get(name: str, **arguments: Any) -> Likelihood:
     >>> get("binomial", total_count=16)
     Binomial(total_count=16)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"The name of a likelihood is text, not {name!r}: one of {', '.join(names())}.")
     if name not in _BY_NAME:
-        close = difflib.get_close_matches(name, _BY_NAME, n=1)
+        close = difflib.get_close_matches(name.lower(), _BY_NAME, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"No likelihood is called {name!r}.{hint} The names are {', '.join(names())}.")
     try:
         return _BY_NAME[name](**arguments)
     except TypeError as error:
-        raise ValueError(f"The likelihood {name!r} cannot be made from {arguments}: {error}.") from error
+        takes = ", ".join(inspect.signature(_BY_NAME[name]).parameters) or "nothing"
+        reason = str(error).rpartition("__init__() ")[2]
+        raise ValueError(
+            f"The likelihood {name!r} cannot be made from {arguments}: {reason}. It takes {takes}."
+        ) from error

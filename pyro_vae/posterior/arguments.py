@@ -1,0 +1,63 @@
+"""What the arguments of diagnostics must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from pyro_vae.svi.arguments import check_numbers, check_programs
+
+__all__ = ["check_request", "require_count", "require_tree", "require_variables"]
+
+
+def check_request(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    draws: int,
+    seed: int,
+    chunk: int,
+    least: int = 1,
+    advice: str = "",
+) -> None:
+    """What every diagnostic asks of a pair, of the number of its draws and of what goes through at once."""
+    check_programs(model=model, guide=guide)
+    require_count("draws", draws, least, advice)
+    check_numbers(seed=seed)
+    require_count("chunk", chunk, 1, "; it counts rows that go through the networks at once")
+
+
+def require_count(name: str, value: Any, least: int, advice: str = "") -> None:
+    """Raise a ValueError unless ``value`` is an integer of at least ``least``.
+
+    >>> require_count("chains", 1, 2, ", and 4 is a good number")
+    Traceback (most recent call last):
+    ValueError: chains is 1; give an integer of at least 2, and 4 is a good number
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; give an integer of at least {least}{advice}")
+
+
+def require_variables(name: str, dataset: Any, source: str, *variables: str) -> None:
+    """Raise an error unless ``dataset`` has these variables; ``source`` makes such datasets."""
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"{name} is a {type(dataset).__name__}; give what {source} returns")
+    missing = [
+        variable for variable in variables if variable not in dataset and variable not in dataset.attrs
+    ]
+    if missing:
+        raise ValueError(f"{name} has no {missing[0]!r}; give what {source} returns")
+
+
+def require_tree(name: str, tree: Any, group: str = "posterior") -> None:
+    """Raise an error unless ``tree`` is a DataTree with that group."""
+    if not isinstance(tree, xr.DataTree):
+        raise TypeError(
+            f"{name} is a {type(tree).__name__}; give a DataTree, such as from_pyro_svi or "
+            "reference_posterior returns"
+        )
+    if group not in tree.children:
+        groups = ", ".join(map(str, tree.children)) or "none"
+        raise ValueError(f"{name} has no group {group!r} but {groups}; give a tree with draws in it")

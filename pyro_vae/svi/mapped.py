@@ -1,0 +1,79 @@
+"""Rows of a memory-mapped array: read when asked for, so that data may be larger than the memory."""
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["MappedRows", "is_mapped", "row_chunks"]
+
+VALUES_AT_ONCE = 4_194_304
+
+
+def is_mapped(part: Any) -> bool:
+    """Whether an array's values lie in a file (``numpy.load(path, mmap_mode="r")``), it or what it views."""
+    while isinstance(part, np.ndarray):
+        part = part.base
+    return isinstance(part, mmap.mmap)
+
+
+def row_chunks(rows: Any) -> Iterator[slice]:
+    """Slices of a few million values each: what is looked at as a whole is looked at in these.
+
+    >>> [len(range(7)[part]) for part in row_chunks(torch.zeros(7, 2_000_000))]
+    [2, 2, 2, 1]
+    """
+    size = max(1, VALUES_AT_ONCE // max(1, int(np.prod(rows.shape[1:]))))
+    for start in range(0, len(rows), size):
+        yield slice(start, min(start + size, len(rows)))
+
+
+class MappedRows:
+    """A memory-mapped array in the place of a tensor: what is asked for becomes one, the whole never does.
+
+    Parameters
+    ----------
+    array
+        Observations first; never written to.
+    device, dtype
+        Of the tensors that come out; ``dtype`` is for floating point, other numbers stay what they are.
+
+    Examples
+    --------
+    >>> rows = MappedRows(np.arange(6.0).reshape(3, 2), torch.device("cpu"), torch.float32)
+    >>> rows[:2], rows.index_select(0, torch.tensor([2]))
+    (tensor([[0., 1.],
+            [2., 3.]]), tensor([[4., 5.]]))
+    """
+
+    def __init__(self, array: NDArray[Any], device: torch.device, dtype: torch.dtype) -> None:
+        self.array, self.device, self.float_dtype = array, device, dtype
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole."""
+        return torch.Size(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Of the whole."""
+        return self.array.ndim
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """Some rows as a tensor of their own: a copy, so that a program may write into it."""
+        chosen = self.array[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        native = np.array(chosen, dtype=chosen.dtype.newbyteorder("="), order="C")
+        dtype = self.float_dtype if native.dtype.kind == "f" else None
+        return torch.from_numpy(native).to(device=self.device, dtype=dtype)
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        """As ``Tensor.index_select``, for ``dim`` 0."""
+        assert dim == 0
+        return self[rows]
