@@ -83,10 +83,11 @@ def _results(
     function: Callable[..., Any], waiting: dict[int, Any], shared: tuple[Any, ...]
 ) -> Iterator[tuple[int, Any]]:
     backend, _ = joblib.parallel.get_active_backend()
+    begun = list(waiting.items())  # jobs that are finished leave it while others are sent
     lazily = getattr(backend, "supports_return_generator", False)
     parallel = joblib.Parallel(batch_size=1, return_as="generator_unordered" if lazily else "list")
     results: Iterator[tuple[int, Any]] = iter(
-        parallel(joblib.delayed(_numbered)(function, i, task, *shared) for i, task in waiting.items())
+        parallel(joblib.delayed(_numbered)(function, i, task, *shared) for i, task in begun)
     )
     return results
 

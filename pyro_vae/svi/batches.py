@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.svi.mapped import MappedRows, is_mapped, row_chunks
+from pyro_vae.svi.mapped import MappedRows, is_file_array, is_mapped, row_chunks
 
 __all__ = [
     "ArrayBatches",
@@ -77,7 +77,7 @@ def as_rows(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = 
 
 
 def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) -> Rows:
-    if isinstance(part, np.ndarray):
+    if isinstance(part, np.ndarray) or is_file_array(part):
         if part.dtype.kind not in "fiub":
             raise TypeError(f"{label} is an array of dtype {part.dtype}; give numbers")
     elif not torch.is_tensor(part):
@@ -89,7 +89,7 @@ def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) ->
         raise TypeError(f"{label} is a tensor of dtype {part.dtype}, complex; give numbers that are real")
     elif part.layout is not torch.strided:
         raise TypeError(f"{label} is a sparse tensor; give {label}.to_dense()")
-    if part.ndim == 0 or len(part) == 0:
+    if part.ndim == 0 or part.shape[0] == 0:
         raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no observation in it")
     if 0 in part.shape:
         raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no number in it")
@@ -111,7 +111,7 @@ def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def _placed(part: Any, device: torch.device, dtype: torch.dtype) -> Rows:
-    if is_mapped(part):
+    if is_mapped(part) or is_file_array(part):
         return MappedRows(part, device, dtype)
     if isinstance(part, np.ndarray):
         # torch knows neither arrays that must not be written to nor foreign byte orders
