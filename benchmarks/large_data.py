@@ -113,14 +113,11 @@ def measure(source: str, folder: Path, steps: int, diagnosed: int) -> dict[str, 
     with peak() as most:
         data = open_rows(source, folder)
         opened = time.perf_counter()
-        pyro_vae.fit(model, guide, data, steps=1, **options)
-        checked = time.perf_counter()
-        pyro_vae.fit(model, guide, data, steps=steps, **options)
-        fitted = time.perf_counter()
-    first = checked - opened
+        fitted = pyro_vae.fit(model, guide, data, steps=steps, **options)
+        seconds = time.perf_counter() - opened
     result = {
-        "seconds before the first step": first,
-        "rows per second": (steps - 1) * BATCH / max(fitted - checked - first, 1e-9),
+        "seconds before the first step": seconds - steps / fitted.steps_per_second,
+        "rows per second": fitted.steps_per_second * BATCH,
         "MiB while fitted": most[0] - before,
     }
     part = data if hasattr(data, "batch_sampler") else data[:diagnosed]
@@ -141,6 +138,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--diagnosed", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where x.npy and x.zarr are, or come to be")
     parser.add_argument("--source", choices=SOURCES, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -152,19 +150,19 @@ def main() -> None:
         if not (folder / "x.npy").exists():
             folder.mkdir(parents=True, exist_ok=True)
             write_rows(folder, given.rows)
-        results = {}
-        for source in SOURCES:
+        results: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
+        for source in given.rounds * SOURCES:
             steps = given.steps // SLOWER if source == "zarr" else given.steps
             numbers = ["--steps", str(steps), "--diagnosed", str(given.diagnosed)]
             command = [sys.executable, __file__, "--source", source, "--folder", str(folder), *numbers]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            results[source] = json.loads(done.stdout)
-    columns = list(results["in memory"])
+            results[source].append(json.loads(done.stdout))
+    columns = list(results["in memory"][0])
     print(f"| {given.rows:,} rows | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
-    for source, result in results.items():
-        print(
-            f"| {source} | " + " | ".join(f"{result[column]:,.1f}" for column in columns) + " |", flush=True
-        )
+    for source, rounds in results.items():
+        # machines are shared: of several rounds the one that was disturbed least
+        best = [(max if "per" in column else min)(result[column] for result in rounds) for column in columns]
+        print(f"| {source} | " + " | ".join(f"{value:,.1f}" for value in best) + " |")
 
 
 if __name__ == "__main__":
