@@ -181,14 +181,14 @@ def test_one_guide_alone_is_diagnosed_but_not_compared(tmp_path: Path) -> None:
 
 
 def test_a_guide_that_fails_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_fit = pyro_vae.study.job.fit
+    real_fit = pyro_vae.study.fits.fit
 
     def failing(model: object, guide: object, *args: object, **options: object) -> Fit:
         if "LogVar" in repr(guide.scale_map):  # type: ignore[attr-defined]
             raise NonFiniteError("three steps in a row were not finite")
         return real_fit(model, guide, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pyro_vae.study.job, "fit", failing)
+    monkeypatch.setattr(pyro_vae.study.fits, "fit", failing)
     study = run_study(SMALL, out=tmp_path / "run", progress=False)
     assert list(study.failures) == ["logvar"]
     assert study.comparison is not None

@@ -1,6 +1,7 @@
 """What can be typed: the commands, their options, and what becomes of errors."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -217,8 +218,9 @@ def scales(as_json: AsJson = False) -> None:
 
 def _run_study(defaults: dict[str, Any], options: dict[str, Any]) -> None:
     """Run what the command line asks for; below it counts the configuration file, below that ``defaults``."""
-    from pyro_vae.study import StudyConfig, run_study
+    from pyro_vae.study import StudyConfig, follow_study, run_study
     from pyro_vae.study.config import read_config
+    from pyro_vae.svi.distributed import is_follower, is_launched
 
     scale, root = options.pop("scale"), options.pop("root")
     options["scales"] = [scale] if isinstance(scale, str) else scale
@@ -237,16 +239,20 @@ def _run_study(defaults: dict[str, Any], options: dict[str, Any]) -> None:
                 f"{config} names {len(chosen.scales)} scales, and fit takes one; "
                 "choose it with --scale, or call pyro-vae compare"
             )
-        output.show_study(run_study(chosen, out=out), as_json=as_json)
+        if is_follower():
+            follow_study(chosen)
+        else:
+            study = run_study(chosen, out=out, distributed=is_launched())
+            output.show_study(study, as_json=as_json)
 
 
 @contextmanager
 def _errors_as_sentences() -> Iterator[None]:
-    from pyro_vae.svi import NonFiniteError
+    from pyro_vae.svi import NonFiniteError, RankError
 
     try:
         yield
-    except NonFiniteError as error:
+    except (NonFiniteError, RankError) as error:
         _stop(str(error), FAILED)
     except (ValueError, FileNotFoundError) as error:
         _stop(str(error), BAD_ARGUMENT)
@@ -268,5 +274,6 @@ def _stop(sentence: str, code: int) -> NoReturn:
 def main() -> None:
     """What the ``pyro-vae`` script calls."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("pyro_vae").setLevel(logging.INFO)
+    follower = os.environ.get("RANK", "0") != "0"  # of torchrun's processes the first one talks
+    logging.getLogger("pyro_vae").setLevel(logging.ERROR if follower else logging.INFO)
     app()

@@ -16,7 +16,9 @@ from torch import Tensor
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, sample_sites
 from pyro_vae.posterior.preparation import as_parts, prepare
+from pyro_vae.posterior.streams import first_rows, is_stream
 from pyro_vae.svi.isolation import isolated
+from pyro_vae.svi.mapped import read_rows
 
 __all__ = ["calibrate"]
 
@@ -51,9 +53,9 @@ def calibrate(
     n
         Simulations.
     data
-        Gives the shapes; of a conditional model also the conditions, used again and again up to ``n``. What
-        the model observes is replaced by simulated data. Models with a method ``sample(n)``, as those of
-        :mod:`pyro_vae.models`, need none.
+        Gives the shapes; of a conditional model also the conditions, used again and again up to ``n`` (of a
+        ``Dataset`` or a ``DataLoader`` the first ``n``). What the model observes is replaced by simulated
+        data. Models with a method ``sample(n)``, as those of :mod:`pyro_vae.models`, need none.
     draws
         Draws for each simulation where ranks are needed: Normal and other univariate guides have exact
         transforms, and so do multivariate Normals; flows and guides with several latent sites are ranked.
@@ -92,10 +94,13 @@ def calibrate(
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
-    data = _example(model, seed) if data is None else data
+    if data is None:
+        data = _example(model, seed)
+    elif is_stream(data):
+        data = first_rows(data, n)
     parts = as_parts(data)
-    rows = np.arange(n) % len(parts[0])
-    repeated = tuple(part[rows] for part in parts)
+    rows = np.arange(n) % parts[0].shape[0]
+    repeated = tuple(part[rows] if isinstance(part, Tensor) else read_rows(part, rows) for part in parts)
     if prepare(model, guide, data).whole:
         raise ValueError(
             "the guide has parameters for each observation; calibrate needs one that takes new data"

@@ -13,6 +13,8 @@ from scipy.special import logsumexp
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Block, Pair
 from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.streams import is_stream, stream
+from pyro_vae.svi.batches import epoch_seed
 
 __all__ = ["diagnose", "khat_threshold", "log_weights", "pareto_khat"]
 
@@ -108,7 +110,8 @@ def diagnose(
     Parameters
     ----------
     model, guide, data, draws, seed, chunk, progress
-        As in :func:`log_weights`.
+        As in :func:`log_weights`; data may also be a ``Dataset`` or a ``DataLoader``, which is read in order,
+        batch by batch.
 
     Returns
     -------
@@ -152,7 +155,14 @@ def diagnose(
     0.667
     """
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
-    return diagnose_pair(prepare(model, guide, data), draws, seed, chunk, progress=progress)
+    if not is_stream(data):
+        return diagnose_pair(prepare(model, guide, data), draws, seed, chunk, progress=progress)
+    parts = [
+        diagnose_pair(prepare(model, guide, batch), draws, epoch_seed(seed, i), chunk, progress=progress)
+        for i, batch in enumerate(stream(data))
+    ]
+    whole = xr.concat(parts, "observation", combine_attrs="override")
+    return whole.assign_coords(observation=np.arange(whole.sizes["observation"])).assign_attrs(seed=seed)
 
 
 def diagnose_pair(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sample_sites
 from pyro_vae.svi.batches import as_rows
 from pyro_vae.svi.isolation import owner
+from pyro_vae.svi.mapped import is_file_array, read_rows
 
 __all__ = ["as_parts", "prepare", "select"]
 
@@ -163,14 +164,14 @@ def as_parts(data: Any) -> tuple[Any, ...]:
     """
     parts = data if isinstance(data, tuple) else (data,)
     for part in parts:
-        if not isinstance(part, Tensor | np.ndarray):
+        if not isinstance(part, Tensor | np.ndarray) and not is_file_array(part):
             given = (
                 f"a tuple with a {type(part).__name__}"
                 if isinstance(data, tuple)
                 else f"a {type(part).__name__}"
             )
             raise TypeError(f"data is {given}; give a tensor, an array, or a tuple of them")
-    if not parts or any(part.ndim == 0 or len(part) == 0 for part in parts):
+    if not parts or any(part.ndim == 0 or part.shape[0] == 0 for part in parts):
         raise ValueError("data is empty; give at least one observation")
     return parts
 
@@ -178,7 +179,7 @@ def as_parts(data: Any) -> tuple[Any, ...]:
 def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.int64], Any]:
     """The chosen observations, and their data."""
     parts = as_parts(data)
-    total = len(parts[0])
+    total = int(parts[0].shape[0])
     if observations is None:
         return np.arange(total), data
     chosen_rows = np.asarray(observations).ravel()
@@ -193,5 +194,5 @@ def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.in
             f"give row numbers in 0…{total - 1}"
         )
     index = index % total
-    chosen = tuple(part[index] for part in parts)
+    chosen = tuple(part[index] if isinstance(part, Tensor) else read_rows(part, index) for part in parts)
     return index, chosen if isinstance(data, tuple) else chosen[0]

@@ -1,6 +1,8 @@
 """netCDF by way of memory: a disk that is full, or a file that is damaged, never meets the HDF5 library."""
 
 import io
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,16 @@ UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeE
 
 def netcdf_bytes(content: "xr.Dataset | xr.DataTree") -> bytes:
     """The bytes of the netCDF file."""
-    written: Any = content.to_netcdf(engine="h5netcdf")
+    with _without_cluster():
+        written: Any = content.to_netcdf(engine="h5netcdf")
     return bytes(written)
+
+
+def _without_cluster() -> AbstractContextManager[Any]:
+    """Where a Dask client is active xarray asks its cluster for a lock by the name of the file, and bytes in
+    memory have none."""
+    dask = sys.modules.get("dask")
+    return nullcontext() if dask is None else dask.config.set(scheduler="synchronous")
 
 
 def write_netcdf(content: "xr.Dataset | xr.DataTree", path: Path) -> str:

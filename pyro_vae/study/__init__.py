@@ -6,7 +6,7 @@ observations.
 """
 
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.job import diagnose_again, report_again, resume_study, run_study
+from pyro_vae.study.job import diagnose_again, follow_study, report_again, resume_study, run_study
 from pyro_vae.study.pairs import make_pair, split_data
 from pyro_vae.study.result import Study
 
@@ -14,6 +14,7 @@ __all__ = [
     "Study",
     "StudyConfig",
     "diagnose_again",
+    "follow_study",
     "make_pair",
     "report_again",
     "resume_study",

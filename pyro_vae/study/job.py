@@ -3,15 +3,12 @@
 import dataclasses
 import functools
 import logging
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from pyro_vae import data as data_sets
 from pyro_vae.report.findings import MEASURES, Findings
@@ -22,26 +19,23 @@ from pyro_vae.run_folder import RunFolder, claim, open_run, writing
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.records import checksum_of_rows
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.measures import ScaleHistory, combine, fit_gaps, measure_fit, posterior_tree
+from pyro_vae.study.fits import Task, fit_all, fit_as_follower
+from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
 from pyro_vae.study.parts import Parts
 from pyro_vae.study.result import Study, require_path, require_study
 from pyro_vae.study.saved import write_findings
-from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, fit
+from pyro_vae.svi import Fit, NonFiniteError
 from pyro_vae.svi.checkpoint import settle
 from pyro_vae.svi.devices import resolve_device
-from pyro_vae.svi.many_steps import build_pays
-from pyro_vae.svi.progress import Show, progress_bar
+from pyro_vae.svi.progress import progress_bar
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["diagnose_again", "report_again", "resume_study", "run_study"]
+__all__ = ["diagnose_again", "follow_study", "report_again", "resume_study", "run_study"]
 
 logger = logging.getLogger(__name__)
-
-WATCHED_ROWS = 64
-"""Training observations whose σ is noted after every epoch."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +51,22 @@ class _Job:
     """Checksum of the observations."""
 
 
+@dataclass(frozen=True)
+class _Options:
+    """How a study is carried out, which does not change what it finds."""
+
+    progress: bool
+    checkpoint_seconds: float
+    distributed: bool
+
+
 def run_study(
     config: StudyConfig | None = None,
     *,
     out: str | Path | None = None,
     progress: bool = True,
     checkpoint_seconds: float = 30.0,
+    distributed: bool = False,
 ) -> Study:
     """Fit every guide with every seed, diagnose each on held-out data, compare, and write it all down.
 
@@ -79,6 +83,9 @@ def run_study(
         A bar on a terminal, lines of the log elsewhere.
     checkpoint_seconds
         How often the state of a fit is written: so much work is lost at most where the process is killed.
+    distributed
+        Spread each fit over the processes that ``torchrun`` has started. This one must be the first of them,
+        and the others call :func:`follow_study`.
 
     Returns
     -------
@@ -115,10 +122,16 @@ def run_study(
     root = Path("runs") / job.everything.name if out is None else out
     asked = dataclasses.asdict(job.config)
     with claim(root, asked, job.device, data=job.data) as folder, _says_how_to_go_on(folder):
-        return _carry_out(job, folder, checkpoint_seconds, progress)
+        return _carry_out(job, folder, _Options(progress, checkpoint_seconds, distributed))
 
 
-def resume_study(folder: str | Path, *, progress: bool = True, checkpoint_seconds: float = 30.0) -> Study:
+def resume_study(
+    folder: str | Path,
+    *,
+    progress: bool = True,
+    checkpoint_seconds: float = 30.0,
+    distributed: bool = False,
+) -> Study:
     """Go on with a run that was interrupted, to the result of one that was not.
 
     Fits that were finished are not fitted again; the one that was interrupted goes on from its last
@@ -129,7 +142,7 @@ def resume_study(folder: str | Path, *, progress: bool = True, checkpoint_second
     ----------
     folder
         Of the run.
-    progress, checkpoint_seconds
+    progress, checkpoint_seconds, distributed
         As in :func:`run_study`.
 
     Raises
@@ -163,7 +176,19 @@ def resume_study(folder: str | Path, *, progress: bool = True, checkpoint_second
         if record["result"].get("status") == "clearing":
             run.clear()
         _note(job, run, "running")
-        return _carry_out(job, run, checkpoint_seconds, progress)
+        return _carry_out(job, run, _Options(progress, checkpoint_seconds, distributed))
+
+
+def follow_study(config: StudyConfig) -> None:
+    """Take part in the fits of a study that the first process of ``torchrun`` carries out with
+    ``run_study(config, distributed=True)``; returns when the last one is fitted.
+
+    Examples
+    --------
+    ``follow_study(StudyConfig("digits"))``
+    """
+    job = _job(config)
+    fit_as_follower(config, job.train, job.device)
 
 
 def diagnose_again(
@@ -251,13 +276,13 @@ def _says_how_to_go_on(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _carry_out(job: _Job, folder: RunFolder, checkpoint_seconds: float, progress: bool) -> Study:
+def _carry_out(job: _Job, folder: RunFolder, options: _Options) -> Study:
     """Everything that is not there yet."""
-    failures = _fit_all(job, folder, checkpoint_seconds, progress)
+    failures = _fit_missing(job, folder, options)
     guides = [name for name in job.config.scales if name not in failures]
     if not guides:
         raise NonFiniteError(f"no guide could be fitted: {next(iter(failures.values()))}")
-    return _examine_and_write(job, folder, guides, failures, progress)
+    return _examine_and_write(job, folder, guides, failures, options.progress)
 
 
 def _examine_and_write(
@@ -287,29 +312,26 @@ def _load_fit(job: _Job, folder: RunFolder, name: str, seed: int) -> Fit:
     return Fit.load(folder.fit(name, seed), *pair)
 
 
-def _fit_all(job: _Job, folder: RunFolder, checkpoint_seconds: float, progress: bool) -> dict[str, str]:
+def _fit_missing(job: _Job, folder: RunFolder, options: "_Options") -> dict[str, str]:
     """Fit what is not fitted, seed by seed, so that guides are at every moment equally far; returns what
     failed, and why."""
-    config, failures = job.config, dict[str, str]()
-    with progress_bar(config.seeds * len(config.scales) * config.epochs, "epochs", enabled=progress) as show:
-        for seed in range(config.seeds):
-            for i, name in enumerate(config.scales):
-                state = folder.fit(name, seed) / "state"
-                if name in failures:
-                    continue
-                if _is_fitted(job, folder, name, seed):
-                    state.unlink(missing_ok=True)
-                    continue
-                done = (seed * len(config.scales) + i) * config.epochs
-                try:
-                    fitted = _fit_one(job, name, seed, Checkpoint(state, checkpoint_seconds), show, done)
-                except NonFiniteError as error:
-                    failures[name] = f"{name}, seed {seed}: {error}"
-                    logger.warning("the guide %s is left out: %s", name, error)
-                    continue
-                fitted.save(folder.fit(name, seed))
-                state.unlink(missing_ok=True)
-    return failures
+    config = job.config
+    tasks = [
+        Task(name, seed)
+        for seed in range(config.seeds)
+        for name in config.scales
+        if not _is_fitted(job, folder, name, seed)
+    ]
+    return fit_all(
+        config,
+        job.train,
+        job.device,
+        tasks,
+        folder,
+        checkpoint_seconds=options.checkpoint_seconds,
+        progress=options.progress,
+        distributed=options.distributed,
+    )
 
 
 def _is_fitted(job: _Job, folder: RunFolder, name: str, seed: int) -> bool:
@@ -322,39 +344,6 @@ def _is_fitted(job: _Job, folder: RunFolder, name: str, seed: int) -> bool:
         logger.warning("%s, seed %d is fitted again: %s", name, seed, error)
         return False
     return True
-
-
-def _fit_one(job: _Job, scale: str, seed: int, checkpoint: Checkpoint, show: Show, done: int) -> Fit:
-    config, train = job.config, job.train
-    model, guide = make_pair(config, train, scale, seed)
-    about = f"{scale}, seed {seed}"
-    scales = ScaleHistory(guide, torch.as_tensor(train.x[:WATCHED_ROWS]))
-    fitted = fit(
-        model,
-        guide,
-        train.x,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        seed=seed,
-        device=job.device,
-        engine=_engine(job),
-        checkpoint=checkpoint,
-        progress=False,
-        callbacks=[
-            scales,
-            lambda r: show(done + r.epoch + 1, f"{about}: loss {r.loss:.4g} nats"),
-        ],
-    )
-    history = fitted.history.assign(scale=(("epoch", "latent"), scales.epochs))
-    return dataclasses.replace(fitted, history=history)
-
-
-def _engine(job: _Job) -> str:
-    """Native where all fits of a guide together are worth its build; one of them alone may not be."""
-    config = job.config
-    steps = config.seeds * config.epochs * math.ceil(len(job.train.x) / config.batch_size)
-    return "native" if torch.device(job.device).type == "cpu" and build_pays(steps) else "auto"
 
 
 def _examine(

@@ -1,5 +1,6 @@
 """Fitting: objectives, the captured step, the loop, and what a fit returns."""
 
+from pyro_vae.svi.distributed import RankError
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.fitting import fit
 from pyro_vae.svi.history import EpochRecord
@@ -18,6 +19,7 @@ __all__ = [
     "EpochRecord",
     "Fit",
     "NonFiniteError",
+    "RankError",
     "Renyi",
     "fit",
     "sweep",

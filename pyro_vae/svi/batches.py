@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.svi.mapped import MappedRows, is_mapped, row_chunks
+from pyro_vae.svi.mapped import MappedRows, is_file_array, is_mapped, row_chunks
 
 __all__ = [
     "ArrayBatches",
@@ -23,6 +23,8 @@ __all__ = [
     "as_batches",
     "as_rows",
     "as_tensors",
+    "epoch_order",
+    "epoch_seed",
 ]
 
 Batch = tuple[Tensor, ...]
@@ -76,7 +78,7 @@ def as_rows(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = 
 
 
 def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) -> Rows:
-    if isinstance(part, np.ndarray):
+    if isinstance(part, np.ndarray) or is_file_array(part):
         if part.dtype.kind not in "fiub":
             raise TypeError(f"{label} is an array of dtype {part.dtype}; give numbers")
     elif not torch.is_tensor(part):
@@ -88,7 +90,7 @@ def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) ->
         raise TypeError(f"{label} is a tensor of dtype {part.dtype}, complex; give numbers that are real")
     elif part.layout is not torch.strided:
         raise TypeError(f"{label} is a sparse tensor; give {label}.to_dense()")
-    if part.ndim == 0 or len(part) == 0:
+    if part.ndim == 0 or part.shape[0] == 0:
         raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no observation in it")
     if 0 in part.shape:
         raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no number in it")
@@ -110,7 +112,7 @@ def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def _placed(part: Any, device: torch.device, dtype: torch.dtype) -> Rows:
-    if is_mapped(part):
+    if is_mapped(part) or is_file_array(part):
         return MappedRows(part, device, dtype)
     if isinstance(part, np.ndarray):
         # torch knows neither arrays that must not be written to nor foreign byte orders
@@ -182,7 +184,7 @@ class ArrayBatches:
         return tuple(tensor[: self.batch_size] for tensor in self.tensors)
 
     def epoch(self, index: int) -> GatheredEpoch:
-        order = _order(self.observations, self.seed, index).to(self.tensors[0].device)
+        order = epoch_order(self.observations, self.seed, index).to(self.tensors[0].device)
         return GatheredEpoch(self.tensors, order, self.batch_size)
 
 
@@ -202,7 +204,7 @@ class MappedBatches:
         return tuple(part[: self.batch_size] for part in self.rows)
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        order = _order(self.observations, self.seed, index)
+        order = epoch_order(self.observations, self.seed, index)
         for chosen in order.split(self.batch_size):
             yield tuple(part.index_select(0, chosen.to(part.device)) for part in self.rows)
 
@@ -233,7 +235,7 @@ class LoaderBatches:
         # A loader draws its order from torch's stream when it starts; give it a stream of its own, so that
         # the order follows from the seed and the noise of the fit does not depend on it.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_epoch_seed(self.seed, index))
+            torch.manual_seed(epoch_seed(self.seed, index))
             batches = iter(self.loader)
             first = next(batches)
         for batch in itertools.chain([first], batches):
@@ -264,11 +266,12 @@ def _require_length(dataset: Any) -> None:
         raise ValueError(f"data is a {type(dataset).__name__} of length 0, so there is no observation in it")
 
 
-def _order(observations: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+def epoch_order(observations: int, seed: int, epoch: int) -> Tensor:
+    """The rows of all observations in the order of an epoch."""
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
     return torch.randperm(observations, generator=generator)
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int) -> int:
     """Distinct streams for distinct (seed, epoch) pairs."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)

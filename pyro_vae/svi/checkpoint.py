@@ -52,12 +52,11 @@ class SavedFit:
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], record: FitRecord, history: "xr.Dataset") -> Path:
-    """Write the three files of a fit; see :class:`SavedFit`."""
+    """Write the three files of a fit; see :class:`SavedFit`. Tensors are on the CPU and share no memory."""
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    contents = {PARAMETERS: save(plain), HISTORY: netcdf_bytes(history)}
+    contents = {PARAMETERS: save(dict(tensors)), HISTORY: netcdf_bytes(history)}
     for name, content in contents.items():
         write_whole(folder / f"{name}{NEW}", content)
     files = {name: checksum(content) for name, content in contents.items()}

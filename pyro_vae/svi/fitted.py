@@ -100,11 +100,17 @@ class Fit:
         OSError
             If the folder cannot be written.
         """
+        plain = self.saved()
+        return checkpoint.write(_folder(path), plain.tensors, plain.record, plain.history)
+
+    def saved(self) -> checkpoint.SavedFit:
+        """What :meth:`save` writes, as plain data that can be sent to another process."""
         not_yet_called = {k: v for k, v in self._pending.items() if k not in self._state["params"]}
         tensors = named_tensors(self.model, self.guide, self._state)
         tensors |= {f"store.{name}": value for name, value in not_yet_called.items()}
         record = checkpoint.FitRecord(self.seed, self.device, self.engine, self.steps_per_second)
-        return checkpoint.write(_folder(path), tensors, record, self.history)
+        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        return checkpoint.SavedFit(own, record, self.history)
 
     @classmethod
     def load(cls, path: str | Path, model: Program, guide: Program) -> "Fit":

@@ -25,6 +25,7 @@ from pyro_vae.svi.arguments import (
 from pyro_vae.svi.batches import ArrayBatches, Batch, Batches, as_batches, as_tensors
 from pyro_vae.svi.compilation import CudaGraphEngine, InductorEngine
 from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.distributed import joined, local_device
 from pyro_vae.svi.engines import CapturedEngine, EagerEngine
 from pyro_vae.svi.first_run import check_support, traced_pair
 from pyro_vae.svi.fitted import Fit
@@ -37,6 +38,7 @@ from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
+from pyro_vae.svi.shares import share_of
 from pyro_vae.svi.threads import threads_for
 
 __all__ = ["fit", "fit_length", "float_dtype", "make_optimizer", "set_up"]
@@ -73,6 +75,7 @@ def fit(
     lr_multiplier: str | None = None,
     max_norm: float | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
+    distributed: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callable[[EpochRecord], None]] = (),
 ) -> Fit:
@@ -136,6 +139,11 @@ def fit(
         A file, or :class:`~pyro_vae.svi.Checkpoint` with its interval. The state of the fit is written there
         every 30 seconds and at the end; where the file exists, the fit goes on from it, and on the CPU ends
         with the bits of a fit that was never interrupted.
+    distributed
+        Spread this fit over the processes that ``torchrun`` has started, or over those of the process group
+        that you have initialized. Each calls ``fit`` with the same arguments and takes its share of every
+        batch (``batch_size`` is that of all together), and all take the same step. The first one writes the
+        checkpoint and shows the progress; callbacks run on all.
     progress
         A bar on a terminal, lines of the log elsewhere.
     callbacks
@@ -153,6 +161,8 @@ def fit(
         the remedy.
     BlockingIOError
         If another process is writing the checkpoint.
+    RankError
+        If another process of a distributed fit fails; the message names it.
     NonFiniteError
         If three steps in a row have a loss or gradient that is not finite. Such steps are skipped; the
         parameters are the last good ones.
@@ -191,6 +201,8 @@ def fit(
             f"patience is {patience}, but there is no validation data to be patient about; give validation="
         )
     resolved = resolve_device(device)
+    if distributed:
+        resolved = local_device(resolved)
     check_engine(engine, resolved)
     for module in modules_of(model, guide):
         module.to(resolved)
@@ -205,15 +217,19 @@ def fit(
     check_support(model, validation, "validation")
     state = empty_store()
     with (
-        open_checkpoint(None if checkpoint is None else as_checkpoint(checkpoint)) as saver,
+        joined(distributed, resolved) as ranks,
+        open_checkpoint(None if checkpoint is None else as_checkpoint(checkpoint), ranks) as saver,
         isolated(model, guide, state=state, seed=seed),
         training_mode((model, guide), training=True),
     ):
-        count, flops = set_up(model, guide, batches.first())
+        share = share_of(batches, ranks.rank, ranks.size)
+        first = share.first()
+        count, flops = set_up(model, guide, first)
         if held_out is not None:
             with torch.random.fork_rng(), torch.no_grad(), training_mode((model, guide), training=False):
                 traced_pair(model, guide, held_out, "validation")
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
+        ranks.begin(model, guide, objective, parameters, first, rescaled=count(first) != len(first[0]))
         made = make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
         asked = engine if saver is None else saver.engine(engine)
         loop = Loop(
@@ -227,6 +243,7 @@ def fit(
             max_norm,
             count,
             stopping=None if patience is None else EarlyStopping(patience),
+            ranks=ranks,
         )
         total = fit_length(epochs, steps, len(batches))
         if asked == "native" or (asked == "auto" and resolved.type == "cpu" and build_pays(total, flops)):
@@ -236,11 +253,12 @@ def fit(
             options |= {"engine": engine, "device": resolved.type}
             saver.begin(loop, batches, total, callbacks, identity_of(loop, batches, held_out, **options))
         started = time.perf_counter() - (0.0 if saver is None else saver.seconds_before)
-        with threads_for(flops), progress_bar(total, "fit", enabled=progress) as show:
+        ranks.set_stream(seed, loop.step)
+        with threads_for(flops), progress_bar(total, "fit", enabled=progress and ranks.leads) as show:
             loop.run(
-                batches,
+                share,
                 total,
-                held_out,
+                held_out if ranks.leads else None,
                 [lambda r: show(r.step, f"loss {r.loss:.4g} nats"), *callbacks],
                 *([] if saver is None else [saver.write_if_due]),
             )
@@ -276,7 +294,10 @@ def check_engine(name: str, device: torch.device) -> None:
 
 
 def _many_steps(loop: Loop, batches: Batches, *, by_name: bool) -> ManySteps | None:
-    """What takes many steps per call, where batches are gathered from tensors in memory."""
+    """What takes many steps per call, where batches are gathered from tensors in memory by one process."""
+    if loop.ranks.size > 1:
+        log_captured("its gradients are summed over processes", by_name=by_name)
+        return None
     if not isinstance(batches, ArrayBatches) or not isinstance(loop.engine, CapturedEngine):
         log_captured("its batches come from a loader, and are not gathered from tensors", by_name=by_name)
         return None

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch, Batches, GatheredEpoch
 from pyro_vae.svi.capture import fork_rng
+from pyro_vae.svi.distributed import OneProcess
 from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.history import EpochRecord, Recorder
 from pyro_vae.svi.isolation import modules_of
@@ -52,6 +53,7 @@ class Loop:
     rescales to it."""
     many_steps: ManySteps | None = None
     stopping: "EarlyStopping | None" = None
+    ranks: OneProcess = field(default_factory=OneProcess)
     step: int = 0
     position: int = 0
     """Batches of the running epoch that are done."""
@@ -149,6 +151,7 @@ class Loop:
             self._take_step(batch)
             go_on(1)
         held_out = math.nan if validation is None else self.loss_on(validation)
+        held_out = self.ranks.agree(held_out)
         record = self.recorder.close_epoch(self.step, self._bad_in_epoch, held_out)
         self.position = self._bad_in_epoch = 0
         return record
@@ -221,10 +224,10 @@ class Loop:
 
     def _take_step(self, batch: Batch) -> None:
         """Gradients, guard, clip, update: what is not finite never reaches the parameters."""
-        loss, kl, reconstruction, *gradients = self._gradients(batch)
+        loss, kl, reconstruction, *gradients = self.ranks.total(self._gradients, batch)
         norm = total_norm(gradients).to(loss.dtype)
         terms = torch.stack([loss, kl, reconstruction, norm]).tolist()  # the only look at the device
-        if self._note_step(terms, self.count(batch)):
+        if self._note_step(terms, self.ranks.observations(self.count(batch))):
             self._update(clipped(gradients, terms[3], self.max_norm))
             if self.schedule is not None:
                 self.schedule.step()

@@ -1,4 +1,5 @@
-"""Rows of a memory-mapped array: read when asked for, so that data may be larger than the memory."""
+"""Rows of an array in a file (memory-mapped, zarr, HDF5): read when asked for, so that data may be larger
+than the memory."""
 
 import mmap
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MappedRows", "is_mapped", "row_chunks"]
+__all__ = ["MappedRows", "is_file_array", "is_mapped", "read_rows", "row_chunks"]
 
 VALUES_AT_ONCE = 4_194_304
 
@@ -19,6 +20,26 @@ def is_mapped(part: Any) -> bool:
     while isinstance(part, np.ndarray):
         part = part.base
     return isinstance(part, mmap.mmap)
+
+
+def is_file_array(part: Any) -> bool:
+    """Whether something is an array of a library that reads it piece by piece: zarr's, h5py's, or another
+    with ``shape``, ``dtype`` and numpy's way of asking for rows. What has a ``to_numpy`` is in memory."""
+    like_an_array = all(hasattr(part, name) for name in ("shape", "dtype", "ndim", "__getitem__"))
+    in_memory = isinstance(part, np.ndarray | Tensor) or hasattr(part, "to_numpy")
+    return like_an_array and not in_memory and isinstance(part.dtype, np.dtype)
+
+
+def read_rows(array: Any, rows: slice | NDArray[Any]) -> NDArray[Any]:
+    """Some rows of an array, in memory or in a file.
+
+    Rows named one by one are read in the order of the file, which is what HDF5 takes and disks like.
+    """
+    if isinstance(array, np.ndarray) or isinstance(rows, slice):
+        return np.asarray(array[rows])
+    distinct, back = np.unique(rows, return_inverse=True)
+    by_row = getattr(array, "oindex", array)  # zarr means something else by a[rows]
+    return np.asarray(by_row[distinct])[back]
 
 
 def row_chunks(rows: Any) -> Iterator[slice]:
@@ -33,7 +54,7 @@ def row_chunks(rows: Any) -> Iterator[slice]:
 
 
 class MappedRows:
-    """A memory-mapped array in the place of a tensor: what is asked for becomes one, the whole never does.
+    """An array in a file in the place of a tensor: what is asked for becomes one, the whole never does.
 
     Parameters
     ----------
@@ -50,11 +71,11 @@ class MappedRows:
             [2., 3.]]), tensor([[4., 5.]]))
     """
 
-    def __init__(self, array: NDArray[Any], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, array: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.array, self.device, self.float_dtype = array, device, dtype
 
     def __len__(self) -> int:
-        return len(self.array)
+        return int(self.array.shape[0])
 
     @property
     def shape(self) -> torch.Size:
@@ -64,11 +85,11 @@ class MappedRows:
     @property
     def ndim(self) -> int:
         """Of the whole."""
-        return self.array.ndim
+        return int(self.array.ndim)
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """Some rows as a tensor of their own: a copy, so that a program may write into it."""
-        chosen = self.array[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        chosen = read_rows(self.array, rows.cpu().numpy() if isinstance(rows, Tensor) else rows)
         native = np.array(chosen, dtype=chosen.dtype.newbyteorder("="), order="C")
         dtype = self.float_dtype if native.dtype.kind == "f" else None
         return torch.from_numpy(native).to(device=self.device, dtype=dtype)

@@ -17,6 +17,7 @@ from pyro_vae.storage.lock import locked
 from pyro_vae.storage.plain import pack, unpack
 from pyro_vae.storage.records import check_schema, read_bytes
 from pyro_vae.svi.batches import Batches, LoaderBatches
+from pyro_vae.svi.distributed import OneProcess
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.identity import difference
 from pyro_vae.svi.isolation import modules_of
@@ -87,6 +88,8 @@ class Saver:
     seconds: float
     found: dict[str, Any] | None
     """What an earlier process wrote; None if this fit begins."""
+    writes: bool = True
+    """Of a fit on many devices the first process writes, and the others only go on from what was found."""
     _context: "_Context" = field(init=False, repr=False)
     _written_at: float = field(init=False, default=-math.inf)
 
@@ -125,19 +128,22 @@ class Saver:
                     f"the checkpoint {self.path} cannot be used ({error}); it is damaged or foreign"
                 ) from error
         self._context = context
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.write()
+        if self.writes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.write()
 
     def write_if_due(self) -> None:
         """Write if the interval has passed. Called where the state is whole."""
-        if time.monotonic() - self._written_at >= self.seconds and self._context.can_go_on_from_here:
+        due = time.monotonic() - self._written_at >= self.seconds
+        if self.writes and due and self._context.can_go_on_from_here:
             self.try_to_write()
 
     def try_to_write(self) -> None:
         """Write, or say in the log that it cannot be: a disk that is full now may have room at the next
         interval, and the fit is worth more than the file."""
         try:
-            self.write()
+            if self.writes:
+                self.write()
         except OSError as error:
             self._written_at = time.monotonic()
             logger.warning("the state of the fit could not be written, and it goes on: %s", error)
@@ -157,8 +163,9 @@ class Saver:
 
 
 @contextmanager
-def open_checkpoint(checkpoint: Checkpoint | None) -> Iterator[Saver | None]:
-    """Hold a checkpoint's file for one fit, and read it if it exists.
+def open_checkpoint(checkpoint: Checkpoint | None, ranks: OneProcess) -> Iterator[Saver | None]:
+    """Hold a checkpoint's file for one fit, and read it if it exists. Of several processes the first does so,
+    and tells the others what it has read.
 
     Raises
     ------
@@ -173,11 +180,15 @@ def open_checkpoint(checkpoint: Checkpoint | None) -> Iterator[Saver | None]:
         yield None
         return
     path = Path(checkpoint.path)
+    if not ranks.leads:
+        yield Saver(path, checkpoint.seconds, ranks.same_state(None), writes=False)
+        return
     if path.is_dir():
         raise ValueError(f"the checkpoint {path} is a folder; give the name of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        yield Saver(path, checkpoint.seconds, _read(path) if path.exists() else None)
+        found = _read(path) if path.exists() else None
+        yield Saver(path, checkpoint.seconds, ranks.same_state(found))
 
 
 def _read(path: Path) -> dict[str, Any]:

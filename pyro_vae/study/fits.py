@@ -1,0 +1,217 @@
+"""The fits of a study: here one after another, on joblib's workers, or each on many devices."""
+
+import dataclasses
+import itertools
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pyro_vae.data import DataSet
+from pyro_vae.run_folder import RunFolder
+from pyro_vae.study.config import StudyConfig
+from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
+from pyro_vae.study.measures import ScaleHistory
+from pyro_vae.study.pairs import make_pair
+from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, checkpoint, fit
+from pyro_vae.svi.checkpoint import SavedFit
+from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.distributed import hear, tell
+from pyro_vae.svi.many_steps import build_pays
+from pyro_vae.svi.progress import Show, progress_bar
+
+__all__ = ["Task", "fit_all", "fit_as_follower"]
+
+logger = logging.getLogger(__name__)
+
+WATCHED_ROWS = 64
+"""Training observations whose σ is noted after every epoch."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of a study's fits."""
+
+    guide: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.guide}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task."""
+
+    task: Task
+    saved: SavedFit | None
+    failure: str = ""
+
+
+def fit_all(
+    config: StudyConfig,
+    train: DataSet,
+    device: str,
+    tasks: Sequence[Task],
+    folder: RunFolder,
+    *,
+    checkpoint_seconds: float,
+    progress: bool,
+    distributed: bool = False,
+) -> dict[str, str]:
+    """Fit and save; returns which guides failed, and why.
+
+    One after another in this process; at once where ``joblib.parallel_config`` asks for it; or, distributed,
+    one after another with every fit spread over the processes of ``torchrun``, of which this is the first.
+    The numbers are the same here and on workers.
+    """
+    failures: dict[str, str] = {}
+    everything = config.seeds * len(config.scales)
+    before = (everything - len(tasks)) * config.epochs
+    with progress_bar(everything * config.epochs, "epochs", enabled=progress) as show:
+        if runs_elsewhere() and not distributed:
+            outcomes = _fit_elsewhere(config, train, tasks, show, before)
+        else:
+            places = _Places(folder, checkpoint_seconds, distributed)
+            outcomes = _fit_here(config, train, device, tasks, places, show, before, failures)
+        for outcome in outcomes:
+            task = outcome.task
+            if outcome.saved is None:
+                failures.setdefault(task.guide, f"{task}: {outcome.failure}")
+                logger.warning("the guide %s is left out: %s", task.guide, outcome.failure)
+                continue
+            place = folder.fit(task.guide, task.seed)
+            checkpoint.write(place, outcome.saved.tensors, outcome.saved.record, outcome.saved.history)
+            (place / "state").unlink(missing_ok=True)
+    return failures
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where fits of this process write their states."""
+
+    folder: RunFolder
+    seconds: float
+    distributed: bool
+
+    def checkpoint(self, task: Task) -> Checkpoint:
+        return Checkpoint(self.folder.fit(task.guide, task.seed) / "state", self.seconds)
+
+
+def _fit_here(
+    config: StudyConfig,
+    train: DataSet,
+    device: str,
+    tasks: Sequence[Task],
+    places: _Places,
+    show: Show,
+    before: int,
+    failures: dict[str, str],
+) -> Iterator[Outcome]:
+    """One after another; the next seeds of a guide that has failed are not tried."""
+    turn = 0
+    try:
+        for i, task in enumerate(tasks):
+            if task.guide in failures:
+                continue
+            if places.distributed:
+                tell(turn, f"{task.guide} {task.seed}")
+                turn += 1
+            epochs = before + i * config.epochs
+            yield _outcome(
+                config,
+                train,
+                device,
+                task,
+                show=lambda done, note, epochs=epochs: show(epochs + done, note),
+                checkpoint=places.checkpoint(task),
+                distributed=places.distributed,
+            )
+    finally:
+        if places.distributed:
+            tell(turn, "")
+
+
+def fit_as_follower(config: StudyConfig, train: DataSet, device: str) -> None:
+    """Take part in the fits of a distributed study, as another process than its first."""
+    for turn in itertools.count():
+        word = hear(turn)
+        if not word:
+            return
+        guide, seed = word.split()
+        with suppress(NonFiniteError):  # which the first process tells
+            task, unused = Task(guide, int(seed)), Checkpoint(os.devnull)
+            fit_one(config, train, device, task, checkpoint=unused, distributed=True)
+
+
+def _fit_elsewhere(
+    config: StudyConfig, train: DataSet, tasks: Sequence[Task], show: Show, before: int
+) -> Iterator[Outcome]:
+    # the rows by themselves: joblib maps or scatters an array that is an argument
+    without_rows = dataclasses.replace(train, x=train.x[:0], y=None)
+    outcomes = finished_jobs(_fit_from_afar, tasks, config, without_rows, np.asarray(train.x))
+    for i, (task, outcome) in enumerate(outcomes, start=1):
+        show(before + i * config.epochs, str(task))
+        yield outcome
+
+
+def _fit_from_afar(
+    task: Task, config: StudyConfig, without_rows: DataSet, x: npt.NDArray[np.float32]
+) -> Outcome:
+    """On a worker. The device is that of the worker: "auto" may be another one there than here."""
+    return _outcome(config, dataclasses.replace(without_rows, x=x), config.device, task)
+
+
+def _outcome(config: StudyConfig, train: DataSet, device: str, task: Task, **options: Any) -> Outcome:
+    try:
+        return Outcome(task, fit_one(config, train, device, task, **options).saved())
+    except NonFiniteError as error:
+        return Outcome(task, None, str(error))
+
+
+def fit_one(
+    config: StudyConfig,
+    train: DataSet,
+    device: str,
+    task: Task,
+    *,
+    show: Show = lambda _done, _note: None,
+    checkpoint: Checkpoint | None = None,
+    distributed: bool = False,
+) -> Fit:
+    """One fit, with the guide's σ in its history."""
+    model, guide = make_pair(config, train, task.guide, task.seed)
+    scales = ScaleHistory(guide, torch.as_tensor(train.x[:WATCHED_ROWS]))
+    fitted = fit(
+        model,
+        guide,
+        train.x,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        seed=task.seed,
+        device=device,
+        engine="auto" if distributed else _engine(config, device, len(train.x)),
+        checkpoint=checkpoint,
+        distributed=distributed,
+        progress=False,
+        callbacks=[
+            scales,
+            lambda r: show(r.epoch + 1, f"{task}: loss {r.loss:.4g} nats"),
+        ],
+    )
+    history = fitted.history.assign(scale=(("epoch", "latent"), scales.epochs))
+    return dataclasses.replace(fitted, history=history)
+
+
+def _engine(config: StudyConfig, device: str, observations: int) -> str:
+    """Native where all fits of a guide together are worth its build; one of them alone may not be."""
+    steps = config.seeds * config.epochs * math.ceil(observations / config.batch_size)
+    return "native" if resolve_device(device).type == "cpu" and build_pays(steps) else "auto"

@@ -1,0 +1,502 @@
+"""One fit on many devices: processes (ranks) that take every step together.
+
+Each rank computes loss and gradients of its share of a batch, by whatever engine; one ``all_reduce`` of one
+flat tensor sums them over the ranks; and every rank takes the same step from the same numbers. So the
+parameters stay equal to the bit, a step that is not finite on one rank is skipped by all, and what a fit
+notes is about the whole batch. ``DistributedDataParallel`` does the same by hooks in autograd, which a
+captured graph does not run.
+
+A rank that fails says so in its next exchange in place of its gradients, so the others learn it at once and
+from itself; one that dies without a word is found missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pyro_vae.storage.plain import pack, unpack
+from pyro_vae.svi.batches import Batch
+from pyro_vae.svi.global_sites import PlateScale, has_global_sites
+from pyro_vae.svi.isolation import modules_of
+from pyro_vae.svi.objective import Objective, Program
+from pyro_vae.svi.renyi import Renyi
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+__all__ = [
+    "OneProcess",
+    "RankError",
+    "Ranks",
+    "hear",
+    "is_follower",
+    "is_launched",
+    "joined",
+    "local_device",
+    "tell",
+]
+
+PATIENCE = timedelta(minutes=10)
+"""A rank that lets the others wait for longer has failed. A checkpoint, the validation loss and a compilation
+must fit into it."""
+
+GRACE = timedelta(seconds=5)
+"""For a rank that is alive to say so, when another is lost."""
+
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SENTENCE_BYTES = 1024
+_groups = itertools.count()
+"""Process groups that this process has made; ranks make them together."""
+
+PRIME = 16_777_213
+"""Checksums below it are exact in float32, in which ranks exchange them."""
+
+
+class RankError(RuntimeError):
+    """Another rank of this fit has failed, so it has ended on all of them; the message names the rank."""
+
+
+Gradients = Callable[[Batch], Sequence[Tensor]]
+"""Loss, KL, reconstruction and gradients of a batch."""
+
+
+class OneProcess:
+    """A fit that is on its own: the whole of every batch is its share."""
+
+    rank, size, leads = 0, 1, True
+
+    def begin(
+        self,
+        model: Program,
+        guide: Program,
+        objective: Objective,
+        parameters: Mapping[str, Tensor],
+        batch: Batch,
+        *,
+        rescaled: bool,
+    ) -> None:
+        """Make parameters and buffers what they are on rank 0."""
+
+    def same_state(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What rank 0 has read from a checkpoint, for all."""
+        return state
+
+    def set_stream(self, seed: int, step: int) -> None:
+        """Set the random stream to where this rank's is before a step; that of one process just goes on."""
+
+    def total(self, gradients: Gradients, batch: Batch) -> Sequence[Tensor]:
+        """Loss, KL, reconstruction and gradients of the whole batch, of which ``batch`` is our share."""
+        return gradients(batch)
+
+    def observations(self, count: int) -> int:
+        """What the totals of the last step are about, where one process alone would count ``count``."""
+        return count
+
+    def agree(self, validation: float) -> float:
+        """After an epoch: the validation loss and the buffers of rank 0, and whether parameters are equal."""
+        return validation
+
+
+class Ranks(OneProcess):
+    """The processes of one fit, seen from one of them.
+
+    Parameters
+    ----------
+    device
+        Of this rank.
+    store
+        Where ranks can leave word when their exchange is broken; None if the group was not made here.
+    """
+
+    def __init__(self, device: torch.device, store: Store | None) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.leads = self.rank == 0
+        self.device, self._store = device, store
+        self._seed = self._step = self._rows = 0
+        self._rescaled = False
+        self._plates: PlateScale | None = None
+        # One shape at a time: a rank that fails must join the exchange that the others are in.
+        self._buffer = torch.zeros(2 * self.size, dtype=torch.float64, device=device)
+        self._terms: list[Tensor] = []
+        self._parameters: list[Tensor] = []
+        self._buffers: list[Tensor] = []
+
+    def begin(
+        self,
+        model: Program,
+        guide: Program,
+        objective: Objective,
+        parameters: Mapping[str, Tensor],
+        batch: Batch,
+        *,
+        rescaled: bool,
+    ) -> None:
+        """Make parameters and buffers what they are on rank 0.
+
+        ``rescaled`` says that a batch's totals are about the full data (a subsampled plate), so that those of
+        the ranks are averaged and not summed.
+
+        Raises
+        ------
+        ValueError
+            If the objective cannot be computed in shares.
+        RankError
+            If the ranks have made different pairs, or one has failed.
+        """
+        self._rescaled = rescaled
+        self._parameters = list(parameters.values())
+        self._buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
+        if has_global_sites(model, guide, batch):
+            if isinstance(objective, Renyi):
+                raise ValueError(
+                    f"objective is {objective!r}, and this pair has latents outside of the observation "
+                    "plate, which make one importance weight of a whole batch: ranks cannot compute it in "
+                    "shares; give ELBO() or distributed=False"
+                )
+            if not rescaled:
+                self._plates = PlateScale(self._parameters[0])
+        structure = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in parameters.items()]
+        flat = self._laid_out(self._parameters)
+        sums = self._compare(zlib.crc32("\n".join(structure).encode()))
+        self._complain(sums, "has made a pair with other parameters than rank 0: make the same on every rank")
+        self._buffer = flat
+        self._broadcast([*self._parameters, *self._buffers])
+
+    def _laid_out(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The flat tensor of an exchange, with views for its terms: who failed, checksums, rows, loss, KL,
+        reconstruction, gradients."""
+        dtype = torch.float32
+        for parameter in parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        head = 2 * self.size
+        flat = torch.zeros(
+            head + 4 + sum(p.numel() for p in parameters), dtype=dtype, device=parameters[0].device
+        )
+        self._terms, offset = [flat[head + i] for i in range(4)], head + 4
+        for parameter in parameters:
+            # in memory as the parameter is: fused optimizers walk through both together
+            like = torch.empty_like(parameter, device="meta")
+            place = flat[offset : offset + parameter.numel()]
+            self._terms.append(place.as_strided(like.shape, like.stride()))
+            offset += parameter.numel()
+        return flat
+
+    def same_state(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What rank 0 has read from a checkpoint, for all."""
+        content = pack(state, "the state") if self.leads and state is not None else b""
+        length = int(self._compare(len(content))[0])
+        if not length:
+            return None
+        place = torch.zeros(length, dtype=torch.uint8, device=self.device)
+        if self.leads:
+            place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        self._broadcast([place])
+        return state if self.leads else dict(unpack(place.cpu().numpy().tobytes()))
+
+    def set_stream(self, seed: int, step: int) -> None:
+        """The stream of a rank is a function of seed, step and rank, so a fit can go on with other ranks, and
+        with as many to the same bits."""
+        self._seed = seed
+        self._set_stream(step)
+
+    def _set_stream(self, step: int) -> None:
+        self._step = step
+        seed = _mixed(_mixed(_mixed(self._seed) + step) + self.rank)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+
+    def total(self, gradients: Gradients, batch: Batch) -> Sequence[Tensor]:
+        """Loss, KL, reconstruction and gradients of the whole batch, of which ``batch`` is this rank's share.
+
+        A total over the rows is the sum of the ranks'; one about the full data is their mean, weighted by the
+        rows. Where only a part of it is in the observation plate, that part is scaled up to the whole batch
+        first, and the mean is taken then. What is returned is overwritten by the next call.
+        """
+        rows = len(batch[0])
+        if self._plates is not None:
+            self._sum(rows, [])
+            self._plates.factor.fill_(self._rows / max(rows, 1))
+        outputs = self._of_share(gradients, batch) if rows else []
+        averaged = self._rescaled or self._plates is not None
+        if averaged:
+            outputs = torch._foreach_mul(list(outputs), float(rows)) if outputs else []
+        self._sum(rows, outputs)
+        if averaged:
+            torch._foreach_div_(self._terms[1:], float(self._rows))
+        self._set_stream(self._step + 1)
+        summed = zip(self._terms[4:], self._parameters, strict=True)
+        return [*self._terms[1:4], *(term.to(parameter.dtype) for term, parameter in summed)]
+
+    def _of_share(self, gradients: Gradients, batch: Batch) -> Sequence[Tensor]:
+        if self._plates is None:
+            return gradients(batch)
+        try:
+            with self._plates:
+                return gradients(batch)
+        finally:
+            self._plates.factor.fill_(1.0)
+
+    def _sum(self, rows: int, outputs: Sequence[Tensor]) -> None:
+        """Exchange the number of rows, and loss, KL, reconstruction and gradients if they are given."""
+        self._buffer.zero_()
+        self._terms[0].fill_(rows)
+        if outputs:
+            torch._foreach_copy_(self._terms[1:], list(outputs))
+        head = self._exchange(also=1)
+        self._rows = round(head[-1])
+
+    def observations(self, count: int) -> int:
+        """What the totals of the last step are about, where one process alone would count ``count``."""
+        return count if self._rescaled else self._rows
+
+    def agree(self, validation: float) -> float:
+        """After an epoch: the validation loss and the buffers of rank 0, and whether parameters are equal.
+
+        Raises
+        ------
+        RankError
+            If they are not: a callback, a hook or an optimizer that draws has changed them on one rank.
+        """
+        sums = self._compare(_checksum(self._parameters))
+        self._complain(
+            sums,
+            "has other parameters than rank 0: a callback, a hook or an optimizer with noise of its own has "
+            "changed them on one rank, or the machines differ",
+        )
+        value = torch.tensor([validation], dtype=torch.float64, device=self.device)
+        self._broadcast([value, *self._buffers])
+        return float(value)
+
+    def _compare(self, number: int) -> list[float]:
+        """The number of every rank; once the fit has begun it must be exact in float32."""
+        self._buffer.zero_()
+        self._buffer[self.size + self.rank] = float(number)
+        return self._exchange(also=0)[self.size :]
+
+    def _complain(self, sums: Sequence[float], sentence: str) -> None:
+        other = next((rank for rank, value in enumerate(sums) if value != sums[0]), None)
+        if other is not None:
+            raise RankError(f"rank {other} {sentence}")
+
+    def _exchange(self, *, also: int) -> list[float]:
+        """Sum the buffer over the ranks, and look at its head and at ``also`` so many numbers more.
+
+        Raises
+        ------
+        RankError
+            If a rank has failed, or is lost.
+        """
+        try:
+            dist.all_reduce(self._buffer)
+            head: list[float] = self._buffer[: 2 * self.size + also].tolist()
+            failed = _first_failed(head[: self.size])
+            sentence = None if failed is None else self._sentence(failed)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        if sentence is not None:
+            raise RankError(f"rank {failed} failed, so this fit ends on all {self.size} ranks: {sentence}")
+        return head
+
+    def _broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Give everybody the tensors of rank 0, as bytes, for there are dtypes that cannot be sent."""
+        if not tensors:
+            return
+        parts = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in tensors]
+        flat = torch.cat(parts)
+        try:
+            dist.broadcast(flat, 0)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+        if not self.leads:
+            for tensor, part in zip(tensors, flat.split([len(p) for p in parts]), strict=True):
+                tensor.detach().copy_(part.clone().view(tensor.dtype).view(tensor.shape))
+
+    def leave(self, error: BaseException | None) -> None:
+        """The last exchange: all have done what they had to, or this rank has failed and says why."""
+        if isinstance(error, RankError):
+            return
+        self._buffer.zero_()
+        if error is None:
+            self._exchange(also=0)
+            return
+        self._buffer[self.rank] = 1.0
+        with suppress(RuntimeError):  # where the exchange is broken, others know
+            dist.all_reduce(self._buffer)
+            self._sentence(
+                _first_failed(self._buffer[: self.size].tolist()) or 0, f"{type(error).__name__}: {error}"
+            )
+
+    def _sentence(self, failed: int, own: str = "") -> str:
+        """What a failed rank has to say."""
+        text = own.encode()[:SENTENCE_BYTES] if failed == self.rank else b""
+        place = torch.zeros(SENTENCE_BYTES, dtype=torch.uint8, device=self.device)
+        place[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+        dist.broadcast(place, failed)
+        return bytes(place.tolist()).rstrip(b"\0").decode(errors="ignore")
+
+    def _lost(self, error: RuntimeError) -> RankError:
+        """Who does not answer any more."""
+        reason = str(error).strip().split("\n")[0]
+        if self._store is None:
+            return RankError(
+                f"rank {self.rank} has lost touch with another rank, and this fit ends: {reason}"
+            )
+        dist.destroy_process_group()  # so that whoever waits for this rank stops to wait and answers, too
+        missing = _missing(self._store, self.rank, self.size)
+        who = f"rank {' and rank '.join(map(str, missing))}" if missing else "a rank that is alive again"
+        return RankError(f"{who} did not answer, so this fit ends on all {self.size} ranks: {reason}")
+
+
+@contextmanager
+def joined(distributed: bool, device: torch.device) -> Iterator[OneProcess]:
+    """The ranks of a fit, for this block: those of an initialized process group, or of the environment that
+    ``torchrun`` makes.
+
+    Raises
+    ------
+    ValueError
+        If there is neither, or the device is one that ranks cannot use.
+    RankError
+        If another rank fails.
+    """
+    if not distributed:
+        yield OneProcess()
+        return
+    if not dist.is_available():
+        raise ValueError("distributed is True, and this build of torch is without torch.distributed")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"distributed is True, and ranks exchange on 'cpu' or 'cuda', not on {device}")
+    own = not dist.is_initialized()
+    store = _initialize(device) if own else None
+    try:
+        ranks = Ranks(device, store)
+        try:
+            yield ranks
+        except BaseException as error:
+            ranks.leave(error)
+            raise
+        ranks.leave(None)
+    finally:
+        if own and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The device of this rank: of several GPUs the one with its number on this machine."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def _initialize(device: torch.device) -> Store:
+    missing = [
+        name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if missing:
+        raise ValueError(
+            f"distributed is True, and there is no process group and no {missing[0]} in the environment; "
+            "start with `torchrun --nproc-per-node=N`, or call torch.distributed.init_process_group first"
+        )
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    # the store outlives a group, and what an earlier one has left there would confuse the next
+    found, rank, size = _meeting_place()
+    store = PrefixStore(f"pyro_vae/{next(_groups)}", found)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    return store
+
+
+@functools.cache
+def _meeting_place() -> tuple[Store, int, int]:
+    """The store where ranks find each other, our rank and their number. One for the life of the process: a
+    second one at the same address could be taken for the first."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    return store, rank, size
+
+
+def tell(turn: int, word: str) -> None:
+    """Say a word to the other ranks of this launch; each turn has its own."""
+    _meeting_place()[0].set(f"pyro_vae/said/{turn}", word)
+
+
+def hear(turn: int) -> str:
+    """Wait for the word of a turn.
+
+    Raises
+    ------
+    RankError
+        If none comes.
+    """
+    key = f"pyro_vae/said/{turn}"
+    store, rank, _ = _meeting_place()
+    try:
+        store.wait([key], PATIENCE)
+        return str(store.get(key).decode())
+    except RuntimeError as error:
+        raise RankError(f"rank {rank} has not heard from rank 0 for {PATIENCE}: {error}") from error
+
+
+def is_launched() -> bool:
+    """Whether this is one of several processes that ``torchrun``, or something like it, has started."""
+    return all(name in os.environ for name in ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def is_follower() -> bool:
+    """Whether this is another of them than the first."""
+    return is_launched() and int(os.environ["RANK"]) > 0
+
+
+def _missing(store: Store, rank: int, size: int) -> list[int]:
+    """The ranks that do not answer; the store is rank 0's where torchrun does not keep it."""
+    missing = []
+    try:
+        store.set(f"alive/{rank}", "")
+    except RuntimeError:
+        return [0]
+    for other in range(size):
+        try:
+            store.wait([f"alive/{other}"], GRACE)
+        except RuntimeError:
+            missing.append(other)
+    return missing
+
+
+def _first_failed(flags: Sequence[float]) -> int | None:
+    return next((rank for rank, flag in enumerate(flags) if flag != 0), None)
+
+
+def _checksum(tensors: Sequence[Tensor]) -> int:
+    """Of the bits of tensors, computed where they are."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    total = 0
+    for i, tensor in enumerate(tensors):
+        bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()])
+        total += (i + 1) * int(bits.sum(dtype=torch.int64))
+    return total % PRIME
+
+
+def _mixed(number: int) -> int:
+    """Distinct numbers for distinct numbers, with nothing left of their order (Steele, Lea and Flood, 2014,
+    Fast Splittable Pseudorandom Number Generators)."""
+    mask = 0xFFFF_FFFF_FFFF_FFFF
+    number = (number + 0x9E37_79B9_7F4A_7C15) & mask
+    number = ((number ^ (number >> 30)) * 0xBF58_476D_1CE4_E5B9) & mask
+    number = ((number ^ (number >> 27)) * 0x94D0_49BB_1331_11EB) & mask
+    return number ^ (number >> 31)
