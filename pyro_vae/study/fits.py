@@ -21,7 +21,7 @@ from pyro_vae.study.measures import ScaleHistory
 from pyro_vae.study.pairs import make_pair
 from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, checkpoint, fit
 from pyro_vae.svi.checkpoint import SavedFit
-from pyro_vae.svi.distributed import hear, tell
+from pyro_vae.svi.launch import hear, tell
 from pyro_vae.svi.progress import Show, progress_bar
 
 __all__ = ["Task", "fit_all", "fit_as_follower"]
