@@ -208,7 +208,7 @@ def test_cuda_where_there_is_none(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("words", [["diagnose", "here"], ["report", "here"]])
+@pytest.mark.parametrize("words", [["diagnose", "here"], ["resume", "here"], ["report", "here"]])
 def test_a_folder_without_a_run(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, words)
@@ -216,7 +216,7 @@ def test_a_folder_without_a_run(words: list[str], tmp_path: Path, monkeypatch: p
     assert done.stderr.startswith("pyro-vae: here holds no run: there is no run.json in it")
 
 
-@pytest.mark.parametrize("command", ["compare", "fit", "diagnose", "report", "scales"])
+@pytest.mark.parametrize("command", ["compare", "fit", "diagnose", "resume", "report", "scales"])
 def test_help_shows_an_example_on_a_line_of_its_own(command: str) -> None:
     shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, [command, "--help"]).stdout
     lines = [line.strip() for line in shown.splitlines()]

@@ -1,5 +1,6 @@
 """Files are data: whatever is done to one, reading it gives what was written, or a sentence."""
 
+import itertools
 import json
 import os
 import pickle
@@ -41,7 +42,7 @@ class Payload:
 def flipped(content: bytes, cases: int, chance: random.Random) -> Iterator[bytes]:
     """One byte changed, in each of so many regions that together are the whole file."""
     edges = np.linspace(0, len(content), min(cases, len(content)) + 1).astype(int)
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         i = chance.randrange(low, high)
         yield content[:i] + bytes([content[i] ^ (1 << chance.randrange(8))]) + content[i + 1 :]
 
@@ -94,8 +95,8 @@ def check(
         try:
             given = read()
         except (ValueError, FileNotFoundError) as error:
-            assert str(error)
-            assert path.name in str(error)
+            assert str(error)  # noqa: PT017
+            assert path.name in str(error)  # noqa: PT017
         else:
             assert same(given)
     assert not marker.exists()
@@ -189,7 +190,7 @@ class TestDamage:
             try:
                 again = go_on()
             except ValueError as error:
-                assert "the checkpoint" in str(error)
+                assert "the checkpoint" in str(error)  # noqa: PT017
                 assert path.read_bytes() == content
             else:
                 assert again.history["loss"].values.tolist() == losses
@@ -231,7 +232,7 @@ def test_names_in_a_run_cannot_reach_outside(name: str, run: Path) -> None:
     outside = run.parent / "outside-0"
     shutil.copytree(run / "fits" / "abs-0", outside)
     forge(run, diagnostics.assign_coords(guide=[name]))
-    with pytest.raises(ValueError, match="no name of a file|not complete|cannot be read|holds no fit"):
+    with pytest.raises(ValueError, match=r"no name of a file|not complete|cannot be read|holds no fit"):
         Study.load(run)
 
 

@@ -23,6 +23,7 @@ PLACES = {
     "data": (2, 3),
     "posterior": (0, 2),
     "svi": (0, 1),
+    "storage": (1, 0),
     "guides": (0, 0),
     "models": (2, 0),
 }

@@ -93,7 +93,7 @@ class Fit:
 
     def save(self, path: str | Path) -> Path:
         """Write ``params.safetensors``, ``fit.json`` and ``history.nc`` into the folder ``path``; nothing is
-        pickled.
+        pickled. Whenever the process ends, an older fit that was there or this one can be loaded, whole.
 
         Raises
         ------

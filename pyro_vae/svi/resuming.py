@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.lock import locked
@@ -21,7 +22,7 @@ from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.identity import difference
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.loop import Loop
-from pyro_vae.svi.verification import settings_of
+from pyro_vae.svi.parameters import copy_tensors, restore_tensors
 
 __all__ = ["Checkpoint", "Saver", "as_checkpoint", "open_checkpoint"]
 
@@ -113,9 +114,12 @@ class Saver:
         written is refused now and not after hours."""
         context = _Context(loop, batches, callbacks, identity, self.seconds_before)
         if self.found is not None:
+            tensors = loop.tensors()
+            before = copy_tensors(tensors)
             try:
                 context.restore(self.found, steps)
             except ValueError as error:
+                restore_tensors(tensors, before)  # who is refused keeps the weights that he came with
                 raise ValueError(f"the checkpoint {self.path} {error}") from None
             except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
                 raise ValueError(
@@ -213,7 +217,7 @@ class _Context:
         self.identity["callbacks with a state"] = [type(callback).__name__ for callback in self.callbacks]
         self.started = time.perf_counter() - seconds_before
         self.device = next(iter(loop.parameters.values())).device
-        self.settings = settings_of(loop.model, loop.guide)
+        self.settings = _settings(loop)
         self.generators = _generators(batches)
 
     def state(self) -> dict[str, Any]:
@@ -225,7 +229,7 @@ class _Context:
             "seconds": time.perf_counter() - self.started,
             "loop": self.loop.state(),
             "callbacks": [callback.state_dict() for callback in self.callbacks],
-            "settings": (self.settings, settings_of(self.loop.model, self.loop.guide)),
+            "settings": (self.settings, _settings(self.loop)),
             "generators": [generator.get_state() for generator in self.generators],
             "streams": _streams(self.device),
             "probe": self._probe(),
@@ -291,21 +295,32 @@ class _Context:
         """The loss of a fixed batch and noise, by which a changed program shows itself."""
         if isinstance(self.batches, LoaderBatches):
             return math.nan
-        before = settings_of(self.loop.model, self.loop.guide)
+        before = _settings(self.loop)
         loss = self.loop.loss_on(self.batches.first())
         _set_settings(self.loop, before)
         return loss
 
 
+def _owners(loop: Loop) -> dict[str, tuple[nn.Module, str]]:
+    """The plain numbers, flags and words on the modules, by where they are: the module and the attribute."""
+    roots = zip(("model", "guide"), modules_of(loop.model, loop.guide), strict=False)
+    return {
+        ".".join(filter(None, (tag, path, name))): (module, name)
+        for tag, root in roots
+        for path, module in root.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str) and not name.startswith("_")
+    }
+
+
+def _settings(loop: Loop) -> dict[str, Any]:
+    return {where: vars(module)[name] for where, (module, name) in _owners(loop).items()}
+
+
 def _set_settings(loop: Loop, settings: dict[str, Any]) -> None:
-    """Give plain attributes of the modules their values, by the names of :func:`settings_of`."""
-    for root in modules_of(loop.model, loop.guide):
-        for path, module in root.named_modules():
-            prefix = ".".join(filter(None, (type(root).__name__, path)))
-            for name in vars(module).keys() & {
-                name.removeprefix(f"{prefix}.") for name in settings if name.startswith(f"{prefix}.")
-            }:
-                vars(module)[name] = settings[f"{prefix}.{name}"]
+    for where, (module, name) in _owners(loop).items():
+        if where in settings:
+            vars(module)[name] = settings[where]
 
 
 def _streams(device: torch.device) -> dict[str, torch.Tensor]:

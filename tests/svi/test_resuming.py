@@ -51,7 +51,7 @@ def interrupted(
         taken += 1
         whole(loop, batch)
 
-    with patch.context() as patched, pytest.raises(StoppedError):
+    with patch.context() as patched, pytest.raises(StoppedError):  # noqa: PT012
         patched.setattr(Loop, "_take_step", take_step)
         fitted(make, data, path, **options)
 
@@ -337,8 +337,40 @@ def test_a_setting_that_differs_is_refused(tmp_path: Path) -> None:
         return Pair(Decoder(), Encoder(layers=(nn.Dropout(share),)))
 
     fitted(lambda: dropout(0.4), observations(40), tmp_path / "state", epochs=1)
-    with pytest.raises(ValueError, match=r"its Encoder.body.1.p was 0.4, and here it is 0.5"):
+    with pytest.raises(ValueError, match=r"its guide.body.1.p was 0.4, and here it is 0.5"):
         fitted(lambda: dropout(0.5), observations(40), tmp_path / "state")
+
+
+def test_two_networks_of_one_class_keep_their_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Net(nn.Module):
+        """A model and a guide in one class, told apart by a plain number."""
+
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.gain, self.decoder, self.encoder = gain, Decoder(), Encoder()
+
+        def model(self, x: Tensor) -> None:
+            self.decoder(x)
+
+        def guide(self, x: Tensor) -> None:
+            self.encoder(x * self.gain)
+
+    def pair() -> Pair:
+        return Pair(Net(3.0).model, Net(0.5).guide)
+
+    check_resumed(pair, observations(40), tmp_path, monkeypatch, after=(4,))
+
+
+def test_who_is_refused_keeps_the_weights(tmp_path: Path) -> None:
+    fitted(PAIRS["normal"], observations(40), tmp_path / "state", epochs=1)
+    pair = Pair(Tempered(), Encoder())
+    before = [parameter.detach().clone() for parameter in pair.model.parameters()]  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="this pair has a loss of"):
+        fit(pair.model, pair.guide, observations(40), **options_of(tmp_path / "state"))
+    now = pair.model.parameters()  # type: ignore[attr-defined]
+    assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True))
 
 
 def test_bad_steps_are_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +404,7 @@ class TestWriting:
 
     @pytest.mark.parametrize("seconds", [-1, float("nan"), "1", True, None])
     def test_what_is_no_interval(self, seconds: Any) -> None:
-        with pytest.raises(ValueError, match="seconds is .*; give a number of at least 0"):
+        with pytest.raises(ValueError, match=r"seconds is .*; give a number of at least 0"):
             Checkpoint("state", seconds)
 
     def test_a_full_disk_is_told_and_the_fit_goes_on(
@@ -404,7 +436,7 @@ class TestWriting:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(os, "fsync", fsync)
-        with pytest.raises(OSError, match="No space left on device: .*state"):
+        with pytest.raises(OSError, match=r"No space left on device: .*state"):
             fitted(PAIRS["normal"], observations(40), tmp_path / "state")
         assert list(tmp_path.iterdir()) == []
 
@@ -427,5 +459,5 @@ class TestWriting:
 
     def test_a_newer_checkpoint_is_refused_by_name(self, tmp_path: Path) -> None:
         (tmp_path / "state").write_bytes(pack({"schema": 2}, "state"))
-        with pytest.raises(ValueError, match="has schema 2, and this version .* update pyro-vae to read it"):
+        with pytest.raises(ValueError, match=r"has schema 2, and this version .* update pyro-vae to read it"):
             fitted(PAIRS["normal"], observations(40), tmp_path / "state")
