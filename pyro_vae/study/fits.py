@@ -23,7 +23,7 @@ from pyro_vae.study.pairs import make_pair
 from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, checkpoint, fit
 from pyro_vae.svi.checkpoint import SavedFit
 from pyro_vae.svi.devices import resolve_device
-from pyro_vae.svi.distributed import hear, tell
+from pyro_vae.svi.launch import hear, tell
 from pyro_vae.svi.many_steps import build_pays
 from pyro_vae.svi.progress import Show, progress_bar
 

@@ -315,13 +315,13 @@ def _load_fit(job: _Job, folder: RunFolder, name: str, seed: int) -> Fit:
 def _fit_missing(job: _Job, folder: RunFolder, options: "_Options") -> dict[str, str]:
     """Fit what is not fitted, seed by seed, so that guides are at every moment equally far; returns what
     failed, and why."""
-    config = job.config
-    tasks = [
-        Task(name, seed)
-        for seed in range(config.seeds)
-        for name in config.scales
-        if not _is_fitted(job, folder, name, seed)
-    ]
+    config, tasks = job.config, []
+    for seed in range(config.seeds):
+        for name in config.scales:
+            if _is_fitted(job, folder, name, seed):
+                (folder.fit(name, seed) / "state").unlink(missing_ok=True)
+            else:
+                tasks.append(Task(name, seed))
     return fit_all(
         config,
         job.train,

@@ -12,13 +12,9 @@ from itself; one that dies without a word is found missing.
 
 from __future__ import annotations
 
-import functools
-import itertools
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,42 +25,18 @@ from pyro_vae.storage.plain import pack, unpack
 from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.global_sites import PlateScale, has_global_sites
 from pyro_vae.svi.isolation import modules_of
+from pyro_vae.svi.launch import RankError, join_group, missing_ranks
 from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.renyi import Renyi
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = [
-    "OneProcess",
-    "RankError",
-    "Ranks",
-    "hear",
-    "is_follower",
-    "is_launched",
-    "joined",
-    "local_device",
-    "tell",
-]
+__all__ = ["OneProcess", "Ranks", "joined"]
 
-PATIENCE = timedelta(minutes=10)
-"""A rank that lets the others wait for longer has failed. A checkpoint, the validation loss and a compilation
-must fit into it."""
-
-GRACE = timedelta(seconds=5)
-"""For a rank that is alive to say so, when another is lost."""
-
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SENTENCE_BYTES = 1024
-_groups = itertools.count()
-"""Process groups that this process has made; ranks make them together."""
-
 PRIME = 16_777_213
 """Checksums below it are exact in float32, in which ranks exchange them."""
-
-
-class RankError(RuntimeError):
-    """Another rank of this fit has failed, so it has ended on all of them; the message names the rank."""
 
 
 Gradients = Callable[[Batch], Sequence[Tensor]]
@@ -354,7 +326,7 @@ class Ranks(OneProcess):
                 f"rank {self.rank} has lost touch with another rank, and this fit ends: {reason}"
             )
         dist.destroy_process_group()  # so that whoever waits for this rank stops to wait and answers, too
-        missing = _missing(self._store, self.rank, self.size)
+        missing = missing_ranks(self._store, self.rank, self.size)
         who = f"rank {' and rank '.join(map(str, missing))}" if missing else "a rank that is alive again"
         return RankError(f"{who} did not answer, so this fit ends on all {self.size} ranks: {reason}")
 
@@ -379,7 +351,7 @@ def joined(distributed: bool, device: torch.device) -> Iterator[OneProcess]:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"distributed is True, and ranks exchange on 'cpu' or 'cuda', not on {device}")
     own = not dist.is_initialized()
-    store = _initialize(device) if own else None
+    store = join_group(device) if own else None
     try:
         ranks = Ranks(device, store)
         try:
@@ -391,91 +363,6 @@ def joined(distributed: bool, device: torch.device) -> Iterator[OneProcess]:
     finally:
         if own and dist.is_initialized():
             dist.destroy_process_group()
-
-
-def local_device(device: torch.device) -> torch.device:
-    """The device of this rank: of several GPUs the one with its number on this machine."""
-    if device.type != "cuda" or device.index is not None:
-        return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-
-
-def _initialize(device: torch.device) -> Store:
-    missing = [
-        name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
-    ]
-    if missing:
-        raise ValueError(
-            f"distributed is True, and there is no process group and no {missing[0]} in the environment; "
-            "start with `torchrun --nproc-per-node=N`, or call torch.distributed.init_process_group first"
-        )
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
-    # the store outlives a group, and what an earlier one has left there would confuse the next
-    found, rank, size = _meeting_place()
-    store = PrefixStore(f"pyro_vae/{next(_groups)}", found)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    return store
-
-
-@functools.cache
-def _meeting_place() -> tuple[Store, int, int]:
-    """The store where ranks find each other, our rank and their number. One for the life of the process: a
-    second one at the same address could be taken for the first."""
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    return store, rank, size
-
-
-def tell(turn: int, word: str) -> None:
-    """Say a word to the other ranks of this launch; each turn has its own."""
-    _meeting_place()[0].set(f"pyro_vae/said/{turn}", word)
-
-
-def hear(turn: int) -> str:
-    """Wait for the word of a turn.
-
-    Raises
-    ------
-    RankError
-        If none comes.
-    """
-    key = f"pyro_vae/said/{turn}"
-    store, rank, _ = _meeting_place()
-    try:
-        store.wait([key], PATIENCE)
-        return str(store.get(key).decode())
-    except RuntimeError as error:
-        raise RankError(f"rank {rank} has not heard from rank 0 for {PATIENCE}: {error}") from error
-
-
-def is_launched() -> bool:
-    """Whether this is one of several processes that ``torchrun``, or something like it, has started."""
-    return all(name in os.environ for name in ENVIRONMENT) and int(os.environ["WORLD_SIZE"]) > 1
-
-
-def is_follower() -> bool:
-    """Whether this is another of them than the first."""
-    return is_launched() and int(os.environ["RANK"]) > 0
-
-
-def _missing(store: Store, rank: int, size: int) -> list[int]:
-    """The ranks that do not answer; the store is rank 0's where torchrun does not keep it."""
-    missing = []
-    try:
-        store.set(f"alive/{rank}", "")
-    except RuntimeError:
-        return [0]
-    for other in range(size):
-        try:
-            store.wait([f"alive/{other}"], GRACE)
-        except RuntimeError:
-            missing.append(other)
-    return missing
 
 
 def _first_failed(flags: Sequence[float]) -> int | None:

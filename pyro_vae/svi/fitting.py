@@ -25,13 +25,14 @@ from pyro_vae.svi.arguments import (
 from pyro_vae.svi.batches import ArrayBatches, Batch, Batches, as_batches, as_tensors
 from pyro_vae.svi.compilation import CudaGraphEngine, InductorEngine
 from pyro_vae.svi.devices import resolve_device
-from pyro_vae.svi.distributed import joined, local_device
+from pyro_vae.svi.distributed import joined
 from pyro_vae.svi.engines import CapturedEngine, EagerEngine
 from pyro_vae.svi.first_run import check_support, traced_pair
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.identity import identity_of
 from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
+from pyro_vae.svi.launch import local_device
 from pyro_vae.svi.loop import BAD_STEPS_IN_A_ROW, EarlyStopping, Loop, training_mode
 from pyro_vae.svi.many_steps import ManySteps, build_pays, log_captured
 from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pyro_vae.svi import ELBO, IWAE, Checkpoint, Fit, distributed, fit
+from pyro_vae.svi import ELBO, IWAE, Checkpoint, Fit, fit, launch
 from pyro_vae.svi.batches import ArrayBatches, LoaderBatches, MappedBatches, epoch_order
 from pyro_vae.svi.distributed import joined
 from pyro_vae.svi.mapped import MappedRows
@@ -253,8 +253,8 @@ def _broken(how: str, path: Path, epochs: int = 3) -> Any:
 
 
 def _fit_broken(how: str, path: Path, epochs: int) -> Any:
-    distributed.GRACE = timedelta(seconds=0.5)
-    distributed.PATIENCE = timedelta(seconds=1.5 if how == "hang" else 60.0)
+    launch.GRACE = timedelta(seconds=0.5)
+    launch.PATIENCE = timedelta(seconds=1.5 if how == "hang" else 60.0)
     x = distinct_rows()
     order = epoch_order(len(x), 0, 0 if how == "nan" else 1)
     third_batch_of_rank_1 = order[2 * BATCH + 1 : 3 * BATCH : 2]
