@@ -296,6 +296,8 @@ def test_a_process_that_is_killed_while_it_saves(tmp_path: Path) -> None:
 
 class TestCommand:
     def command(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        # Tests in the background have no Ctrl-C, and their processes would inherit that.
+        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         return subprocess.Popen(
             [sys.executable, "-m", "pyro_vae", *words],
             cwd=ROOT,

@@ -83,11 +83,14 @@ def fit_all(
             outcomes = _fit_here(config, train, device, tasks, places, show, before, failures)
         for outcome in outcomes:
             task = outcome.task
+            place = folder.fit(task.guide, task.seed)
             if outcome.saved is None:
+                (place / "state").unlink(missing_ok=True)
+                with suppress(OSError):  # where an earlier fit lies
+                    place.rmdir()
                 failures.setdefault(task.guide, f"{task}: {outcome.failure}")
                 logger.warning("the guide %s is left out: %s", task.guide, outcome.failure)
                 continue
-            place = folder.fit(task.guide, task.seed)
             checkpoint.write(place, outcome.saved.tensors, outcome.saved.record, outcome.saved.history)
             (place / "state").unlink(missing_ok=True)
     return failures

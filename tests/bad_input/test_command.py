@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from pyro_vae.cli import app
+from pyro_vae.storage.records import write_record
 
 pytestmark = pytest.mark.arviz
 
@@ -56,13 +57,13 @@ OTHERS = (
     (["diagnose"], "run", "Missing argument"),
     (["diagnose", "nowhere"], "nowhere holds no run", "pyro-vae compare"),
     (["diagnose", "thesis"], "thesis holds no run", "pyro-vae compare"),
-    (["diagnose", "broken"], "run.json cannot be read", "damaged"),
+    (["diagnose", "broken"], "run.json is not JSON", "damaged"),
     (["diagnose", "newer"], "schema 99", "update pyro-vae"),
-    (["diagnose", "unfinished"], "'running' and not done", "again"),
+    (["diagnose", "unfinished"], "'running' and not done", "pyro-vae resume"),
     (["diagnose", "nowhere", "--draws", "ten"], "'--draws'", "integer"),
     (["report", "nowhere"], "nowhere holds no run", "pyro-vae compare"),
-    (["report", "broken"], "run.json cannot be read", "damaged"),
-    (["report", "unfinished"], "'running' and not done", "again"),
+    (["report", "broken"], "run.json is not JSON", "damaged"),
+    (["report", "unfinished"], "'running' and not done", "pyro-vae resume"),
     (["fit", "--config", "several.toml"], "2 scales", "--scale"),
 )
 ALL = [([command, *words], place, remedy) for command in COMMANDS for words, place, remedy in WRONG]
@@ -81,13 +82,15 @@ def _desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "thesis/thesis.tex": "",
         "broken/run.json": "{",
         "newer/run.json": '{"schema": 99}',
-        "unfinished/run.json": '{"schema": 1, "config": {}, "result": {"status": "running"}}',
         "empty/nothing": "",
     }
     for name, text in texts.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
+    (tmp_path / "unfinished").mkdir()
+    unfinished = {"schema": 1, "config": {}, "device": "cpu", "result": {"status": "running"}}
+    write_record(tmp_path / "unfinished" / "run.json", unfinished)
     np.save("nan.npy", np.array([[1.0, 2.0], [np.nan, 3.0]]))
     np.save("halves.npy", np.array([[0.5, 2.0], [1.0, 3.0]]))
     np.save("one.npy", np.ones((4, 2)))

@@ -106,7 +106,7 @@ def test_wrong_input(case: Case) -> None:
     [
         ("a.toml", "epochs = ", "a.toml is not TOML", "value"),
         ("b.json", "{", "b.json is not JSON", "line 1"),
-        ("c.json", "[]", "c.json is no record of a run", "schema"),
+        ("c.json", "[]", "c.json has schema None", "damaged or foreign"),
         ("d.json", '{"schema": 99}', "d.json has schema 99", "update pyro-vae"),
         ("e.json", '{"schema": 1}', "e.json has no 'config'", "damaged"),
         ("f.toml", "epochs = 'many'", "epochs is 'many'", "integer"),
