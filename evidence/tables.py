@@ -255,7 +255,9 @@ def published_table(results: Results) -> str:
     for _, r in results["published"].iterrows():
         what = f"{r['objective']}, k = {r['particles']}"
         nll = f"**{r['nll']:.2f}** ± {1.96 * r['nll_se']:.2f}"
-        rows.append([f"here, `{r['map']}`", what, f"{r['steps']:,}", nll, r["active_units"]])
+        rows.append(
+            [f"here, `{r['map']}`", what, f"{r['steps']:,}, batch {published.BATCH}", nll, r["active_units"]]
+        )
     for source, objective, particles, value in published.PUBLISHED:
         taken = published.STEPS_TAKEN.get(source, "")
         rows.append([source, f"{objective}, k = {particles}", taken, f"{value:.2f}", ""])

@@ -46,8 +46,8 @@ PUBLISHED = (
 stated)."""
 
 STEPS_TAKEN = {
-    "Burda et al., paper": "9,800,000 of 20 images",
-    "abdulfatir, 400,000 steps": "400,000 of 100 images",
+    "Burda et al., paper": "9,800,000, batch 20",
+    "abdulfatir, 400,000 steps": "400,000, batch 100",
 }
 """Where known."""
 
