@@ -40,12 +40,12 @@ def _the_same_eventually(results: Results) -> str:
     apart = ", ".join(f"{value:.2f} on {data}" for data, value in largest.items())
     steps: Any = truth.all_arrived(results["truth"]).groupby(["start", "map", "lr"])["steps"].median()
     middle = steps.xs(1e-2, level="lr").loc[1.0]
-    there = ", ".join(f"{name} {value:,.0f}" for name, value in middle.items() if np.isfinite(value))
+    there = middle[np.isfinite(middle)]
     return (
         f"Real data: the largest differences of evidence to logvar are {apart} (nats per observation); "
         f"{int(found['decided'].sum())} of {len(found)} differences are decided. "
-        f"Steps from σ = 1 to truths between 0.001 and 10 at rate 0.01: {there}; "
-        f"others not in {results['truth']['limit'].max():,}."
+        f"Steps from σ = 1 to truths between 0.001 and 10 at rate 0.01: {there.min():,.0f} "
+        f"({there.idxmin()}) to {there.max():,.0f} ({there.idxmax()})."
     )
 
 
@@ -54,6 +54,8 @@ def _stability(results: Results) -> str:
     share: Any = table.groupby(["arithmetic", "lr", "map"])["failed"].mean()
     told = []
     for rate in sorted(table["lr"].unique()):
+        if ("torch Normal", rate) not in share.index.droplevel("map"):
+            continue  # left out for lack of time
         ours = share.loc["LogScaleNormal", rate].reindex(SMOOTH).dropna()
         torchs = share.loc["torch Normal", rate]
         if max(ours.max(), torchs.max()) > 0 and min(ours.min(), torchs.min()) < 1:
@@ -99,10 +101,19 @@ def _needs_log(results: Results) -> str:
 
 
 CLAIMS = {
-    "The choice between log variance and log standard deviation is arbitrary": ("", _arbitrary),
-    "Softplus is another way, and all are the same eventually": ("", _the_same_eventually),
-    "The log is for training stability": ("", _stability),
-    "Optimizing σ directly, constrained or with a Lagrange multiplier, is worse": ("", _direct),
-    "The ELBO needs log σ": ("", _needs_log),
+    "The choice between log variance and log standard deviation is arbitrary": (
+        "true, up to the learning rate",
+        _arbitrary,
+    ),
+    "Softplus is another way, and all are the same eventually": (
+        "true of the end, not of the road",
+        _the_same_eventually,
+    ),
+    "The log is for training stability": ("false: log maps fail first; knowing log σ helps", _stability),
+    "Optimizing σ directly, constrained or with a Lagrange multiplier, is worse": (
+        "true of the end, false of the beginning",
+        _direct,
+    ),
+    "The ELBO needs log σ": ("true, but any map can know it", _needs_log),
 }
 """Each with its verdict, which is an opinion about the numbers and written by hand."""

@@ -177,7 +177,7 @@ def constraints_table(results: Results) -> str:
     parts = []
     for start in truth.STARTS:
         header = [f"from σ = {start:g}", *(f"rate {rate:g}" for rate in constraints.RATES)]
-        header += [f"after {constraints.EARLY:,} steps, rate {EARLY_RATE:g}"]
+        header += [f"after {constraints.EARLY:,} steps, rate {EARLY_RATE:g}", "σ ≤ 0 proposed, same rate"]
         rows = []
         for name in (*constraints.MAPS, *constraints.CONSTRAINED):
             if (name, start) not in summary.index:
@@ -185,10 +185,11 @@ def constraints_table(results: Results) -> str:
             cells = []
             for rate in constraints.RATES:
                 line = summary.loc[name, start, rate]
-                invalid = f", {_share(line['ever_invalid'])} σ ≤ 0" if line["ever_invalid"] > 0 else ""
-                dead = f", {_share(line['dead'])} dead" if line["dead"] > 0 else ""
-                cells.append(_small(line["gap"]) + invalid + dead)
-            rows.append([f"`{name}`", *cells, _small(summary.loc[name, start, EARLY_RATE]["early_gap"])])
+                dead = f" ({_share(line['dead'])} dead)" if line["dead"] > 0 else ""
+                cells.append(_small(line["gap"]) + dead)
+            line = summary.loc[name, start, EARLY_RATE]
+            proposed = _share(line["ever_invalid"]) if line["ever_invalid"] > 0 else ""
+            rows.append([f"`{name}`", *cells, _small(line["early_gap"]), proposed])
         parts.append(_markdown(header, rows))
     return "\n".join(parts)
 
@@ -254,7 +255,9 @@ def published_table(results: Results) -> str:
     for _, r in results["published"].iterrows():
         what = f"{r['objective']}, k = {r['particles']}"
         nll = f"**{r['nll']:.2f}** ± {1.96 * r['nll_se']:.2f}"
-        rows.append([f"here, `{r['map']}`", what, f"{r['steps']:,}", nll, r["active_units"]])
+        rows.append(
+            [f"here, `{r['map']}`", what, f"{r['steps']:,}, batch {published.BATCH}", nll, r["active_units"]]
+        )
     for source, objective, particles, value in published.PUBLISHED:
         taken = published.STEPS_TAKEN.get(source, "")
         rows.append([source, f"{objective}, k = {particles}", taken, f"{value:.2f}", ""])

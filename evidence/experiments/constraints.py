@@ -125,7 +125,7 @@ def draw(results: Results) -> Figure:
             axes.set_title(f"{title}, from σ = {start:g}", fontsize=10)
             bare(axes)
     for axes in panels[0]:
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.95), ncol=2)
     figure.supxlabel("learning rate", fontsize=10)
-    figure.supylabel("final gap to the exact ELBO of five latents  (nats)", fontsize=10)
+    figure.supylabel("final gap to the exact ELBO of five latents  (nats; at the top: infinite)", fontsize=10)
     return figure

@@ -148,7 +148,7 @@ def draw(results: Results) -> Figure:
             axes.plot(rows["step"], rows[column], dash, color=colors[str(name)], label=str(name))
     panels[0, 0].set(ylabel="slope  d log σ / d raw", xlabel="step of the fit", xscale="log", ylim=(0, None))
     panels[0, 1].set(ylabel="signal / noise of the gradient", xlabel="step of the fit", xscale="log")
-    panels[0, 1].set_ylim(bottom=0)
+    panels[0, 1].set_ylim(0, 1.2 * digits["signal_to_noise"].max())
     speed = table[(table["part"] == "speed") & np.isfinite(table["steps"])]
     speed = speed.assign(both=speed[["by_rate", "by_memory"]].max(axis=1))
     for axes, column, label in (

@@ -25,7 +25,7 @@ from pyro_vae.report.style import WIDTH, bare, guide_colors
 from pyro_vae.svi import Fit, NonFiniteError
 
 SECONDS = 540.0
-STEPS = {"tiny": 3, "quick": 100, "full": 600}
+STEPS = {"tiny": 3, "quick": 100, "full": 400}
 SEEDS = {"tiny": 2, "quick": 2, "full": 10}
 RATES = {
     "tiny": (1e-2,),
