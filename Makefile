@@ -46,7 +46,7 @@ bench: $(STAMP)  ## step time, sweep and start against peers, as ratios (NumPyro
 	$(RUN)python benchmarks/sweep_time.py
 	$(RUN)python benchmarks/start_time.py
 
-evidence: $(STAMP)  ## does the parameterization matter? 40 minutes into evidence/; QUICK=1: 3, into runs/evidence/; MNIST=FOLDER
+evidence: $(STAMP)  ## does the parameterization matter? 20 minutes, into evidence/; QUICK=1: 3, into runs/evidence/; MNIST=FOLDER
 	$(RUN)python -m evidence.run $(if $(QUICK),--quick) $(if $(MNIST),--mnist '$(MNIST)')
 
 $(DOCS_STAMP): $(STAMP)
