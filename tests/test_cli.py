@@ -69,7 +69,9 @@ def test_fit_then_diagnose_and_report(tmp_path: Path) -> None:
 def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[StudyConfig, object]]:
     """What the commands would run, in place of running it."""
     asked: list[tuple[StudyConfig, object]] = []
-    monkeypatch.setattr("pyro_vae.study.run_study", lambda config, out, distributed=False: asked.append((config, out)))
+    monkeypatch.setattr(
+        "pyro_vae.study.run_study", lambda config, out, distributed=False: asked.append((config, out))
+    )
     monkeypatch.setattr("pyro_vae.cli.output.show_study", lambda study, as_json: None)
     return asked
 
