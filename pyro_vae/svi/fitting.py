@@ -22,19 +22,18 @@ from pyro_vae.svi.arguments import (
     check_programs,
     check_schedule,
 )
-from pyro_vae.svi.batches import ArrayBatches, Batch, Batches, as_batches, as_tensors
-from pyro_vae.svi.compilation import CudaGraphEngine, InductorEngine
+from pyro_vae.svi.batches import Batch, as_batches, as_tensors
 from pyro_vae.svi.devices import resolve_device
 from pyro_vae.svi.distributed import joined
-from pyro_vae.svi.engines import CapturedEngine, EagerEngine
+from pyro_vae.svi.engine_choice import check_engine, make_engine
+from pyro_vae.svi.engines import EagerEngine
 from pyro_vae.svi.first_run import check_support, traced_pair
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.identity import identity_of
 from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
 from pyro_vae.svi.launch import local_device
-from pyro_vae.svi.loop import BAD_STEPS_IN_A_ROW, EarlyStopping, Loop, training_mode
-from pyro_vae.svi.many_steps import ManySteps, build_pays, log_captured
+from pyro_vae.svi.loop import EarlyStopping, Loop, training_mode
 from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
 from pyro_vae.svi.progress import progress_bar
@@ -43,17 +42,6 @@ from pyro_vae.svi.shares import share_of
 from pyro_vae.svi.threads import threads_for
 
 __all__ = ["fit", "fit_length", "float_dtype", "make_optimizer", "set_up"]
-
-ENGINE_CLASSES: dict[str, type[EagerEngine | CapturedEngine]] = {
-    "auto": CapturedEngine,
-    "captured": CapturedEngine,
-    "cuda-graph": CudaGraphEngine,
-    "eager": EagerEngine,
-    "inductor": InductorEngine,
-    "native": CapturedEngine,
-}
-"""What takes single steps. ``"auto"`` is captured: inductor's build of some ten seconds is longer than most
-fits, and the CUDA graph waits for its first run on a GPU."""
 
 
 def fit(
@@ -238,7 +226,7 @@ def fit(
             guide,
             objective,
             parameters,
-            ENGINE_CLASSES[asked](objective, model, guide, list(parameters.values())),
+            EagerEngine(objective, model, guide, list(parameters.values())),
             made,
             None if schedule is None else _make_schedule(schedule, made),
             max_norm,
@@ -247,8 +235,7 @@ def fit(
             ranks=ranks,
         )
         total = fit_length(epochs, steps, len(batches))
-        if asked == "native" or (asked == "auto" and resolved.type == "cpu" and build_pays(total, flops)):
-            loop.many_steps = _many_steps(loop, batches, by_name=asked == "native")
+        make_engine(loop, batches, asked, steps=total, flops=flops)
         if saver is not None:
             options = {"lr": lr, "batch_size": batch_size, "seed": seed, "lr_multiplier": lr_multiplier}
             options |= {"engine": engine, "device": resolved.type}
@@ -285,32 +272,6 @@ def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:
     if not (epochs or steps):
         return 100 * batches
     return int(min(steps or math.inf, (epochs or math.inf) * batches))
-
-
-def check_engine(name: str, device: torch.device) -> None:
-    """Raise a ValueError unless the engine of this name runs on the device."""
-    needed = {"cuda-graph": "cuda", "native": "cpu"}.get(name, device.type)
-    if device.type != needed:
-        raise ValueError(f"engine is {name!r}, but the fit runs on {device}; give device={needed!r}")
-
-
-def _many_steps(loop: Loop, batches: Batches, *, by_name: bool) -> ManySteps | None:
-    """What takes many steps per call, where batches are gathered from tensors in memory by one process."""
-    if loop.ranks.size > 1:
-        log_captured("its gradients are summed over processes", by_name=by_name)
-        return None
-    if not isinstance(batches, ArrayBatches) or not isinstance(loop.engine, CapturedEngine):
-        log_captured("its batches come from a loader, and are not gathered from tensors", by_name=by_name)
-        return None
-    return ManySteps(
-        loop.engine,
-        loop.optimizer,
-        loop.schedule,
-        loop.max_norm,
-        batches.tensors,
-        most_bad=BAD_STEPS_IN_A_ROW - 1,
-        by_name=by_name,
-    )
 
 
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:

@@ -93,7 +93,7 @@ class Loop:
     @property
     def engine_name(self) -> str:
         """What the steps are taken by now."""
-        return self.engine.name if self.many_steps is None else "native"
+        return self.engine.name if self.many_steps is None else self.many_steps.name
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers, persistent or not, which early stopping takes back together."""
@@ -189,16 +189,16 @@ class Loop:
             return self.engine(batch, self._kl_weight)
 
     def _take_many_steps(self, epoch: Iterator[Batch], steps: int, go_on: Callable[[int], None]) -> None:
-        """The full batches ahead, where there is a native function for them. It leaves the step that may be
-        the last bad one to :meth:`_take_step`, which can say what broke."""
+        """The batches ahead, where many steps per call can be taken on them. The step that may be the last
+        bad one is left to :meth:`_take_step`, which can say what broke."""
         if self.many_steps is None or not isinstance(epoch, GatheredEpoch):
             return
         while self._bad_in_a_row < BAD_STEPS_IN_A_ROW - 1:
-            rows = epoch.full_batches()[: steps - self.step]
-            if not len(rows):
+            rows = self.many_steps.ahead(epoch)[: steps - self.step]
+            if not rows.numel():
                 return
             batch = epoch.gather(rows[0])
-            if self.position == 0 or self.many_steps.native is None:
+            if self.position == 0 or not self.many_steps.ready_for(batch):
                 self._prepare_many_steps(batch)
             if self.many_steps is None:
                 return
@@ -212,8 +212,8 @@ class Loop:
             go_on(len(taken))
 
     def _prepare_many_steps(self, batch: Batch) -> None:
-        """At the start of an epoch, or of what is left of one: the native function of the graph as it is
-        now."""
+        """At the start of an epoch, of what is left of one, or before a batch of another size: the steps of
+        the graph as it is now."""
         self._set_weight(self.objective.weight_at(self.step))
         self._verify(batch)
         try:

@@ -12,9 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.members import Member, OneByOneError, by_pyro, captured
-from pyro_vae.svi.native import BuildError, NativeSteps, UnsupportedError, gives
+from pyro_vae.svi.native import BuildError, NativeSteps
 from pyro_vae.svi.objective import Objective
 from pyro_vae.svi.rates import RatesAhead
+from pyro_vae.svi.steps import UnsupportedError
+from pyro_vae.svi.trial import gives
 
 __all__ = ["NativeSeeds"]
 
