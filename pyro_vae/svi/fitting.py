@@ -106,13 +106,14 @@ def fit(
         ``"eager"`` runs Pyro at every step. ``"captured"`` replays the graph that Pyro leaves behind when it
         runs once. ``"native"`` makes that graph a C++ function that takes whole steps, many per call (needs a
         C++ compiler, data in the CPU's memory, and Adam). ``"inductor"`` compiles the graph with torch's
-        compiler (10 to 15 seconds; needs a C++ compiler). ``"cuda-graph"`` records it as a CUDA graph; that
-        has not been run on a GPU yet, so ask for it by name. All take the same steps, the compiled ones up to
-        rounding. ``"auto"`` is native on the CPU if the fit is long enough to pay for the build (about 6,000
-        small steps, fewer large ones: :func:`~pyro_vae.svi.many_steps.build_pays`) and captured otherwise.
-        What cannot be native or compiled is captured, what cannot be captured runs eagerly, and the log says
-        why. A graph is compared with Pyro when it is built, when a plain attribute of the modules has
-        changed, and every 250 steps (native: 2,000).
+        compiler (10 to 15 seconds; needs a C++ compiler). ``"cuda-graph"`` records whole steps as a CUDA
+        graph, which starts each with one call; it has only been tested without a GPU. All take the same
+        steps, the compiled ones up to rounding. ``"auto"`` is the CUDA graph on CUDA; on the CPU it is native
+        if the fit is long enough to pay for the build (about 6,000 small steps, fewer large ones:
+        :func:`~pyro_vae.svi.many_steps.build_pays`) and captured otherwise. What cannot be native, compiled
+        or recorded is captured, what cannot be captured runs eagerly, and the log says why. A graph is
+        compared with Pyro when it is built, when a plain attribute of the modules has changed, and every 250
+        steps (whole steps: 2,000).
     validation
         Held-out data in the form of ``data`` (no loaders); its loss is evaluated after every epoch with the
         same noise.
