@@ -271,7 +271,7 @@ def fit(
     return Fit(
         bound(model, state),
         bound(guide, state),
-        loop.recorder.dataset(),
+        loop.recorder,
         seed,
         str(resolved),
         loop.engine_name,

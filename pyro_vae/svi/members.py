@@ -61,7 +61,7 @@ class Member:
         return Fit(
             bound(self.model, self.state),
             bound(self.guide, self.state),
-            self.recorder.dataset(),
+            self.recorder,
             self.seed,
             "cpu",
             engine,
