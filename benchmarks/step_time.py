@@ -6,8 +6,8 @@
 A step is everything that a fit does: gather a batch of 128, loss, gradients, Adam. Every variant runs in a
 process of its own, because compiling several models in one slows the later ones; rounds of an epoch alternate
 between the processes and the medians are compared, because machines are shared. NumPyro and pythae are left
-out where they are not installed (``pip install pyro-vae[benchmark]``, ``pip install pythae``; other
-interpreters by ``--numpyro-python`` and ``--pythae-python``).
+out where they are not installed (``pip install pyro-vae[benchmark]``; other interpreters by
+``--numpyro-python`` and ``--pythae-python``).
 """
 
 import argparse
@@ -79,23 +79,36 @@ def run_ours(engine: str, features: int, hidden: int, latent: int) -> None:
     )
 
 
-def run_pyro(elbo: str, features: int, hidden: int, latent: int) -> None:
-    import pyro
+def shuffled_epochs(features: int, step: Callable[[Any], object]) -> None:
+    """Rounds of a step that takes a batch of torch."""
     import torch
-    from pyro.infer import SVI
 
     x = torch_data(features)
-    model, guide = our_pair(features, hidden, latent)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), getattr(pyro.infer, elbo)())
 
     def epoch() -> None:
         for rows in torch.randperm(len(x)).split(BATCH):
-            svi.step(x[rows])
+            step(x[rows])
 
     rounds(epoch)
 
 
-def run_hand(mode: str, features: int, hidden: int, latent: int) -> None:
+def pyro_step(elbo: str, features: int, hidden: int, latent: int) -> Callable[[Any], object]:
+    """Pyro's own step, of our pair."""
+    import pyro
+    from pyro.infer import SVI
+
+    model, guide = our_pair(features, hidden, latent)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), getattr(pyro.infer, elbo)())
+    step: Callable[[Any], object] = svi.step
+    return step
+
+
+def run_pyro(elbo: str, *sizes: int) -> None:
+    shuffled_epochs(sizes[0], pyro_step(elbo, *sizes))
+
+
+def hand_written_step(mode: str, features: int, hidden: int, latent: int) -> Callable[[Any], object]:
+    """The same VAE in torch alone."""
     import torch
     from torch import nn
     from torch.nn.functional import binary_cross_entropy_with_logits
@@ -114,19 +127,22 @@ def run_hand(mode: str, features: int, hidden: int, latent: int) -> None:
             reconstruction = binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
             return reconstruction - 0.5 * (1 + logvar - loc.square() - logvar.exp()).sum()
 
-    x, module = torch_data(features), ByHand()
+    module = ByHand()
     loss_of = torch.compile(module) if mode == "compiled" else module
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
 
-    def epoch() -> None:
-        for rows in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            loss = loss_of(x[rows])
-            loss.backward()
-            optimizer.step()
-            loss.item()
+    def step(x: Any) -> None:
+        optimizer.zero_grad()
+        loss = loss_of(x)
+        loss.backward()
+        optimizer.step()
+        loss.item()
 
-    rounds(epoch)
+    return step
+
+
+def run_hand(mode: str, *sizes: int) -> None:
+    shuffled_epochs(sizes[0], hand_written_step(mode, *sizes))
 
 
 def run_pythae(_: str, features: int, hidden: int, latent: int) -> None:

@@ -47,11 +47,11 @@ class Fit:
 
     @functools.cached_property
     def history(self) -> "xr.Dataset":
-        """``loss`` over ``step``; ``validation``, ``kl``, ``reconstruction``, ``grad_norm``, ``nonfinite`` over
-        ``epoch``. Losses in nats per observation.
+        """``loss`` over ``step``; ``validation``, ``kl``, ``reconstruction``, ``grad_norm``, ``nonfinite``
+        over ``epoch``. Losses in nats per observation.
 
-        Made when first asked for: xarray takes half a second to import, which a program that only fits does
-        not wait for.
+        Made when first asked for: a program that only fits does not wait for the import of xarray, half a
+        second.
         """
         return self._history.dataset() if isinstance(self._history, Recorder) else self._history
 
