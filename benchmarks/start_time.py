@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from step_time import BATCH, hand_written_step, numpyro_svi, our_pair, pyro_step, torch_data
+from step_time import BATCH, hand_written_step, numpyro_svi, our_pair, pyro_step, torch_data, versions
 
 SIZES = (784, 400, 20)
 REFERENCE_IMPORT, REFERENCE = "import pyro", "Pyro SVI, Trace_ELBO"
@@ -147,10 +147,7 @@ def main() -> None:
         return
     imports = import_times(2 * options.rounds)
     steps = first_step_times(options.rounds, options.numpyro_python)
-    import pyro
-    import torch
-
-    print(f"\nnew interpreters, medians; torch {torch.__version__}, pyro {pyro.__version__}")
+    print(f"\n{versions(options.numpyro_python)}; new interpreters, medians")
     table("import", imports, REFERENCE_IMPORT, 1)
     table("first step, {}-{}-{}".format(*SIZES), steps, REFERENCE, 0)
 

@@ -11,6 +11,7 @@ out where they are not installed (``pip install pyro-vae[benchmark]``; other int
 """
 
 import argparse
+import platform
 import statistics
 import subprocess
 import sys
@@ -279,6 +280,18 @@ VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
 }
 
 
+def versions(numpyro_python: str, pythae_python: str = sys.executable) -> str:
+    """Of the packages that are compared, where they are installed."""
+    pythons = {"numpyro": numpyro_python, "jax": numpyro_python, "pythae": pythae_python}
+    code = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
+    found = [f"Python {platform.python_version()}"]
+    for package in ("torch", "pyro-ppl", *pythons):
+        command = [pythons.get(package, sys.executable), "-c", code, package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found += [f"{package} {done.stdout.strip()}"] if done.returncode == 0 else []
+    return ", ".join(found)
+
+
 def start(name: str, sizes: list[int], pythons: dict[str, str]) -> "subprocess.Popen[str] | None":
     """A worker that has built and warmed its step, or None where it cannot run here."""
     python = pythons.get(name.split(",")[0], sys.executable)
@@ -329,14 +342,12 @@ def main() -> None:
             times[name].append(one_round(worker))
     for worker in workers.values():
         worker.kill()
+    print(versions(options.numpyro_python, options.pythae_python))
     report(options.sizes, times)
 
 
 def report(sizes: list[int], times: dict[str, list[float]]) -> None:
-    import pyro
-    import torch
-
-    print(f"{'-'.join(map(str, sizes))}, batch {BATCH}, torch {torch.__version__}, pyro {pyro.__version__}")
+    print(f"{'-'.join(map(str, sizes))}, batch {BATCH}")
     print(f"{'':32}{'ms/step':>10}{'ratio':>8}{'fastest':>10}{'slowest':>10}")
     reference = statistics.median(times[REFERENCE])
     for name, values in times.items():
