@@ -6,11 +6,12 @@
 A step is everything that a fit does: gather a batch of 128, loss, gradients, Adam. Every variant runs in a
 process of its own, because compiling several models in one slows the later ones; rounds of an epoch alternate
 between the processes and the medians are compared, because machines are shared. NumPyro and pythae are left
-out where they are not installed (``pip install pyro-vae[benchmark]``, ``pip install pythae``; other
-interpreters by ``--numpyro-python`` and ``--pythae-python``).
+out where they are not installed (``pip install pyro-vae[benchmark]``; other interpreters by
+``--numpyro-python`` and ``--pythae-python``).
 """
 
 import argparse
+import platform
 import statistics
 import subprocess
 import sys
@@ -79,23 +80,36 @@ def run_ours(engine: str, features: int, hidden: int, latent: int) -> None:
     )
 
 
-def run_pyro(elbo: str, features: int, hidden: int, latent: int) -> None:
-    import pyro
+def shuffled_epochs(features: int, step: Callable[[Any], object]) -> None:
+    """Rounds of a step that takes a batch of torch."""
     import torch
-    from pyro.infer import SVI
 
     x = torch_data(features)
-    model, guide = our_pair(features, hidden, latent)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), getattr(pyro.infer, elbo)())
 
     def epoch() -> None:
         for rows in torch.randperm(len(x)).split(BATCH):
-            svi.step(x[rows])
+            step(x[rows])
 
     rounds(epoch)
 
 
-def run_hand(mode: str, features: int, hidden: int, latent: int) -> None:
+def pyro_step(elbo: str, features: int, hidden: int, latent: int) -> Callable[[Any], object]:
+    """Pyro's own step, of our pair."""
+    import pyro
+    from pyro.infer import SVI
+
+    model, guide = our_pair(features, hidden, latent)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), getattr(pyro.infer, elbo)())
+    step: Callable[[Any], object] = svi.step
+    return step
+
+
+def run_pyro(elbo: str, *sizes: int) -> None:
+    shuffled_epochs(sizes[0], pyro_step(elbo, *sizes))
+
+
+def hand_written_step(mode: str, features: int, hidden: int, latent: int) -> Callable[[Any], object]:
+    """The same VAE in torch alone."""
     import torch
     from torch import nn
     from torch.nn.functional import binary_cross_entropy_with_logits
@@ -114,19 +128,22 @@ def run_hand(mode: str, features: int, hidden: int, latent: int) -> None:
             reconstruction = binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
             return reconstruction - 0.5 * (1 + logvar - loc.square() - logvar.exp()).sum()
 
-    x, module = torch_data(features), ByHand()
+    module = ByHand()
     loss_of = torch.compile(module) if mode == "compiled" else module
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
 
-    def epoch() -> None:
-        for rows in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            loss = loss_of(x[rows])
-            loss.backward()
-            optimizer.step()
-            loss.item()
+    def step(x: Any) -> None:
+        optimizer.zero_grad()
+        loss = loss_of(x)
+        loss.backward()
+        optimizer.step()
+        loss.item()
 
-    rounds(epoch)
+    return step
+
+
+def run_hand(mode: str, *sizes: int) -> None:
+    shuffled_epochs(sizes[0], hand_written_step(mode, *sizes))
 
 
 def run_pythae(_: str, features: int, hidden: int, latent: int) -> None:
@@ -263,6 +280,18 @@ VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
 }
 
 
+def versions(numpyro_python: str, pythae_python: str = sys.executable) -> str:
+    """Of the packages that are compared, where they are installed."""
+    pythons = {"numpyro": numpyro_python, "jax": numpyro_python, "pythae": pythae_python}
+    code = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
+    found = [f"Python {platform.python_version()}"]
+    for package in ("torch", "pyro-ppl", *pythons):
+        command = [pythons.get(package, sys.executable), "-c", code, package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found += [f"{package} {done.stdout.strip()}"] if done.returncode == 0 else []
+    return ", ".join(found)
+
+
 def start(name: str, sizes: list[int], pythons: dict[str, str]) -> "subprocess.Popen[str] | None":
     """A worker that has built and warmed its step, or None where it cannot run here."""
     python = pythons.get(name.split(",")[0], sys.executable)
@@ -313,14 +342,12 @@ def main() -> None:
             times[name].append(one_round(worker))
     for worker in workers.values():
         worker.kill()
+    print(versions(options.numpyro_python, options.pythae_python))
     report(options.sizes, times)
 
 
 def report(sizes: list[int], times: dict[str, list[float]]) -> None:
-    import pyro
-    import torch
-
-    print(f"{'-'.join(map(str, sizes))}, batch {BATCH}, torch {torch.__version__}, pyro {pyro.__version__}")
+    print(f"{'-'.join(map(str, sizes))}, batch {BATCH}")
     print(f"{'':32}{'ms/step':>10}{'ratio':>8}{'fastest':>10}{'slowest':>10}")
     reference = statistics.median(times[REFERENCE])
     for name, values in times.items():

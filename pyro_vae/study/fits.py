@@ -216,8 +216,8 @@ def fit_one(
             lambda r: show(r.epoch + 1, f"{task}: loss {r.loss:.4g} nats"),
         ],
     )
-    history = fitted.history.assign(scale=(("epoch", "latent"), scales.epochs))
-    return dataclasses.replace(fitted, history=history)
+    fitted.history["scale"] = ("epoch", "latent"), scales.epochs
+    return fitted
 
 
 def _engine(config: StudyConfig, device: str, observations: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -41,7 +42,7 @@ from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
 from pyro_vae.svi.shares import share_of
 from pyro_vae.svi.threads import threads_for
 
-__all__ = ["fit", "fit_length", "float_dtype", "make_optimizer", "set_up"]
+__all__ = ["fit", "fit_length", "float_dtype", "make_optimizer", "run_once", "set_up"]
 
 
 def fit(
@@ -216,8 +217,7 @@ def fit(
         first = share.first()
         count, flops = set_up(model, guide, first)
         if held_out is not None:
-            with torch.random.fork_rng(), torch.no_grad(), training_mode((model, guide), training=False):
-                traced_pair(model, guide, held_out, "validation")
+            run_once(model, guide, held_out, "validation")
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         ranks.begin(model, guide, objective, parameters, first, rescaled=count(first) != len(first[0]))
         made = make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
@@ -259,7 +259,7 @@ def fit(
     return Fit(
         bound(model, state),
         bound(guide, state),
-        loop.recorder.dataset(),
+        loop.recorder,
         seed,
         str(resolved),
         loop.engine_name,
@@ -276,20 +276,20 @@ def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:
 
 
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
-    """Run the pair once, so that lazy parameters exist, with Pyro's own checks on and the stream left alone.
-
-    Returns how many observations the totals of a batch are about, and a step's floating-point operations.
-    """
-    with (
-        torch.random.fork_rng(),
-        torch.no_grad(),
-        training_mode((model, guide), training=False),
-        FlopCounterMode(display=False) as counter,
-    ):
-        model_trace, _ = traced_pair(model, guide, batch)
-    full = observation_count(model_trace)
+    """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
+    operations."""
+    with FlopCounterMode(display=False) as counter:
+        full = observation_count(run_once(model, guide, batch))
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
+
+
+def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:
+    """The model's trace on a batch, with Pyro's own checks on and the stream left alone. From then on, lazy
+    parameters exist."""
+    with torch.random.fork_rng(), torch.no_grad(), training_mode((model, guide), training=False):
+        model_trace, _ = traced_pair(model, guide, batch, name)
+    return model_trace
 
 
 def make_optimizer(

@@ -14,7 +14,7 @@ from pyro_vae.svi.batches import ArrayBatches, Batch, as_tensors
 from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
 from pyro_vae.svi.first_run import check_support
 from pyro_vae.svi.fitted import Fit
-from pyro_vae.svi.fitting import float_dtype, set_up
+from pyro_vae.svi.fitting import float_dtype, run_once, set_up
 from pyro_vae.svi.history import Recorder
 from pyro_vae.svi.isolation import empty_store, isolated, one_at_a_time
 from pyro_vae.svi.objective import Objective, Program
@@ -61,7 +61,7 @@ class Member:
         return Fit(
             bound(self.model, self.state),
             bound(self.guide, self.state),
-            self.recorder.dataset(),
+            self.recorder,
             self.seed,
             "cpu",
             engine,
@@ -99,9 +99,12 @@ def set_up_members(members: list[Member]) -> tuple[Callable[[Batch], int], float
 
     Returns how many observations the totals of a batch are about, and a step's floating-point operations.
     """
-    for member in members:
+    for i, member in enumerate(members):
         with isolated(member.model, member.guide, state=member.state, seed=member.seed):
-            count, flops = set_up(member.model, member.guide, member.batches.first())
+            if i == 0:
+                count, flops = set_up(member.model, member.guide, member.batches.first())
+            else:
+                run_once(member.model, member.guide, member.batches.first())
             state = pyro.get_param_store().get_state()
             member.parameters = trainable_parameters(member.model, member.guide, state)
     shapes = [[(name, p.shape, p.dtype) for name, p in member.parameters.items()] for member in members]
