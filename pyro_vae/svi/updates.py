@@ -56,20 +56,22 @@ def _is_plain_fused_adam(optimizer: Optimizer) -> bool:
 
 def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
     position = {id(parameter): i for i, parameter in enumerate(parameters)}
-    groups: list[tuple[dict[str, Any], list[int], list[list[Tensor]]]] = []
+    groups: list[tuple[dict[str, Any], list[int], Tensor, list[list[Tensor]]]] = []
     for group in optimizer.param_groups:
         states = [begun(optimizer.state[parameter], parameter) for parameter in group["params"]]
         lists = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
         if group["params"]:
             indices = [position[id(parameter)] for parameter in group["params"]]
-            groups.append((group, indices, [list(group["params"]), *lists]))
+            # a number would be made a tensor once for every parameter and step
+            one = torch.ones_like(lists[2][0])
+            groups.append((group, indices, one, [list(group["params"]), *lists]))
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedules ask for
 
     @torch.no_grad()
     def update(gradients: Sequence[Tensor]) -> None:
-        for group, indices, (leaves, first, second, steps) in groups:
+        for group, indices, one, (leaves, first, second, steps) in groups:
             beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, 1)
+            torch._foreach_add_(steps, one, alpha=1)
             torch._fused_adam_(
                 leaves,
                 [gradients[i] for i in indices],
