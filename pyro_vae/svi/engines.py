@@ -11,6 +11,7 @@ from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.capture import capture_step, fork_rng, gradient_step, untouched_buffers
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.objective import Objective, Program
+from pyro_vae.svi.replay import make_replay
 from pyro_vae.svi.verification import agree, changed_settings, settings_of
 
 __all__ = ["ENGINES", "CaptureError", "CapturedEngine", "EagerEngine", "Engine"]
@@ -139,8 +140,7 @@ class CapturedEngine:
         inputs: Sequence[Tensor],  # noqa: ARG002
     ) -> Callable[..., Sequence[Tensor]]:
         """What replays the graph: here its own Python code. ``inputs`` are an example."""
-        replay: Callable[..., Sequence[Tensor]] = graph.forward
-        return replay
+        return make_replay(graph)
 
     def _run_once(self, batch: Batch, kl_weight: Tensor) -> None:
         """Let programs that look at the model anew for a batch of a new size do so outside of the graph."""

@@ -117,11 +117,13 @@ def _groups(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[_Group]:
 
 def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
     groups = [group for group in _groups(optimizer, parameters) if group.indices]
+    # A number would be made a tensor once for every parameter and step.
+    ones = [torch.ones_like(group.tensors[-1][0]) for group in groups]
 
     @torch.no_grad()
     def update(gradients: Sequence[Tensor]) -> None:
-        for group in groups:
-            torch._foreach_add_(group.tensors[-1], 1)
+        for group, one in zip(groups, ones, strict=True):
+            torch._foreach_add_(group.tensors[-1], one, alpha=1)
             group.move(gradients, group.options["lr"])
 
     return update
