@@ -2,6 +2,7 @@
 
     python benchmarks/step_time.py 64 64 8          # data, hidden and latent dimensions
     python benchmarks/step_time.py 784 400 20
+    python benchmarks/step_time.py 784 400 20 --device cuda
 
 A step is everything that a fit does: gather a batch of 128, loss, gradients, Adam. Every variant runs in a
 process of its own, because compiling several models in one slows the later ones; rounds of an epoch alternate
@@ -11,6 +12,7 @@ out where they are not installed (``pip install pyro-vae[benchmark]``; other int
 """
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
@@ -20,6 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 BATCH, STEPS = 128, 50
+DEVICE = os.environ.get("STEP_TIME_DEVICE", "cpu")
+"""What this worker runs on, as its parent says."""
+
 REFERENCE = "hand-written, compiled"
 
 
@@ -37,7 +42,7 @@ def torch_data(features: int) -> Any:
     import torch
 
     torch.manual_seed(0)
-    return (torch.rand(BATCH * STEPS, features) < 0.3).float()
+    return (torch.rand(BATCH * STEPS, features) < 0.3).float().to(DEVICE)
 
 
 def our_pair(features: int, hidden: int, latent: int) -> tuple[Any, Any]:
@@ -75,6 +80,7 @@ def run_ours(engine: str, features: int, hidden: int, latent: int) -> None:
         epochs=10**6,
         batch_size=BATCH,
         engine=engine,
+        device=DEVICE,
         progress=False,
         callbacks=[at_the_end_of_an_epoch],
     )
@@ -87,7 +93,7 @@ def shuffled_epochs(features: int, step: Callable[[Any], object]) -> None:
     x = torch_data(features)
 
     def epoch() -> None:
-        for rows in torch.randperm(len(x)).split(BATCH):
+        for rows in torch.randperm(len(x), device=DEVICE).split(BATCH):
             step(x[rows])
 
     rounds(epoch)
@@ -99,6 +105,9 @@ def pyro_step(elbo: str, features: int, hidden: int, latent: int) -> Callable[[A
     from pyro.infer import SVI
 
     model, guide = our_pair(features, hidden, latent)
+    guide(torch_data(features)[:BATCH].cpu())  # makes its lazy parameters
+    model.to(DEVICE)
+    guide.to(DEVICE)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), getattr(pyro.infer, elbo)())
     step: Callable[[Any], object] = svi.step
     return step
@@ -128,7 +137,7 @@ def hand_written_step(mode: str, features: int, hidden: int, latent: int) -> Cal
             reconstruction = binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
             return reconstruction - 0.5 * (1 + logvar - loc.square() - logvar.exp()).sum()
 
-    module = ByHand()
+    module = ByHand().to(DEVICE)
     loss_of = torch.compile(module) if mode == "compiled" else module
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
 
@@ -185,7 +194,10 @@ def run_pythae(_: str, features: int, hidden: int, latent: int) -> None:
             VAE(config, Encoder(), Decoder()),
             BaseDataset(x, x[:, 0]),
             training_config=BaseTrainerConfig(
-                output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, learning_rate=1e-3
+                output_dir=tempfile.mkdtemp(),
+                per_device_train_batch_size=BATCH,
+                learning_rate=1e-3,
+                no_cuda=DEVICE == "cpu",
             ),
         )
         trainer.prepare_training()
@@ -272,6 +284,7 @@ VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
     "pyro-vae, captured": (run_ours, "captured"),
     "pyro-vae, inductor": (run_ours, "inductor"),
     "pyro-vae, native": (run_ours, "native"),
+    "pyro-vae, CUDA graph": (run_ours, "cuda-graph"),
     "Pyro SVI, Trace_ELBO": (run_pyro, "Trace_ELBO"),
     "Pyro SVI, TraceMeanField_ELBO": (run_pyro, "TraceMeanField_ELBO"),
     "pythae, BaseTrainer": (run_pythae, ""),
@@ -292,7 +305,9 @@ def versions(numpyro_python: str, pythae_python: str = sys.executable) -> str:
     return ", ".join(found)
 
 
-def start(name: str, sizes: list[int], pythons: dict[str, str]) -> "subprocess.Popen[str] | None":
+def start(
+    name: str, sizes: list[int], pythons: dict[str, str], device: str
+) -> "subprocess.Popen[str] | None":
     """A worker that has built and warmed its step, or None where it cannot run here."""
     python = pythons.get(name.split(",")[0], sys.executable)
     worker = subprocess.Popen(
@@ -301,6 +316,7 @@ def start(name: str, sizes: list[int], pythons: dict[str, str]) -> "subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "STEP_TIME_DEVICE": device, "JAX_PLATFORMS": device},
     )
     assert worker.stdout is not None
     assert worker.stderr is not None
@@ -323,7 +339,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("sizes", type=int, nargs=3)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--numpyro-python", default=sys.executable)
     parser.add_argument("--pythae-python", default=sys.executable)
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -332,9 +349,11 @@ def main() -> None:
         run, mode = VARIANTS[options.worker]
         run(mode, *options.sizes)
         return
-    names = [REFERENCE, *(name for name in options.variants if name != REFERENCE)]
+    elsewhere = {"cpu": "pyro-vae, CUDA graph", "cuda": "pyro-vae, native"}[options.device]
+    chosen = options.variants or [name for name in VARIANTS if name != elsewhere]
+    names = [REFERENCE, *(name for name in chosen if name != REFERENCE)]
     pythons = {"NumPyro": options.numpyro_python, "pythae": options.pythae_python}
-    started = {name: start(name, options.sizes, pythons) for name in names}
+    started = {name: start(name, options.sizes, pythons, options.device) for name in names}
     workers = {name: worker for name, worker in started.items() if worker is not None}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(options.rounds):
@@ -343,11 +362,11 @@ def main() -> None:
     for worker in workers.values():
         worker.kill()
     print(versions(options.numpyro_python, options.pythae_python))
-    report(options.sizes, times)
+    print(f"{'-'.join(map(str, options.sizes))}, batch {BATCH}, on {options.device}")
+    report(times)
 
 
-def report(sizes: list[int], times: dict[str, list[float]]) -> None:
-    print(f"{'-'.join(map(str, sizes))}, batch {BATCH}")
+def report(times: dict[str, list[float]]) -> None:
     print(f"{'':32}{'ms/step':>10}{'ratio':>8}{'fastest':>10}{'slowest':>10}")
     reference = statistics.median(times[REFERENCE])
     for name, values in times.items():
