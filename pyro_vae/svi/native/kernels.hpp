@@ -92,19 +92,31 @@ void panel(Range rows, int64_t depth, const T* left, int64_t left_row, int64_t l
   take(tile<1, VECTORS>, 1);
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+// Which of the lanes of two rows `transpose` takes, by bit: a table, since gcc builds such vectors anew at every use.
+struct Exchange {
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+  alignas(VECTOR_BYTES) Index low[LANES][LANES] = {}, high[LANES][LANES] = {};
+
+  constexpr Exchange() {
+    for (int bit = 1; bit < LANES; bit *= 2)
+      for (int lane = 0; lane < LANES; ++lane) {
+        low[bit][lane] = lane & bit ? lane - bit + LANES : lane;
+        high[bit][lane] = lane & bit ? lane + LANES : lane + bit;
+      }
+  }
+};
+constexpr Exchange EXCHANGE;
+#endif
+
 // LANES rows of LANES elements each become columns: for one bit of the indices after the other, the two blocks
 // that differ in it change places.
 inline void transpose(Vector* rows) {
 #if defined(__GNUC__) && !defined(__clang__)
-  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
-  typedef Index Indices __attribute__((vector_size(VECTOR_BYTES)));
+  typedef Exchange::Index Indices __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #pragma GCC unroll 8
   for (int bit = 1; bit < LANES; bit *= 2) {
-    Indices low, high;
-    for (int lane = 0; lane < LANES; ++lane) {
-      low[lane] = lane & bit ? lane - bit + LANES : lane;
-      high[lane] = lane & bit ? lane + LANES : lane + bit;
-    }
+    const Indices low = *(const Indices*)EXCHANGE.low[bit], high = *(const Indices*)EXCHANGE.high[bit];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i)
       if (!(i & bit)) {
@@ -127,13 +139,19 @@ inline void transpose(Vector* rows) {
 inline void pack(int64_t depth, const T* right, int64_t row, int64_t column, int64_t width, int64_t padded, T* packed) {
   if (width < padded) std::memset(packed, 0, depth * padded * sizeof(T));
   if (column == 1) {
-    for (int64_t k = 0; k < depth; ++k) std::memcpy(packed + k * padded, right + k * row, width * sizeof(T));
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* source = right + k * row;
+      T* target = packed + k * padded;
+      int64_t c = 0;
+      for (; c + LANES <= width; c += LANES) *(Vector*)(target + c) = *(const Vector*)(source + c);
+      for (; c < width; ++c) target[c] = source[c];
+    }
     return;
   }
   const int64_t whole_depth = row == 1 ? depth / LANES * LANES : 0, whole_width = width / LANES * LANES;
   for (int64_t k = 0; k < whole_depth; k += LANES)
     for (int64_t c = 0; c < whole_width; c += LANES) {
-      Vector tile[LANES];
+      alignas(VECTOR_BYTES) Vector tile[LANES];
       for (int i = 0; i < LANES; ++i) tile[i] = *(const Vector*)(right + k + (c + i) * column);
       transpose(tile);
       for (int i = 0; i < LANES; ++i) *(Vector*)(packed + (k + i) * padded + c) = tile[i];
