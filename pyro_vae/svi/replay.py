@@ -21,12 +21,12 @@ aten = torch.ops.aten
 
 _SAME_NAME = (
     "abs.default add.Scalar add.Tensor addmm.default binary_cross_entropy_with_logits.default bmm.default "
-    "cat.default clamp.default digamma.default div.Scalar div.Tensor dot.default eq.Scalar eq.Tensor "
-    "erf.default exp.default expm1.default ge.Scalar gt.Scalar le.Scalar lgamma.default log.default "
-    "log1p.default lt.Scalar maximum.default mm.default mul.Scalar mul.Tensor neg.default permute.default "
-    "pow.Tensor_Scalar randn.default relu.default reshape.default rsub.Scalar select.int sigmoid.default "
-    "sqrt.default squeeze.dim stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList t.default "
-    "tanh.default transpose.int unsqueeze.default where.self"
+    "cat.default clamp.default digamma.default div.Scalar div.Tensor eq.Scalar eq.Tensor erf.default "
+    "exp.default expm1.default ge.Scalar gt.Scalar le.Scalar lgamma.default log.default log1p.default "
+    "lt.Scalar mm.default mul.Scalar mul.Tensor neg.default permute.default pow.Tensor_Scalar "
+    "randn.default relu.default rsub.Scalar select.int sigmoid.default sqrt.default squeeze.dim "
+    "stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList t.default tanh.default transpose.int "
+    "unsqueeze.default where.self"
 )
 _METHODS = "expand.default view.default"
 _WITH_A_NUMBER: dict[Any, Any] = {

@@ -38,11 +38,11 @@ def replace(node: fx.Node, stand_in: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def instead(node: fx.Node, target: Callable[..., object], *args: Any, like: fx.Node | None = None) -> fx.Node:
-    """A new node right before another one, whose result looks like that one's or like that of ``like``."""
+def instead(node: fx.Node, target: Callable[..., object], *args: Any) -> fx.Node:
+    """A new node right before another one, whose result looks like that one's."""
     with node.graph.inserting_before(node):
         made: fx.Node = node.graph.call_function(target, args)
-    made.meta = dict((node if like is None else like).meta)
+    made.meta = dict(node.meta)
     return made
 
 

@@ -1,17 +1,16 @@
 """The same numbers by cheaper operations, for graphs that torch replays one operation after the other.
 
-Compiled steps need none of this: their compilers fuse what is written here. As everywhere, numbers stay what
-they are up to the order of a sum and the last bit of a logarithm.
+Compiled steps need none of this: their compilers see it themselves. Numbers stay what they are, up to the
+last bit of a logarithm that is computed for fewer elements at once.
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.svi.rewriting import Rule, apply_rules, first, instead, replace
+from pyro_vae.svi.rewriting import apply_rules, first, instead, replace
 from pyro_vae.svi.simplification import has_effect, merge_equal, mutates
 
 __all__ = ["take_shortcuts"]
@@ -31,7 +30,8 @@ def take_shortcuts(graph: fx.GraphModule) -> fx.GraphModule:
     if any(mutates(node) for node in shorter.graph.nodes):
         return shorter
     _compute_before_expanding(shorter)
-    while apply_rules(shorter, _RULES) or merge_equal(shorter):
+    apply_rules(shorter, [_sum_without_the_kept_dimension])
+    while merge_equal(shorter):
         pass
     shorter.graph.eliminate_dead_code(is_impure_node=has_effect)
     shorter.recompile()
@@ -48,58 +48,12 @@ def _sum_without_the_kept_dimension(_: fx.GraphModule, node: fx.Node) -> fx.Node
     if argument is None or not isinstance(dims, list | tuple) or not dims or len(kept.users) > 1:
         return None
     given, result = _like(argument), _like(node)
-    if given is None or result is None:
+    if given is None or result is None or not given.dim():
         return None
     summed = {dim % given.dim() for dim in dims}
     if result.shape != torch.Size(n for i, n in enumerate(given.shape) if i not in summed):
         return None
     return instead(node, aten.sum.dim_IntList, argument, dims)
-
-
-def _sum_of_negatives(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Σ -x = -Σ x, to the bit, for the negative of one number instead of all."""
-    negative = first(node) if node.target is aten.sum.default and not node.kwargs else None
-    if negative is None or negative.target is not aten.neg.default or len(negative.users) > 1:
-        return None
-    return instead(node, aten.neg.default, instead(node, aten.sum.default, first(negative)))
-
-
-def _sum_of_cross_entropies(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Σ bce(x, t) = Σ max(x, 0) - Σ log max(σ(x), 1 - σ(x)) - x·t.
-
-    The gradient needs σ(x) anyway, so that one logarithm takes the place of an exponential and of ``log1p``,
-    which is slow. An element is off by a rounding of 1, where torch's own is off by one of x.
-    """
-    entropies = first(node) if node.target is aten.sum.default and not node.kwargs else None
-    if entropies is None or entropies.target is not aten.binary_cross_entropy_with_logits.default:
-        return None
-    logits, target, *options = entropies.args
-    if options != [None, None, 0] or len(entropies.users) > 1 or not _are_alike(logits, target):
-        return None
-
-    def each(operation: Callable[..., object], *args: Any) -> fx.Node:
-        return instead(node, operation, *args, like=entropies)
-
-    chance = each(aten.sigmoid.default, logits)
-    log = each(aten.log.default, each(aten.maximum.default, chance, each(aten.rsub.Scalar, chance, 1)))
-    flat = [each(aten.reshape.default, x, [-1]) for x in (logits, target)]
-    confidence, product = instead(node, aten.sum.default, log), instead(node, aten.dot.default, *flat)
-    positive = instead(node, aten.sum.default, each(aten.relu.default, logits))
-    return instead(node, aten.sub.Tensor, instead(node, aten.sub.Tensor, positive, confidence), product)
-
-
-def _are_alike(one: object, other: object) -> bool:
-    a, b = _like(one), _like(other)
-    if a is None or b is None:
-        return False
-    return a.shape == b.shape and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64)
-
-
-_RULES: tuple[Rule, ...] = (
-    _sum_without_the_kept_dimension,
-    _sum_of_negatives,
-    _sum_of_cross_entropies,
-)
 
 
 def _compute_before_expanding(graph: fx.GraphModule) -> None:
@@ -133,7 +87,7 @@ def _compute_from(node: fx.Node, operands: list[object], before: dict[object, fx
     if shape == result.shape:
         replace(node, made)
     else:
-        made.meta["val"] = torch.empty(shape, dtype=result.dtype, device="meta")
+        made.meta["val"] = result.new_empty(shape)
         before[node] = made
 
 
