@@ -5,12 +5,20 @@ transposes of transposes, products with 1, the same thing twice. Each costs a fe
 which is much where a step takes a few hundred. Numbers stay what they are, up to the order of a sum.
 """
 
-from collections.abc import Callable, Iterable
-
 import torch
 from torch import Tensor, fx
 
-__all__ = ["has_effect", "mutates", "simplify"]
+from pyro_vae.svi.rewriting import (
+    Rule,
+    apply_rules,
+    as_node,
+    first,
+    looks_like,
+    looks_like_its_argument,
+    replace,
+)
+
+__all__ = ["has_effect", "merge_equal", "mutates", "simplify"]
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.expand.default, aten._unsafe_view.default, aten.reshape.default)
@@ -36,9 +44,6 @@ _NEW = (
 )
 _CONSTANT = "_constant_of_the_step_"
 
-Rule = Callable[[fx.GraphModule, fx.Node], fx.Node | None]
-"""The node that can stand in for another one, or None."""
-
 
 def simplify(graph: fx.GraphModule) -> fx.GraphModule:
     """Clean a graph up in place, and return it.
@@ -49,7 +54,7 @@ def simplify(graph: fx.GraphModule) -> fx.GraphModule:
     if any(mutates(node) for node in graph.graph.nodes):
         return graph
     _fold_constants(graph)
-    while _apply(graph, _RULES) or _merge_equal(graph):
+    while apply_rules(graph, _RULES) or merge_equal(graph):
         pass
     graph.graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.recompile()
@@ -90,26 +95,8 @@ def _is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _apply(graph: fx.GraphModule, rules: Iterable[Rule]) -> bool:
-    """One pass of the rules; whether any of them applied."""
-    changed = False
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function":
-            continue
-        stand_in = next((found for rule in rules if (found := rule(graph, node)) is not None), None)
-        if stand_in is not None:
-            _replace(node, stand_in)
-            changed = True
-    return changed
-
-
-def _replace(node: fx.Node, stand_in: fx.Node) -> None:
-    node.replace_all_uses_with(stand_in)
-    node.graph.erase_node(node)
-
-
 def _view_of_the_same_shape(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    return _first(node) if node.target in _VIEWS and _looks_like_its_argument(node) else None
+    return first(node) if node.target in _VIEWS and looks_like_its_argument(node) else None
 
 
 def _transpose_of_a_transpose(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
@@ -124,45 +111,45 @@ def _product_with_one(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if node.target not in _PRODUCTS:
         return None
     for kept, factor in (node.args, node.args[::-1]):
-        if _equals(graph, factor, 1) and _looks_like(node, kept):
-            return _node(kept)
+        if _equals(graph, factor, 1) and looks_like(node, kept):
+            return as_node(kept)
     return None
 
 
 def _quotient_by_one(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     divides = node.target in (aten.div.Tensor, aten.div.Scalar) and _equals(graph, node.args[1], 1)
-    return _first(node) if divides and _looks_like_its_argument(node) else None
+    return first(node) if divides and looks_like_its_argument(node) else None
 
 
 def _first_power(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     power = node.target is aten.pow.Tensor_Scalar and node.args[1] == 1
-    return _first(node) if power and _looks_like_its_argument(node) else None
+    return first(node) if power and looks_like_its_argument(node) else None
 
 
 def _sum_with_zero(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     sums = node.target in _SUMS and _equals(graph, node.args[1], 0)
-    return _first(node) if sums and _looks_like_its_argument(node) else None
+    return first(node) if sums and looks_like_its_argument(node) else None
 
 
 def _join_of_one(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if node.target is not aten.cat.default or len(_parts(node)) != 1:
         return None
-    return _node(_parts(node)[0]) if _looks_like(node, _parts(node)[0]) else None
+    return as_node(_parts(node)[0]) if looks_like(node, _parts(node)[0]) else None
 
 
 def _only_piece_of_a_split(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    split = _first(node) if getattr(node.target, "__name__", "") == "getitem" else None
+    split = first(node) if getattr(node.target, "__name__", "") == "getitem" else None
     if split is None or split.target not in (aten.split_with_sizes.default, aten.split.Tensor):
         return None
-    return _first(split) if _looks_like(node, _first(split)) else None
+    return first(split) if looks_like(node, first(split)) else None
 
 
 def _sum_of_a_sum(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """Σ over what is left after a Σ over some dimensions: one Σ over all."""
-    inner = _first(node) if node.target is aten.sum.default else None
+    inner = first(node) if node.target is aten.sum.default else None
     if inner is None or inner.target is not aten.sum.dim_IntList or inner.kwargs or node.kwargs:
         return None
-    argument = _first(inner)
+    argument = first(inner)
     if argument is None:
         return None
     with node.graph.inserting_before(node):
@@ -176,7 +163,7 @@ def _normals_in_one(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     from the same stream."""
     if node.target is not aten.normal_.default or tuple(node.args[1:]) not in ((), (0.0,), (0.0, 1.0)):
         return None
-    memory = _first(node)
+    memory = first(node)
     if memory is None or memory.target is not aten.empty.memory_format or len(memory.users) != 1:
         return None
     options = {name: value for name, value in memory.kwargs.items() if name != "memory_format"}
@@ -201,7 +188,7 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
-def _merge_equal(graph: fx.GraphModule) -> bool:
+def merge_equal(graph: fx.GraphModule) -> bool:
     """Compute what is computed twice once; draws are not: each is its own."""
     seen: dict[str, fx.Node] = {}
     changed = False
@@ -209,7 +196,7 @@ def _merge_equal(graph: fx.GraphModule) -> bool:
         if node.op == "call_function" and not _stands_alone(node):
             same = seen.setdefault(repr((str(node.target), node.args, node.kwargs)), node)
             if same is not node:
-                _replace(node, same)
+                replace(node, same)
                 changed = True
     return changed
 
@@ -232,14 +219,14 @@ def _fold_constants(graph: fx.GraphModule) -> None:
         with graph.graph.inserting_before(node):
             constant = graph.graph.get_attr(f"{_CONSTANT}{number}")
         constant.meta = dict(node.meta)
-        _replace(node, constant)
+        replace(node, constant)
 
 
 def _value(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor | None:
     if node.op != "call_function" or _stands_alone(node) or not torch.is_tensor(node.meta.get("val")):
         return None
     if node.target is aten.lift_fresh_copy.default:  # a literal in the user's program
-        literal = _first(node)
+        literal = first(node)
         return None if literal is None else getattr(graph, str(literal.target)).clone()
     result: Tensor
     if node.target in _OF_A_SHAPE:
@@ -254,38 +241,13 @@ def _value(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -
     return result
 
 
-def _first(node: fx.Node) -> fx.Node | None:
-    return _node(node.args[0]) if node.args else None
-
-
-def _node(argument: object) -> fx.Node | None:
-    return argument if isinstance(argument, fx.Node) else None
-
-
 def _parts(node: fx.Node) -> list[object]:
     return list(node.args[0])  # type: ignore[arg-type]
 
 
 def _undone(node: fx.Node, target: object) -> fx.Node | None:
-    inner = _first(node) if node.target is target else None
-    return _first(inner) if inner is not None and inner.target is target else None
-
-
-def _looks_like_its_argument(node: fx.Node) -> bool:
-    return _looks_like(node, node.args[0])
-
-
-def _looks_like(node: fx.Node, argument: object) -> bool:
-    """Equal shape, strides and dtype: nobody can tell the two apart by more than their values."""
-    if not isinstance(argument, fx.Node):
-        return False
-    given, result = argument.meta.get("val"), node.meta.get("val")
-    if not (isinstance(given, Tensor) and isinstance(result, Tensor)):
-        return False
-    same: bool = (
-        given.shape == result.shape and given.stride() == result.stride() and given.dtype == result.dtype
-    )
-    return same
+    inner = first(node) if node.target is target else None
+    return first(inner) if inner is not None and inner.target is target else None
 
 
 def _equals(graph: fx.GraphModule, argument: object, number: int) -> bool:

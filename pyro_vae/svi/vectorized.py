@@ -12,6 +12,7 @@ from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.members import Member, OneByOneError, by_pyro, captured
 from pyro_vae.svi.noise_inputs import NoiseError, noise_as_inputs
 from pyro_vae.svi.objective import Objective
+from pyro_vae.svi.replay import make_replay
 from pyro_vae.svi.simplification import simplify
 from pyro_vae.svi.updates import make_update
 from pyro_vae.svi.verification import close
@@ -101,8 +102,7 @@ class VectorizedSteps:
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
             raise OneByOneError(f"vectorizing it failed with {type(error).__name__}: {reason}") from error
-        step: Callable[..., Sequence[Tensor]] = simplify(traced).forward
-        return step
+        return make_replay(simplify(traced))
 
     def _verify(
         self,

@@ -52,3 +52,28 @@ def test_tensors_are_shared_and_the_graph_stays_what_it_is() -> None:
     live.mul_(2)
     torch.testing.assert_close(step(X), X * live.exp())
     assert [node.target for node in graph.graph.nodes] == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("number", [0.1, 3, -1e-30, -0.0, float("inf")])
+def test_numbers_are_rounded_as_torch_rounds_them(number: float, dtype: torch.dtype) -> None:
+    x = X.to(dtype)
+    graph = make_fx(
+        lambda x: (
+            x * number + number - (number - x) / number,
+            x - number,
+            x.sum() * number,
+            1 / (x * 0.0) - 1 / (x * number),
+        )
+    )(x)
+    for given, wanted in zip(make_replay(graph)(x), graph(x), strict=True):
+        torch.testing.assert_close(given, wanted, rtol=0, atol=0, equal_nan=True)
+        assert given.dtype == wanted.dtype
+
+
+def test_integers_times_a_number_become_floats() -> None:
+    x = torch.arange(3)
+    graph = make_fx(lambda x: (x * 0.5, x * 2, x + 1))(x)
+    for given, wanted in zip(make_replay(graph)(x), graph(x), strict=True):
+        assert torch.equal(given, wanted)
+        assert given.dtype == wanted.dtype
