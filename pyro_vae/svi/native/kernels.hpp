@@ -46,23 +46,30 @@ constexpr int rows_of_tile(int vectors) {
   return WIDEST == 4 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14) : (vectors == 2 ? 6 : 8);
 }
 
-// A tile of left @ right + bias, in registers. The left is read one element at a time, so that a transpose
-// costs nothing; the right holds whole vectors, zeros beyond `width`.
+// A tile of left @ right + bias, in registers; all loops over it are unrolled for that. The left is read one
+// element at a time, so that a transpose costs nothing; the right holds whole vectors, zeros beyond `width`.
 template <int ROWS, int VECTORS>
 inline void tile(int64_t depth, const T* left, int64_t left_row, int64_t left_column, const T* right,
                  int64_t right_row, const T* bias, T* out, int64_t out_row, int64_t width) {
   Vector sums[ROWS][VECTORS];
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 16
     for (int j = 0; j < VECTORS; ++j) sums[i][j] = *(const Vector*)(bias + j * LANES);
   for (int64_t k = 0; k < depth; ++k) {
     Vector row[VECTORS];
+#pragma GCC unroll 16
     for (int j = 0; j < VECTORS; ++j) row[j] = *(const Vector*)(right + k * right_row + j * LANES);
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
       const T factor = left[i * left_row + k * left_column];
+#pragma GCC unroll 16
       for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * row[j];
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 16
     for (int j = 0; j < VECTORS; ++j) {
       T* target = out + i * out_row + j * LANES;
       if (width >= (j + 1) * LANES) *(Vector*)target = sums[i][j];
