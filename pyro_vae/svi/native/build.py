@@ -106,7 +106,7 @@ def _flags() -> list[str]:
     the whole process to zero."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     return [
-        *("-std=c++17", "-O3", "-shared", "-fPIC"),
+        *("-std=c++17", "-O2", "-shared", "-fPIC"),
         *(("-march=native", "-mprefer-vector-width=512") if x86 else ("-mcpu=native",)),
         *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
         "-fopenmp" if platform.system() == "Linux" else "-fopenmp-simd",

@@ -58,9 +58,12 @@ inline void tile(int64_t depth, const T* left, int64_t left_row, int64_t left_co
     for (int j = 0; j < VECTORS; ++j) sums[i][j] = *(const Vector*)(bias + j * LANES);
   for (int64_t k = 0; k < depth; ++k) {
     Vector row[VECTORS];
+#pragma GCC unroll 16
     for (int j = 0; j < VECTORS; ++j) row[j] = *(const Vector*)(right + k * right_row + j * LANES);
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
       const T factor = left[i * left_row + k * left_column];
+#pragma GCC unroll 16
       for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * row[j];
     }
   }
