@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-__all__ = ["CUDA", "MixedDevicesError", "OnDevice", "pretend_cuda"]
+__all__ = ["CUDA", "OnDevice", "pretend_cuda"]
 
 CUDA = torch.device("cuda", 0)
 _STAND_IN = torch.device("meta")
@@ -46,10 +46,6 @@ _TAKE_NUMBERS = {
 """Take a number of the CPU beside tensors of the device, as elementwise operations do."""
 
 _FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
-
-
-class MixedDevicesError(RuntimeError):
-    """What CUDA raises as a RuntimeError."""
 
 
 class OnDevice(Tensor):
@@ -90,7 +86,7 @@ class OnDevice(Tensor):
         return OnDevice(inner["held"])
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # type: ignore[override]
-        raise MixedDevicesError("a tensor of the device is pickled: it could be read on such a machine only")
+        raise RuntimeError("a tensor of the device is pickled: it could be read on such a machine only")
 
     @classmethod
     def __torch_dispatch__(
@@ -119,15 +115,17 @@ class _Names(TorchFunctionMode):
         self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
-        if func is Tensor.data.__set__:  # type: ignore[attr-defined]
-            _require_one_device(func, args)
-            func(*args)
-            args[0].held = args[1].held
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            _swap(args[0], args[1].detach().requires_grad_(args[0].requires_grad))
             return None
         if func is torch.device:
             return func(*args, **given)
+        if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], OnDevice):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
         if func is Tensor.tolist:
             return func(args[0].cpu())
+        if func is Tensor.new and isinstance(args[0], OnDevice):
+            return args[0].new_empty(*args[1:])
         if func in _FROM_NUMBERS:
             place = given.pop("device", None)
             if place is None and isinstance(args[0], OnDevice):
@@ -183,7 +181,7 @@ def _seeded(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], on_device
     generators = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Generator)]
     if generators:
         if on_device and generators[0] is not _STREAM:
-            raise MixedDevicesError(f"{func} draws on the device from a generator of the CPU")
+            raise RuntimeError(f"{func} draws on the device from a generator of the CPU")
         return func(*args, **kwargs)
     before = torch.default_generator.get_state()
     torch.default_generator.set_state(_STREAM.get_state())
@@ -201,16 +199,16 @@ def _require_one_device(func: Any, args: Sequence[Any]) -> None:
     operands = list(args)
     if func in _INDEXING:
         if not isinstance(args[0], OnDevice):
-            raise MixedDevicesError(f"{func} indexes a tensor of the CPU by one of the device")
+            raise RuntimeError(f"{func} indexes a tensor of the CPU by one of the device")
         operands[1] = None
     tensors = [x for x in tree_flatten(operands)[0] if isinstance(x, Tensor)]
     written = args and isinstance(args[0], Tensor) and str(func).split(".")[-2].endswith("_")
     strangers = [x for x in tensors if not isinstance(x, OnDevice)]
     if written and strangers and strangers[0] is args[0]:
-        raise MixedDevicesError(f"{func} writes what is on the device into a tensor of the CPU")
+        raise RuntimeError(f"{func} writes what is on the device into a tensor of the CPU")
     for stranger in strangers:
         if stranger.dim() > 0 or not elementwise:
-            raise MixedDevicesError(
+            raise RuntimeError(
                 f"Expected all tensors to be on the same device: {func} was given one of shape "
                 f"{tuple(stranger.shape)} on the CPU beside one on the device"
             )
@@ -244,6 +242,14 @@ _CUDA_SAYS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _swap(one: Tensor, other: Tensor) -> None:
+    """What ``torch.utils.swap_tensors`` does; that one refuses tensors with weak references, which Pyro's
+    constrained parameters have and which CUDA does not mind."""
+    one.__class__, other.__class__ = other.__class__, one.__class__
+    one.__dict__, other.__dict__ = other.__dict__, one.__dict__
+    torch._C._swap_tensor_impl(one, other)
+
+
 @contextmanager
 def pretend_cuda() -> Iterator[None]:
     """Inside, there is one CUDA device, and it is pretended."""
@@ -253,6 +259,7 @@ def pretend_cuda() -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch.cuda, "default_generators", (_STREAM,)))
         handled = (*proxy_tensor.HANDLED_TYPES, OnDevice)
         stack.enter_context(mock.patch.object(proxy_tensor, "HANDLED_TYPES", handled))
+        stack.enter_context(mock.patch.object(torch.utils, "swap_tensors", _swap))
         stack.enter_context(_Arithmetic())
         stack.enter_context(_Names())
         swapped = torch.__future__.get_swap_module_params_on_conversion()

@@ -269,7 +269,7 @@ def _require_length(dataset: Any) -> None:
 def epoch_order(observations: int, seed: int, epoch: int) -> Tensor:
     """The rows of all observations in the order of an epoch."""
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    return torch.randperm(observations, generator=generator)
+    return torch.randperm(observations, generator=generator, device="cpu")
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

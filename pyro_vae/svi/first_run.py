@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.svi.devices import making_tensors_on
 from pyro_vae.svi.isolation import owner
 from pyro_vae.svi.objective import Program
 
@@ -39,7 +40,11 @@ def traced_pair(
         of other kinds are the program's own and pass.
     """
     try:
-        with pyro.validation_enabled(True), warnings.catch_warnings():
+        with (
+            pyro.validation_enabled(True),
+            making_tensors_on(batch[0].device),
+            warnings.catch_warnings(),
+        ):
             # told below, as errors: a latent without a partner makes the objective a wrong one
             warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars in guide)")
             model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, batch, {})

@@ -22,7 +22,7 @@ from pyro_vae.svi.arguments import (
     check_programs,
     check_schedule,
 )
-from pyro_vae.svi.batches import Batch, as_batches, as_tensors
+from pyro_vae.svi.batches import Batch, Batches, as_batches, as_tensors
 from pyro_vae.svi.devices import resolve_device
 from pyro_vae.svi.distributed import joined
 from pyro_vae.svi.engine_choice import check_engine, make_engine
@@ -36,6 +36,7 @@ from pyro_vae.svi.launch import local_device
 from pyro_vae.svi.loop import EarlyStopping, Loop, training_mode
 from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
+from pyro_vae.svi.placement import placed
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
 from pyro_vae.svi.shares import share_of
@@ -101,7 +102,10 @@ def fit(
         Of the data's order and of the noise; two guides fitted with one seed see the same batches and the
         same draws.
     device
-        ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; or ``"auto"``: CUDA where there is one and the pair
+        follows there, the CPU otherwise. What a pair makes by ``torch.zeros(…)`` follows, and so do modules
+        that plain functions register by ``pyro.module``; tensors that it holds besides its parameters and
+        buffers do not.
     engine
         ``"eager"`` runs Pyro at every step. ``"captured"`` replays the graph that Pyro leaves behind when it
         runs once. ``"native"`` makes that graph a C++ function that takes whole steps, many per call (needs a
@@ -193,10 +197,15 @@ def fit(
     if distributed:
         resolved = local_device(resolved)
     check_engine(engine, resolved)
-    for module in modules_of(model, guide):
-        module.to(resolved)
     dtype = float_dtype(model, guide)
-    batches = as_batches(data, batch_size=batch_size, seed=seed, device=resolved, dtype=dtype)
+
+    def batches_on(device: torch.device) -> Batches:
+        return as_batches(data, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
+
+    optional = device == "auto" and engine != "cuda-graph" and not distributed
+    resolved, batches = placed(
+        model, guide, objective, batches_on, resolved, seed=seed, optional=optional
+    )
     held_out = (
         None
         if validation is None
@@ -279,9 +288,9 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
 
     Returns how many observations the totals of a batch are about, and a step's floating-point operations.
     """
+    # With gradients: torch's counter cannot follow a guide that returns its parameters, as AutoDelta, without.
     with (
         torch.random.fork_rng(),
-        torch.no_grad(),
         training_mode((model, guide), training=False),
         FlopCounterMode(display=False) as counter,
     ):
