@@ -209,7 +209,7 @@ class Pair:
         _check_sites(guide_sites, latents)
 
         def total(sites: dict[str, Any]) -> Tensor:
-            zero = torch.zeros(count, rows, dtype=torch.float64)
+            zero = torch.zeros(count, rows, dtype=torch.float64, device="cpu")
             return sum((self.log_prob(site, count, rows) for site in sites.values()), zero)
 
         return Block(
