@@ -23,7 +23,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-__all__ = ["CUDA", "OnDevice", "pretend_cuda"]
+from pyro_vae.svi import compilation, engine_choice
+from tests.svi.tape import TapeRecorder
+
+__all__ = ["CUDA", "OnDevice", "RecordsOnDevice", "pretend_cuda"]
 
 CUDA = torch.device("cuda", 0)
 _STAND_IN = torch.device("meta")
@@ -34,7 +37,12 @@ _TRACING = torch._C._TorchDispatchModeKey.PROXY
 _STREAM = torch.Generator()
 
 _aten = torch.ops.aten
-_INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_INDEXING = {
+    _aten.index.Tensor,
+    _aten.index_put.default,
+    _aten.index_put_.default,
+    _aten._index_put_impl_.default,
+}
 _COPIES = {_aten.copy_.default, _aten.copy.default, _aten._to_copy.default}
 _TAKE_NUMBERS = {
     _aten.where.self,
@@ -74,7 +82,7 @@ class OnDevice(Tensor):
     is_cpu = property(lambda self: False)  # type: ignore[assignment]
     is_meta = property(lambda self: False)  # type: ignore[assignment]
 
-    def __repr__(self, *, tensor_contents: None = None) -> str:  # noqa: ARG002
+    def __repr__(self, *, tensor_contents: None = None) -> str:
         return f"{self.held!r} on the pretended device"
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
@@ -214,6 +222,24 @@ def _require_one_device(func: Any, args: Sequence[Any]) -> None:
             )
 
 
+class RecordsOnDevice(TapeRecorder):
+    """In the place of :class:`~pyro_vae.svi.cuda.CudaRecorder`."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        self.generator, self.streams = _STREAM, []
+
+    @classmethod
+    @contextmanager
+    def in_place_of_cuda_graphs(cls) -> Iterator[None]:
+        """Inside, fits record with this."""
+        with (
+            mock.patch.object(engine_choice, "CudaRecorder", cls),
+            mock.patch.object(compilation, "CudaRecorder", cls),
+        ):
+            yield
+
+
 def _seed_stream(seed: int) -> None:
     _STREAM.manual_seed(seed)
 
@@ -236,9 +262,9 @@ _CUDA_SAYS: dict[str, Callable[..., Any]] = {
     "is_initialized": lambda: True,
     "manual_seed": _seed_stream,
     "manual_seed_all": _seed_stream,
-    "set_device": lambda device: None,  # noqa: ARG005
+    "set_device": lambda device: None,
     "set_rng_state": _set_stream,
-    "synchronize": lambda device=None: None,  # noqa: ARG005
+    "synchronize": lambda device=None: None,
 }
 
 

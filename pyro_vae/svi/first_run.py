@@ -96,6 +96,11 @@ def _told(error: Exception, batch: tuple[Tensor, ...], name: str) -> str:
         return f"{reason.replace('Multiple', 'there are several')}; give each a name of its own"
     if reason.startswith("Model and guide"):
         return f"m{reason[1:]}; give the site one shape in both"
+    if "same device" in reason:
+        return (
+            f"model and guide mix devices on {name}, which lies on {batch[0].device}: {reason}; hold tensors "
+            "as parameters or buffers, make them on the device of the data, or give device='cpu'"
+        )
     arguments = f"{len(batch)} argument{'s' * (len(batch) != 1)}"
     shapes = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in batch)
     whole = not any(part.is_floating_point() for part in batch)

@@ -23,7 +23,7 @@ from pyro_vae.svi.arguments import (
     check_schedule,
 )
 from pyro_vae.svi.batches import Batch, Batches, as_batches, as_tensors
-from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.devices import forked_streams, resolve_device
 from pyro_vae.svi.distributed import joined
 from pyro_vae.svi.engine_choice import check_engine, make_engine
 from pyro_vae.svi.engines import EagerEngine
@@ -203,9 +203,7 @@ def fit(
         return as_batches(data, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
 
     optional = device == "auto" and engine != "cuda-graph" and not distributed
-    resolved, batches = placed(
-        model, guide, objective, batches_on, resolved, seed=seed, optional=optional
-    )
+    resolved, batches = placed(model, guide, objective, batches_on, resolved, seed=seed, optional=optional)
     held_out = (
         None
         if validation is None
@@ -224,7 +222,7 @@ def fit(
         first = share.first()
         count, flops = set_up(model, guide, first)
         if held_out is not None:
-            with torch.random.fork_rng(), torch.no_grad(), training_mode((model, guide), training=False):
+            with forked_streams(), torch.no_grad(), training_mode((model, guide), training=False):
                 traced_pair(model, guide, held_out, "validation")
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         ranks.begin(model, guide, objective, parameters, first, rescaled=count(first) != len(first[0]))
@@ -288,9 +286,9 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
 
     Returns how many observations the totals of a batch are about, and a step's floating-point operations.
     """
-    # With gradients: torch's counter cannot follow a guide that returns its parameters, as AutoDelta, without.
+    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
     with (
-        torch.random.fork_rng(),
+        forked_streams(),
         training_mode((model, guide), training=False),
         FlopCounterMode(display=False) as counter,
     ):

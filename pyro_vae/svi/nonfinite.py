@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from pyro_vae.guides.heads import HasRawParameters, ScaleHead
-from pyro_vae.svi.devices import making_tensors_on
+from pyro_vae.svi.devices import forked_streams, making_tensors_on
 from pyro_vae.svi.isolation import owner
 from pyro_vae.svi.objective import Program
 
@@ -33,7 +33,7 @@ def explain(
 ) -> str:
     """One sentence that names where the numbers break first (a latent's loc or scale, an observed density, or
     a gradient), the latent whose σ is furthest from 1, and the remedies."""
-    with torch.no_grad(), torch.random.fork_rng(), making_tensors_on(batch[0].device):
+    with torch.no_grad(), forked_streams(), making_tensors_on(batch[0].device):
         with _raw_outputs(guide) as raws:
             guide_trace = poutine.trace(guide).get_trace(*batch)
         culprit = _bad_latent(guide_trace, guide, raws)

@@ -89,8 +89,8 @@ def placed(
     if not reason:
         return device, made
     logger.warning(
-        "this fit runs on the CPU, since its model and guide mix devices on %s (%s); hold tensors as parameters "
-        "or buffers, or make everything after torch.set_default_device('%s')",
+        "this fit runs on the CPU, since its model and guide mix devices on %s (%s); hold tensors as "
+        "parameters or buffers, or make everything after torch.set_default_device('%s')",
         device.type,
         reason,
         device.type,
