@@ -23,8 +23,8 @@ from pyro_vae.svi.arguments import (
     check_programs,
     check_schedule,
 )
-from pyro_vae.svi.batches import Batch, as_batches, as_tensors
-from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.batches import Batch, Batches, as_batches, as_tensors
+from pyro_vae.svi.devices import forked_streams, resolve_device
 from pyro_vae.svi.distributed import joined
 from pyro_vae.svi.engine_choice import check_engine, make_engine
 from pyro_vae.svi.engines import EagerEngine
@@ -37,6 +37,7 @@ from pyro_vae.svi.launch import local_device
 from pyro_vae.svi.loop import EarlyStopping, Loop, training_mode
 from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
+from pyro_vae.svi.placement import placed
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
 from pyro_vae.svi.shares import share_of
@@ -102,7 +103,10 @@ def fit(
         Of the data's order and of the noise; two guides fitted with one seed see the same batches and the
         same draws.
     device
-        ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; or ``"auto"``: CUDA where there is one and the pair
+        follows there, the CPU otherwise. What a pair makes by ``torch.zeros(…)`` follows, and so do modules
+        that plain functions register by ``pyro.module``; tensors that it holds besides its parameters and
+        buffers do not.
     engine
         ``"eager"`` runs Pyro at every step. ``"captured"`` replays the graph that Pyro leaves behind when it
         runs once. ``"native"`` makes that graph a C++ function that takes whole steps, many per call (needs a
@@ -195,10 +199,13 @@ def fit(
     if distributed:
         resolved = local_device(resolved)
     check_engine(engine, resolved)
-    for module in modules_of(model, guide):
-        module.to(resolved)
     dtype = float_dtype(model, guide)
-    batches = as_batches(data, batch_size=batch_size, seed=seed, device=resolved, dtype=dtype)
+
+    def batches_on(device: torch.device) -> Batches:
+        return as_batches(data, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
+
+    optional = device == "auto" and engine != "cuda-graph" and not distributed
+    resolved, batches = placed(model, guide, objective, batches_on, resolved, seed=seed, optional=optional)
     held_out = (
         None
         if validation is None
@@ -217,7 +224,8 @@ def fit(
         first = share.first()
         count, flops = set_up(model, guide, first)
         if held_out is not None:
-            run_once(model, guide, held_out, "validation")
+            with torch.no_grad():
+                run_once(model, guide, held_out, "validation")
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         ranks.begin(model, guide, objective, parameters, first, rescaled=count(first) != len(first[0]))
         made = make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
@@ -278,7 +286,8 @@ def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
     """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
     operations."""
-    with FlopCounterMode(display=False) as counter:
+    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         full = observation_count(run_once(model, guide, batch))
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
@@ -287,7 +296,7 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
 def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:
     """The model's trace on a batch, with Pyro's own checks on and the stream left alone. From then on, lazy
     parameters exist."""
-    with torch.random.fork_rng(), torch.no_grad(), training_mode((model, guide), training=False):
+    with forked_streams(), training_mode((model, guide), training=False):
         model_trace, _ = traced_pair(model, guide, batch, name)
     return model_trace
 

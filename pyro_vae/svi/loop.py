@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch, Batches, GatheredEpoch
 from pyro_vae.svi.capture import fork_rng
+from pyro_vae.svi.devices import forked_streams
 from pyro_vae.svi.distributed import OneProcess
 from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.history import EpochRecord, Recorder
@@ -253,7 +254,7 @@ class Loop:
         with (
             training_mode((self.model, self.guide), training=False),
             torch.no_grad(),
-            torch.random.fork_rng(),
+            forked_streams(),
         ):
             torch.manual_seed(VALIDATION_SEED)
             estimate = self.objective.estimate(self.model, self.guide, batch, 1.0)

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from pyro_vae.svi.arguments import check_programs
 from pyro_vae.svi.batches import ArrayBatches, Batch, as_tensors
 from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
+from pyro_vae.svi.devices import forked_streams
 from pyro_vae.svi.first_run import check_support
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.fitting import float_dtype, run_once, set_up
@@ -72,7 +73,7 @@ class Member:
 
 def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
     """A pair that was made after ``torch.manual_seed(seed)``; the stream outside does not move."""
-    with one_at_a_time(), torch.random.fork_rng():
+    with one_at_a_time(), forked_streams():
         torch.manual_seed(seed)
         pair = make_pair()
     if not isinstance(pair, tuple) or len(pair) != 2:
@@ -116,7 +117,7 @@ def set_up_members(members: list[Member]) -> tuple[Callable[[Batch], int], float
 def captured(member: Member, objective: Objective, batch: Batch, kl_weight: Tensor) -> fx.GraphModule:
     """The graph of one member's step for such batches."""
     with isolated(member.model, member.guide, state=member.state, seed=0):
-        with torch.no_grad(), untouched_buffers(member.model, member.guide), torch.random.fork_rng():
+        with torch.no_grad(), untouched_buffers(member.model, member.guide), forked_streams():
             # Programs that look at the model anew for a new batch size do so outside of the graph.
             objective.estimate(member.model, member.guide, batch, kl_weight)
         try:
