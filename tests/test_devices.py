@@ -4,6 +4,7 @@ CUDA is not run here. What the pretended device can show and what it cannot is t
 :mod:`tests.pretend_device`; on a machine with a GPU ``tests/gpu`` runs the real one.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_vae
 from pyro_vae import guides, models
 from pyro_vae.models import likelihoods
+from pyro_vae.study import StudyConfig, run_study
 from pyro_vae.svi import ELBO, IWAE, STL, Fit, NonFiniteError, Renyi, fit
 from pyro_vae.svi.batches import as_batches
 from tests.pretend_device import CUDA, OnDevice, RecordsOnDevice, pretend_cuda
@@ -354,3 +356,28 @@ def test_another_default_device_is_harmless(device: str) -> None:
         pyro_vae.calibrate(model, guide, n=4, draws=39)
         pyro_vae.repair(model, guide, x[:2], draws=50)
         models.reconstruct(model, guide, x)
+
+
+# The main job
+
+
+@pytest.mark.slow
+@pytest.mark.arviz
+def test_a_study(tmp_path: Path) -> None:
+    """With ``device="auto"``, its default."""
+    torch.set_default_dtype(torch.float32)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).poisson(2.0, (60, 6)).astype(np.float32))
+    config = StudyConfig(
+        data=str(tmp_path / "x.npy"),
+        likelihood="poisson",
+        scales=("logvar", "softplus"),
+        seeds=2,
+        epochs=1,
+        hidden=(8,),
+        latent_dim=2,
+        draws=100,
+        gap_observations=2,
+    )
+    with RecordsOnDevice.in_place_of_cuda_graphs():
+        study = run_study(config, out=tmp_path / "run", progress=False)
+    assert json.loads((study.folder / "run.json").read_text())["device"] == "cuda"

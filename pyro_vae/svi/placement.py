@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.svi.batches import Batch, Batches
 from pyro_vae.svi.devices import making_tensors_on
 from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
+from pyro_vae.svi.loop import training_mode
 from pyro_vae.svi.objective import Objective, Program
 
 __all__ = ["ParametersFollow", "placed"]
@@ -122,7 +123,11 @@ def _let_parameters_follow(model: Program, guide: Program, batch: Batch, seed: i
 def _mixing(model: Program, guide: Program, objective: Objective, batch: Batch, seed: int) -> str:
     """What torch says if a first run mixes devices. Other errors are told when the fit runs the pair."""
     try:
-        with torch.no_grad(), isolated(model, guide, state=empty_store(), seed=seed):
+        with (
+            torch.no_grad(),
+            isolated(model, guide, state=empty_store(), seed=seed),
+            training_mode((model, guide), training=False),  # running statistics stay as they are
+        ):
             objective.estimate(model, guide, batch, 1.0)
     except torch.OutOfMemoryError:
         return ""
