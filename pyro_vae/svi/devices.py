@@ -42,15 +42,17 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def making_tensors_on(device: torch.device) -> AbstractContextManager[object]:
+def making_tensors_on(device: torch.device | None) -> AbstractContextManager[object]:
     """Constants that a program makes on the way (``torch.zeros(8)``) lie on the device of its data, whatever
-    the default device is.
+    the default device is; of no data (None), where that says.
 
     >>> with making_tensors_on(torch.device("meta")):
     ...     torch.zeros(8).device
     device(type='meta')
     """
-    return nullcontext() if torch.get_default_device() == device else torch.device(device)
+    if device is None or torch.get_default_device() == device:
+        return nullcontext()
+    return torch.device(device)
 
 
 def forked_streams() -> AbstractContextManager[None]:

@@ -143,7 +143,7 @@ class ELBO:
 
 def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Trace, Trace]:
     """The traces of the model and of the guide on one draw, with log densities."""
-    with making_tensors_on(args[0].device):
+    with making_tensors_on(next((arg.device for arg in args if torch.is_tensor(arg)), None)):
         model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, args, {})
     return model_trace, guide_trace
 
