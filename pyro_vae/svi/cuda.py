@@ -36,8 +36,8 @@ class CudaRecorder:
         UnsupportedError
             If the work cannot be recorded: for instance if it waits for the device's answer.
         """
-        recorded = torch.cuda.CUDAGraph()
         try:
+            recorded = torch.cuda.CUDAGraph()
             with torch.cuda.device(self.device):
                 self._warm_up(work)
                 # Other threads may allocate meanwhile, as those of a data loader do.
