@@ -8,7 +8,8 @@ A step is everything that a fit does: gather a batch of 128, loss, gradients, Ad
 process of its own, because compiling several models in one slows the later ones; rounds of an epoch alternate
 between the processes and the medians are compared, because machines are shared. NumPyro and pythae are left
 out where they are not installed (``pip install pyro-vae[benchmark]``; other interpreters by
-``--numpyro-python`` and ``--pythae-python``).
+``--numpyro-python`` and ``--pythae-python``). Where other programs run, set ``OMP_NUM_THREADS=1``: threads
+that meet after every operation wait for the one that has no core, and a step takes ten times as long.
 """
 
 import argparse
