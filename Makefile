@@ -39,7 +39,7 @@ arviz: $(STAMP)  ## the tests that face ArviZ (for the other line: make arviz VE
 slow: $(STAMP)  ## the tests that take minutes
 	$(RUN)python -m pytest -m slow
 
-bench: $(STAMP)  ## step time, sweep and start against peers, as ratios (NumPyro is installed for it)
+bench: $(STAMP)  ## step time, sweep and start against peers, as ratios (NumPyro and pythae are installed for it)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[test,benchmark]'
 	$(RUN)python benchmarks/step_time.py 64 64 8
 	$(RUN)python benchmarks/step_time.py 784 400 20

@@ -2,15 +2,19 @@
 
     python benchmarks/step_time.py 64 64 8          # data, hidden and latent dimensions
     python benchmarks/step_time.py 784 400 20
+    python benchmarks/step_time.py 784 400 20 --device cuda
 
 A step is everything that a fit does: gather a batch of 128, loss, gradients, Adam. Every variant runs in a
 process of its own, because compiling several models in one slows the later ones; rounds of an epoch alternate
 between the processes and the medians are compared, because machines are shared. NumPyro and pythae are left
-out where they are not installed (``pip install pyro-vae[benchmark]``, ``pip install pythae``; other
-interpreters by ``--numpyro-python`` and ``--pythae-python``).
+out where they are not installed (``pip install pyro-vae[benchmark]``; other interpreters by
+``--numpyro-python`` and ``--pythae-python``). Where other programs run, set ``OMP_NUM_THREADS=1``: threads
+that meet after every operation wait for the one that has no core, and a step takes ten times as long.
 """
 
 import argparse
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +23,9 @@ from collections.abc import Callable
 from typing import Any
 
 BATCH, STEPS = 128, 50
+DEVICE = os.environ.get("STEP_TIME_DEVICE", "cpu")
+"""What this worker runs on, as its parent says."""
+
 REFERENCE = "hand-written, compiled"
 
 
@@ -36,7 +43,7 @@ def torch_data(features: int) -> Any:
     import torch
 
     torch.manual_seed(0)
-    return (torch.rand(BATCH * STEPS, features) < 0.3).float()
+    return (torch.rand(BATCH * STEPS, features) < 0.3).float().to(DEVICE)
 
 
 def our_pair(features: int, hidden: int, latent: int) -> tuple[Any, Any]:
@@ -74,28 +81,45 @@ def run_ours(engine: str, features: int, hidden: int, latent: int) -> None:
         epochs=10**6,
         batch_size=BATCH,
         engine=engine,
+        device=DEVICE,
         progress=False,
         callbacks=[at_the_end_of_an_epoch],
     )
 
 
-def run_pyro(elbo: str, features: int, hidden: int, latent: int) -> None:
-    import pyro
+def shuffled_epochs(features: int, step: Callable[[Any], object]) -> None:
+    """Rounds of a step that takes a batch of torch."""
     import torch
-    from pyro.infer import SVI
 
     x = torch_data(features)
-    model, guide = our_pair(features, hidden, latent)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), getattr(pyro.infer, elbo)())
 
     def epoch() -> None:
-        for rows in torch.randperm(len(x)).split(BATCH):
-            svi.step(x[rows])
+        for rows in torch.randperm(len(x), device=DEVICE).split(BATCH):
+            step(x[rows])
 
     rounds(epoch)
 
 
-def run_hand(mode: str, features: int, hidden: int, latent: int) -> None:
+def pyro_step(elbo: str, features: int, hidden: int, latent: int) -> Callable[[Any], object]:
+    """Pyro's own step, of our pair."""
+    import pyro
+    from pyro.infer import SVI
+
+    model, guide = our_pair(features, hidden, latent)
+    guide(torch_data(features)[:BATCH].cpu())  # makes its lazy parameters
+    model.to(DEVICE)
+    guide.to(DEVICE)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), getattr(pyro.infer, elbo)())
+    step: Callable[[Any], object] = svi.step
+    return step
+
+
+def run_pyro(elbo: str, *sizes: int) -> None:
+    shuffled_epochs(sizes[0], pyro_step(elbo, *sizes))
+
+
+def hand_written_step(mode: str, features: int, hidden: int, latent: int) -> Callable[[Any], object]:
+    """The same VAE in torch alone."""
     import torch
     from torch import nn
     from torch.nn.functional import binary_cross_entropy_with_logits
@@ -114,19 +138,22 @@ def run_hand(mode: str, features: int, hidden: int, latent: int) -> None:
             reconstruction = binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
             return reconstruction - 0.5 * (1 + logvar - loc.square() - logvar.exp()).sum()
 
-    x, module = torch_data(features), ByHand()
+    module = ByHand().to(DEVICE)
     loss_of = torch.compile(module) if mode == "compiled" else module
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
 
-    def epoch() -> None:
-        for rows in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            loss = loss_of(x[rows])
-            loss.backward()
-            optimizer.step()
-            loss.item()
+    def step(x: Any) -> None:
+        optimizer.zero_grad()
+        loss = loss_of(x)
+        loss.backward()
+        optimizer.step()
+        loss.item()
 
-    rounds(epoch)
+    return step
+
+
+def run_hand(mode: str, *sizes: int) -> None:
+    shuffled_epochs(sizes[0], hand_written_step(mode, *sizes))
 
 
 def run_pythae(_: str, features: int, hidden: int, latent: int) -> None:
@@ -168,7 +195,10 @@ def run_pythae(_: str, features: int, hidden: int, latent: int) -> None:
             VAE(config, Encoder(), Decoder()),
             BaseDataset(x, x[:, 0]),
             training_config=BaseTrainerConfig(
-                output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, learning_rate=1e-3
+                output_dir=tempfile.mkdtemp(),
+                per_device_train_batch_size=BATCH,
+                learning_rate=1e-3,
+                no_cuda=DEVICE == "cpu",
             ),
         )
         trainer.prepare_training()
@@ -255,6 +285,7 @@ VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
     "pyro-vae, captured": (run_ours, "captured"),
     "pyro-vae, inductor": (run_ours, "inductor"),
     "pyro-vae, native": (run_ours, "native"),
+    "pyro-vae, CUDA graph": (run_ours, "cuda-graph"),
     "Pyro SVI, Trace_ELBO": (run_pyro, "Trace_ELBO"),
     "Pyro SVI, TraceMeanField_ELBO": (run_pyro, "TraceMeanField_ELBO"),
     "pythae, BaseTrainer": (run_pythae, ""),
@@ -263,7 +294,21 @@ VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
 }
 
 
-def start(name: str, sizes: list[int], pythons: dict[str, str]) -> "subprocess.Popen[str] | None":
+def versions(numpyro_python: str, pythae_python: str = sys.executable) -> str:
+    """Of the packages that are compared, where they are installed."""
+    pythons = {"numpyro": numpyro_python, "jax": numpyro_python, "pythae": pythae_python}
+    code = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
+    found = [f"Python {platform.python_version()}"]
+    for package in ("torch", "pyro-ppl", *pythons):
+        command = [pythons.get(package, sys.executable), "-c", code, package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found += [f"{package} {done.stdout.strip()}"] if done.returncode == 0 else []
+    return ", ".join(found)
+
+
+def start(
+    name: str, sizes: list[int], pythons: dict[str, str], device: str
+) -> "subprocess.Popen[str] | None":
     """A worker that has built and warmed its step, or None where it cannot run here."""
     python = pythons.get(name.split(",")[0], sys.executable)
     worker = subprocess.Popen(
@@ -272,6 +317,7 @@ def start(name: str, sizes: list[int], pythons: dict[str, str]) -> "subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "STEP_TIME_DEVICE": device, "JAX_PLATFORMS": device},
     )
     assert worker.stdout is not None
     assert worker.stderr is not None
@@ -294,7 +340,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("sizes", type=int, nargs=3)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--numpyro-python", default=sys.executable)
     parser.add_argument("--pythae-python", default=sys.executable)
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -303,9 +350,11 @@ def main() -> None:
         run, mode = VARIANTS[options.worker]
         run(mode, *options.sizes)
         return
-    names = [REFERENCE, *(name for name in options.variants if name != REFERENCE)]
+    elsewhere = {"cpu": "pyro-vae, CUDA graph", "cuda": "pyro-vae, native"}[options.device]
+    chosen = options.variants or [name for name in VARIANTS if name != elsewhere]
+    names = [REFERENCE, *(name for name in chosen if name != REFERENCE)]
     pythons = {"NumPyro": options.numpyro_python, "pythae": options.pythae_python}
-    started = {name: start(name, options.sizes, pythons) for name in names}
+    started = {name: start(name, options.sizes, pythons, options.device) for name in names}
     workers = {name: worker for name, worker in started.items() if worker is not None}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(options.rounds):
@@ -313,14 +362,12 @@ def main() -> None:
             times[name].append(one_round(worker))
     for worker in workers.values():
         worker.kill()
-    report(options.sizes, times)
+    print(versions(options.numpyro_python, options.pythae_python))
+    print(f"{'-'.join(map(str, options.sizes))}, batch {BATCH}, on {options.device}")
+    report(times)
 
 
-def report(sizes: list[int], times: dict[str, list[float]]) -> None:
-    import pyro
-    import torch
-
-    print(f"{'-'.join(map(str, sizes))}, batch {BATCH}, torch {torch.__version__}, pyro {pyro.__version__}")
+def report(times: dict[str, list[float]]) -> None:
     print(f"{'':32}{'ms/step':>10}{'ratio':>8}{'fastest':>10}{'slowest':>10}")
     reference = statistics.median(times[REFERENCE])
     for name, values in times.items():

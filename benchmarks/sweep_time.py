@@ -1,6 +1,6 @@
 """Does a sweep beat its fits one after another? Eight seeds of a 64-128-8 VAE, set-up included.
 
-python benchmarks/sweep_time.py
+    python benchmarks/sweep_time.py                 # two minutes on 2 cores
 
 Every variant starts in a process of its own, sweep with an empty cache of native builds (cold) and with the
 one that this leaves; rounds alternate between the variants.
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from step_time import BATCH, STEPS, our_pair, run_numpyro_seeds, torch_data
+from step_time import BATCH, STEPS, our_pair, run_numpyro_seeds, torch_data, versions
 
 SEEDS = range(8)
 SIZES = (64, 128, 8)
@@ -55,6 +55,11 @@ VARIANTS: dict[str, Callable[[int], None]] = {
 }
 
 
+COLD = ", cold cache"
+ROWS = ["sweep" + COLD, *VARIANTS]
+"""As they run: the cold sweep leaves its build to the others of the round."""
+
+
 def seconds(name: str, epochs: int, cache: str, numpyro_python: str) -> float | None:
     """Of a new process, imports left out; None where the variant cannot run here."""
     python = numpyro_python if name.startswith("NumPyro") else sys.executable
@@ -71,7 +76,7 @@ def seconds(name: str, epochs: int, cache: str, numpyro_python: str) -> float | 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--numpyro-python", default=sys.executable)
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -87,18 +92,13 @@ def main() -> None:
     times: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as cache:
-            for name in VARIANTS:
-                for state in ("cold", "warm"):
-                    if state == "cold" and name != "sweep":
-                        continue
-                    measured = seconds(name, options.epochs, cache, options.numpyro_python)
-                    if measured is not None:
-                        times.setdefault(f"{name}, cold cache" if state == "cold" else name, []).append(
-                            measured
-                        )
-    import torch
-
-    print(f"{len(SEEDS)} seeds, 64-128-8, {options.epochs * STEPS} steps each, torch {torch.__version__}")
+            for row in ROWS:
+                measured = seconds(row.removesuffix(COLD), options.epochs, cache, options.numpyro_python)
+                print(".", end="", flush=True, file=sys.stderr)
+                if measured is not None:
+                    times.setdefault(row, []).append(measured)
+    print(f"\n{versions(options.numpyro_python)}")
+    print(f"{len(SEEDS)} seeds, 64-128-8, {options.epochs * STEPS} steps each")
     print(f"{'':32}{'seconds':>10}{'ratio':>8}")
     reference = statistics.median(times["sweep"])
     for name, values in times.items():

@@ -1,6 +1,7 @@
 """The documentation site: ``make docs`` builds it into docs/_build/html, with warnings as errors."""
 
 import re
+from importlib.resources import files
 from typing import Any
 
 import pyro_vae
@@ -44,7 +45,9 @@ html_theme_options = {
     "pygments_dark_style": "monokai",
 }
 html_sidebars = {"*": []}  # top pages need no second list of pages; those of the API do
-html_static_path = ["_static"]
+# the whole of MathJax 3 with its fonts in one file, from a wheel, so that formulas need no network
+mathjax_path = "tex-svg.js"
+html_static_path = ["_static", str(files("mathjax") / "static/mathjax/es5" / mathjax_path)]
 html_css_files = ["site.css"]
 
 

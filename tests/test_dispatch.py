@@ -19,8 +19,10 @@ from pyro_vae.study import StudyConfig, fits
 from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.pairs import split_data
+from pyro_vae.study.sentences import SPEAKERS
 from pyro_vae.svi import NonFiniteError
 from pyro_vae.svi.checkpoint import read
+from pyro_vae.svi.native import UnsupportedError
 from tests import jobs
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +135,31 @@ def test_a_guide_that_fails_on_a_worker_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(fits, "fit_one", failing)
     assert fitted(tmp_path, TASKS) == {"abs": "abs, seed 1: three steps in a row were not finite"}
     assert sorted(path.name for path in (tmp_path / "fits").iterdir()) == ["softplus-0", "softplus-1"]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_every_fit_would_say_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, elsewhere: bool
+) -> None:
+    """A study asks for native steps by name, and there may be none for its likelihood."""
+
+    def refuse(*_: object) -> None:
+        raise UnsupportedError("an operation")
+
+    monkeypatch.setattr("pyro_vae.svi.native.engine.lower", refuse)
+    monkeypatch.setattr(fits, "build_pays", lambda steps: True)
+    monkeypatch.setattr(
+        fits,
+        "finished_jobs",
+        lambda function, tasks, *shared: ((task, function(task, *shared)) for task in tasks),
+    )
+    monkeypatch.setattr(fits, "runs_elsewhere", lambda: elsewhere)
+    for again in ("first", "second"):
+        assert fitted(tmp_path / again, TASKS[:2]) == {}
+        spoken = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert spoken == ["this fit takes its steps one by one (engine 'captured'): an operation"]
+        caplog.clear()
+    assert all(not logging.getLogger(name).filters for name in SPEAKERS)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def binarize(intensities: npt.NDArray[np.floating], *, seed: int = 0) -> FloatAr
 
     References
     ----------
-    R. Salakhutdinov and I. Murray, 2008, On the quantitative analysis of deep belief networks.
+    Salakhutdinov and Murray (2008), On the quantitative analysis of deep belief networks.
 
     Examples
     --------

@@ -191,7 +191,7 @@ def find_local_sites(
         parameter.
     """
     given = _GivenSubsamples()
-    cuda = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=cuda), poutine.block(), given:
         trace = poutine.trace(InitMessenger(_init)(model)).get_trace(*args, **kwargs)
     latents = [

@@ -42,7 +42,7 @@ class HierarchicalVAE(PyroModule):
 
     References
     ----------
-    C. K. Sønderby et al., 2016, Ladder Variational Autoencoders.
+    Sønderby, Raiko, Maaløe, Sønderby and Winther (2016), Ladder Variational Autoencoders.
 
     Examples
     --------

@@ -39,7 +39,7 @@ class PPCA(PyroModule):
 
     References
     ----------
-    M. E. Tipping and C. M. Bishop, 1999, Probabilistic Principal Component Analysis.
+    Tipping and Bishop (1999), Probabilistic Principal Component Analysis.
 
     Examples
     --------

@@ -183,7 +183,7 @@ class VampPrior(nn.Module):
 
     References
     ----------
-    J. M. Tomczak and M. Welling, 2018, VAE with a VampPrior.
+    Tomczak and Welling (2018), VAE with a VampPrior.
 
     Examples
     --------

@@ -4,12 +4,13 @@ __all__ = ["reconstruct", "traverse"]
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.models.arguments import positive_integer, require_program, require_tensor
 
@@ -33,7 +34,7 @@ def reconstruct(
     model, guide
         Any Pyro pair; both are called with ``*data``.
     data
-        The observations, and whatever else the model takes.
+        The observations, and whatever else the model takes; they are moved to the device of the pair.
     draws
         S, the number of posterior draws to average over.
     site
@@ -42,7 +43,7 @@ def reconstruct(
     Returns
     -------
     Tensor
-        Of the shape of the observations.
+        Of the shape of the observations, on the device of the pair.
 
     Raises
     ------
@@ -63,15 +64,20 @@ def reconstruct(
     require_program("model", model)
     require_program("guide", guide)
     positive_integer("draws", draws)
-    total = torch.zeros(())
+    place = _device_of(guide, model)
+    if place is not None:
+        data = tuple(part.to(place) if isinstance(part, Tensor) else part for part in data)
+    total: Tensor | float = 0.0
     for _ in range(draws):
-        latents = poutine.trace(guide).get_trace(*data)
-        nodes = poutine.trace(poutine.replay(model, latents)).get_trace(*data).nodes
+        with nullcontext() if place is None else place:  # where torch.zeros(8) of a program is made
+            latents = poutine.trace(guide).get_trace(*data)
+            nodes = poutine.trace(poutine.replay(model, latents)).get_trace(*data).nodes
         if site not in nodes:
             sites = [name for name, node in nodes.items() if node["type"] == "sample"]
             raise ValueError(f"site={site!r} is not in the model, whose sample sites are {', '.join(sites)}.")
         observed: Any = nodes[site]["fn"]
         total = total + observed.mean
+    assert isinstance(total, Tensor)
     if total.isnan().any():
         raise ValueError(f"site={site!r} has a distribution without a mean: {observed}.")
     return total / draws
@@ -115,6 +121,7 @@ def traverse(
         raise ValueError(f"origin has shape {tuple(origin.shape)}: give one latent, (latent_dim,).")
     if dims is not None and not all(dim in range(len(origin)) for dim in dims):
         raise ValueError(f"dims={list(dims)!r}: name latent dimensions in 0…{len(origin) - 1}.")
+    origin = origin.to(_device_of(model))
     positive_integer("steps", steps)
     if not 0 < span < math.inf:
         raise ValueError(f"span={span!r}: it must be a positive number.")
@@ -123,3 +130,10 @@ def traverse(
     offsets = torch.linspace(-span, span, steps, dtype=origin.dtype, device=origin.device)
     mean: Tensor = model.decode(origin + axes[:, None, :] * offsets[:, None]).mean
     return mean
+
+
+def _device_of(*programs: Any) -> torch.device | None:
+    """Where the first parameter of these programs is: a fit may have put them on another device than data."""
+    modules = [getattr(program, "__self__", program) for program in programs]
+    parameters = (p for module in modules if isinstance(module, nn.Module) for p in module.parameters())
+    return next((parameter.device for parameter in parameters), None)

@@ -53,7 +53,7 @@ class VAE(PyroModule):
 
     References
     ----------
-    D. P. Kingma and M. Welling, 2014, Auto-Encoding Variational Bayes.
+    Kingma and Welling (2014), Auto-Encoding Variational Bayes.
 
     Examples
     --------

@@ -90,7 +90,9 @@ class Proposal:
     def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
         """(draws, observations, size). Each observation has a generator of its own, so its draws do not
         depend on which others are drawn for."""
-        noise = torch.as_tensor(np.stack([self._noise(draws, generator) for generator in generators], axis=1))
+        noise = torch.from_numpy(
+            np.stack([self._noise(draws, generator) for generator in generators], axis=1)
+        )
         return self.from_white(noise)
 
     def log_density(self, free: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ def adapt(
     The draws of these rounds choose the proposal, so they must not judge it: draw anew for a diagnosis.
     """
     draws = round_draws(posterior.size)
-    left = torch.arange(len(proposal.loc))
+    left = torch.arange(len(proposal.loc), device=proposal.loc.device)
     for _ in range(ROUNDS):
         now = proposal.part(left)
         free = now.draw(draws, [generators[i] for i in left.tolist()])

@@ -203,7 +203,7 @@ def _ranks(pair: Pair, truth: dict[str, Tensor], args: tuple[Tensor, ...], draws
         for name, value in truth.items():
             below[name] += (pair.value(sites[name], count, rows) < value).sum(0)
     counts = torch.cat([count.reshape(rows, -1) for count in below.values()], dim=1)
-    return ((counts + torch.rand(counts.shape)) / (draws + 1)).double().numpy()
+    return ((counts + torch.rand(counts.shape, device=counts.device)) / (draws + 1)).double().numpy()
 
 
 def univariate(distribution: Any) -> Any:

@@ -23,6 +23,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from pyro_vae.svi.batches import Rows
+from pyro_vae.svi.devices import making_tensors_on
 from pyro_vae.svi.isolation import isolated
 from pyro_vae.svi.progress import progress_bar
 
@@ -197,7 +198,7 @@ class Pair:
             program = pyro.plate("_draws", count, dim=-1 - self.nesting)(program)
         if given is not None:
             program = given(program)
-        with pyro.get_param_store().scope(state):
+        with pyro.get_param_store().scope(state), making_tensors_on(args[0].device):
             return poutine.trace(program).get_trace(*args)
 
     def _read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
@@ -208,7 +209,7 @@ class Pair:
         _check_sites(guide_sites, latents)
 
         def total(sites: dict[str, Any]) -> Tensor:
-            zero = torch.zeros(count, rows, dtype=torch.float64)
+            zero = torch.zeros(count, rows, dtype=torch.float64, device="cpu")
             return sum((self.log_prob(site, count, rows) for site in sites.values()), zero)
 
         return Block(

@@ -189,7 +189,7 @@ class _Ladder:
             self.pair, group, {site: value[:, group] for site, value in self.values.items()}, self.chunk
         )
         reached = _Reached(
-            matched(free, torch.as_tensor(self.log_weight[group].T)), free[: self.chains].clone()
+            matched(free, torch.from_numpy(self.log_weight[group].T)), free[: self.chains].clone()
         )
         left = np.arange(len(group))
         for step in steps:
@@ -246,7 +246,7 @@ class _Ladder:
         log_weight = (points.log_density - proposal.log_density(points.free)).numpy().T
         smooth = self._judge(step, rows, log_weight, min(SMALLEST_ESS, self.draws))
         chosen = _resample(smooth, self.draws, generators)
-        each = torch.arange(len(rows))
+        each = torch.arange(len(rows), device="cpu")
         self._keep(rows, {site: value[chosen, each] for site, value in points.values.items()})
         return _Reached(proposal, points.free[chosen[: self.chains], each])
 
@@ -269,7 +269,7 @@ class _Ladder:
         """Note what weights (observations, draws) say; smoothed, they are returned."""
         candidates = log_weight.shape[1]
         smooth, khat = pareto_smooth(log_weight)
-        ess = effective_draws(torch.as_tensor(log_weight.T)).numpy()
+        ess = effective_draws(torch.from_numpy(log_weight.T)).numpy()
         trusted = khat <= min(LARGEST_KHAT, khat_threshold(candidates))
         self.step[rows], self.khat[step][rows], self.ess[step][rows] = step, khat, ess
         self.believable[rows] = trusted & (ess >= least)
@@ -292,10 +292,10 @@ class _Reached:
     start: Tensor
 
     def part(self, rows: Rows) -> _Reached:
-        return _Reached(self.proposal.part(torch.as_tensor(rows)), self.start[:, rows])
+        return _Reached(self.proposal.part(torch.from_numpy(rows)), self.start[:, rows])
 
     def replaced(self, rows: Rows, other: _Reached) -> _Reached:
-        at = torch.as_tensor(rows)
+        at = torch.from_numpy(rows)
         return _Reached(self.proposal.replaced(at, other.proposal), self.start.index_copy(1, at, other.start))
 
 
@@ -307,7 +307,7 @@ def _resample(log_weight: Array, draws: int, generators: Sequence[np.random.Gene
         total = np.cumsum(finite / finite.sum()) if finite.sum() > 0 else np.linspace(0, 1, len(row) + 1)[1:]
         points = (np.arange(draws) + generator.uniform()) / draws
         chosen.append(generator.permutation(np.searchsorted(total, points).clip(max=len(row) - 1)))
-    return torch.as_tensor(np.stack(chosen, axis=1))
+    return torch.from_numpy(np.stack(chosen, axis=1))
 
 
 def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:

@@ -32,7 +32,7 @@ def fit_mode(posterior: UnconstrainedPosterior, start: Proposal) -> Proposal:
     of the Normal found so far. It needs first derivatives only, and sees past the kinks of a network of
     rectified units, whose second derivatives miss them.
     """
-    found, left = start, torch.arange(len(start.loc))
+    found, left = start, torch.arange(len(start.loc), device=start.loc.device)
     for _ in range(ITERATIONS):
         before = found.part(left)
         after, step = _newton(posterior.part(left.numpy()), before)
@@ -53,10 +53,10 @@ def _newton(posterior: UnconstrainedPosterior, unit: Proposal) -> tuple[Proposal
     values, axes = torch.linalg.eigh((curvature + curvature.mT) / 2)
     values = values.clamp(SMALLEST_CURVATURE, LARGEST_CURVATURE)
     newton = (axes @ ((axes.mT @ slope[..., None]) / values[..., None]))[..., 0]
-    tries = torch.cat([LENGTHS, torch.zeros(1)]).to(unit.loc)[:, None, None] * newton
+    tries = torch.cat([LENGTHS, LENGTHS.new_zeros(1)]).to(unit.loc)[:, None, None] * newton
     heights = torch.nan_to_num(posterior.at(unit.from_white(tries)).log_density, nan=-torch.inf)
     best = heights.argmax(0)
-    step = tries[best, torch.arange(n)]
+    step = tries[best, torch.arange(n, device=best.device)]
     factor = torch.linalg.cholesky(axes @ ((1 / values)[..., None] * axes.mT))
     return Proposal(unit.from_white(step), unit.tril @ factor), newton.norm(dim=-1)
 

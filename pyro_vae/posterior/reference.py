@@ -21,6 +21,7 @@ from pyro_vae.posterior.drawing import Pair, coordinate_names, sample_sites
 from pyro_vae.posterior.preparation import prepare, select
 from pyro_vae.posterior.tree import library_attrs, site_dims
 from pyro_vae.svi.arguments import check_numbers, check_programs
+from pyro_vae.svi.devices import making_tensors_on
 from pyro_vae.svi.isolation import owner
 
 __all__ = ["posterior_error", "reference_posterior"]
@@ -195,7 +196,8 @@ def nuts(
             init = init_to_sample() if start is None else init_to_value(values=_on(device, start[chain]))
             kernel = NUTS(_Unscaled()(pair.model), init_strategy=init)
             sampler = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=not progress)
-            sampler.run(*pair.tensors)
+            with making_tensors_on(device):
+                sampler.run(*pair.tensors)
             by_chain.append(sampler.get_samples())
             divergences += sum(len(found) for found in sampler.diagnostics()["divergences"].values())
     sites = latent_sites(pair)

@@ -96,7 +96,7 @@ class UnconstrainedPosterior:
 
     def at(self, free: Tensor) -> Points:
         """Values and density at coordinates (draws, observations, size)."""
-        rows, values, densities = torch.as_tensor(self.rows), [], []
+        rows, values, densities = torch.from_numpy(self.rows), [], []
         with self.pair.evaluation(0):
             for part in free.split(self._draws_at_once):
                 placement, trace = self._place(self._by_site(part), real=True)
@@ -125,7 +125,7 @@ class UnconstrainedPosterior:
     def _spread(self, given: Draws) -> Draws:
         """To the model's device and dtype and, if all observations go through together, to all of them."""
         device, n = self.pair.args[0].device, self.pair.observations
-        rows = torch.as_tensor(self.rows, device=device)
+        rows = torch.from_numpy(self.rows).to(device)
         spread = {}
         for site, value in given.items():
             there = value.to(device, self.dtype)
@@ -137,9 +137,9 @@ class UnconstrainedPosterior:
     def _density(self, placement: _Placement, trace: Any) -> Tensor:
         count, n = placement.count, self.pair.observations
         sites = [self.pair.log_prob(site, count, n) for site in sample_sites(trace).values()]
-        zero = torch.zeros(count, n, dtype=torch.float64)
+        zero = torch.zeros(count, n, dtype=torch.float64, device="cpu")
         total = sum((*sites, *placement.log_jacobian.values()), zero)
-        return total[:, torch.as_tensor(self.rows)]
+        return total[:, torch.from_numpy(self.rows)]
 
 
 class _Placement(Messenger):
@@ -148,7 +148,7 @@ class _Placement(Messenger):
     def __init__(self, pair: Pair, count: int, rows: NDArray[np.int64], given: Draws, *, real: bool) -> None:
         super().__init__()
         self.pair, self.count, self.given, self.real = pair, count, given, real
-        self.rows = torch.as_tensor(rows)
+        self.rows = torch.from_numpy(rows)
         self.free: Draws = {}
         self.log_jacobian: Draws = {}
 
@@ -189,7 +189,7 @@ class _Placement(Messenger):
 
 
 def _chosen(args: tuple[Rows, ...], rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
-    return tuple(arg[torch.as_tensor(rows)] for arg in args)
+    return tuple(arg[torch.from_numpy(rows)] for arg in args)
 
 
 def _to_support(support: Any, name: str) -> Transform:

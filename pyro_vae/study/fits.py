@@ -20,6 +20,7 @@ from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
 from pyro_vae.study.measures import ScaleHistory
 from pyro_vae.study.pairs import make_pair
+from pyro_vae.study.sentences import Sentence, each_once, say, taken_along
 from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, checkpoint, fit
 from pyro_vae.svi.checkpoint import SavedFit
 from pyro_vae.svi.devices import resolve_device
@@ -53,6 +54,8 @@ class Outcome:
     task: Task
     saved: SavedFit | None
     failure: str = ""
+    said: Sequence[Sentence] = ()
+    """What is still to be said here."""
 
 
 def fit_all(
@@ -75,7 +78,7 @@ def fit_all(
     failures: dict[str, str] = {}
     everything = config.seeds * len(config.scales)
     before = (everything - len(tasks)) * config.epochs
-    with progress_bar(everything * config.epochs, "epochs", enabled=progress) as show:
+    with each_once(), progress_bar(everything * config.epochs, "epochs", enabled=progress) as show:
         if runs_elsewhere() and not distributed:
             outcomes = _fit_elsewhere(config, train, tasks, show, before)
         else:
@@ -83,6 +86,7 @@ def fit_all(
             outcomes = _fit_here(config, train, device, tasks, places, show, before, failures)
         for outcome in outcomes:
             task = outcome.task
+            say(outcome.said)
             place = folder.fit(task.guide, task.seed)
             if outcome.saved is None:
                 (place / "state").unlink(missing_ok=True)
@@ -169,7 +173,9 @@ def _fit_from_afar(
     task: Task, config: StudyConfig, without_rows: DataSet, x: npt.NDArray[np.float32]
 ) -> Outcome:
     """On a worker. The device is that of the worker: "auto" may be another one there than here."""
-    return _outcome(config, dataclasses.replace(without_rows, x=x), config.device, task)
+    with taken_along() as said:
+        outcome = _outcome(config, dataclasses.replace(without_rows, x=x), config.device, task)
+    return dataclasses.replace(outcome, said=said)
 
 
 def _outcome(config: StudyConfig, train: DataSet, device: str, task: Task, **options: Any) -> Outcome:
@@ -210,8 +216,8 @@ def fit_one(
             lambda r: show(r.epoch + 1, f"{task}: loss {r.loss:.4g} nats"),
         ],
     )
-    history = fitted.history.assign(scale=(("epoch", "latent"), scales.epochs))
-    return dataclasses.replace(fitted, history=history)
+    fitted.history["scale"] = ("epoch", "latent"), scales.epochs
+    return fitted
 
 
 def _engine(config: StudyConfig, device: str, observations: int) -> str:

@@ -1,54 +1,30 @@
 """The job from data to report, and the parts of it that can be done again on a run that exists."""
 
 import dataclasses
-import functools
 import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pyro_vae import data as data_sets
-from pyro_vae.report.findings import MEASURES, Findings
 from pyro_vae.report.html import render_page
 from pyro_vae.report.pictures import draw_figures
 from pyro_vae.report.readings import read_findings_aloud
 from pyro_vae.run_folder import RunFolder, claim, open_run, writing
 from pyro_vae.storage.atomic import write_whole
-from pyro_vae.storage.records import checksum_of_rows
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.fits import Task, fit_all, fit_as_follower
-from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
-from pyro_vae.study.pairs import make_pair, split_data
+from pyro_vae.study.fits import fit_as_follower
 from pyro_vae.study.parts import Parts
+from pyro_vae.study.phases import Material, examine, fit_missing, prepare
 from pyro_vae.study.result import Study, require_path, require_study
 from pyro_vae.study.saved import write_findings
-from pyro_vae.svi import Fit, NonFiniteError
-from pyro_vae.svi.checkpoint import settle
-from pyro_vae.svi.devices import resolve_device
-from pyro_vae.svi.progress import progress_bar
-
-if TYPE_CHECKING:
-    import xarray as xr
+from pyro_vae.svi import NonFiniteError
 
 __all__ = ["diagnose_again", "follow_study", "report_again", "resume_study", "run_study"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What the parts of a study need to know."""
-
-    config: StudyConfig
-    device: str
-    everything: data_sets.DataSet
-    train: data_sets.DataSet
-    held_out: data_sets.DataSet
-    data: str
-    """Checksum of the observations."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +94,11 @@ def run_study(
         raise TypeError(f"config is a {type(config).__name__}; give {hint}")
     if out is not None:
         require_path("out", out)
-    job = _job(config)
-    root = Path("runs") / job.everything.name if out is None else out
-    asked = dataclasses.asdict(job.config)
-    with claim(root, asked, job.device, data=job.data) as folder, _says_how_to_go_on(folder):
-        return _carry_out(job, folder, _Options(progress, checkpoint_seconds, distributed))
+    material = prepare(config)
+    root = Path("runs") / material.everything.name if out is None else out
+    asked = dataclasses.asdict(material.config)
+    with claim(root, asked, material.device, data=material.checksum) as folder, _says_how_to_go_on(folder):
+        return _carry_out(material, folder, _Options(progress, checkpoint_seconds, distributed))
 
 
 def resume_study(
@@ -171,12 +147,12 @@ def resume_study(
                 if not run.report.is_file():
                     _draw_report(study, run)
                 return study
-        job = _job(StudyConfig.from_mapping(record["config"]), device=str(record["device"]))
-        _check_data(job, record, run)
+        material = prepare(StudyConfig.from_mapping(record["config"]), device=str(record["device"]))
+        _check_data(material, record, run)
         if record["result"].get("status") == "clearing":
             run.clear()
-        _note(job, run, "running")
-        return _carry_out(job, run, _Options(progress, checkpoint_seconds, distributed))
+        _note(material, run, "running")
+        return _carry_out(material, run, _Options(progress, checkpoint_seconds, distributed))
 
 
 def follow_study(config: StudyConfig) -> None:
@@ -187,8 +163,8 @@ def follow_study(config: StudyConfig) -> None:
     --------
     ``follow_study(StudyConfig("digits"))``
     """
-    job = _job(config)
-    fit_as_follower(config, job.train, job.device)
+    material = prepare(config)
+    fit_as_follower(config, material.train, material.device)
 
 
 def diagnose_again(
@@ -217,11 +193,11 @@ def diagnose_again(
     folder = RunFolder(study.folder)
     with writing(folder), _says_how_to_go_on(folder):
         record = folder.read_record()
-        job = _job(config, device=str(record["device"]))
-        _check_data(job, record, folder)
-        _note(job, folder, "diagnosing")
+        material = prepare(config, device=str(record["device"]))
+        _check_data(material, record, folder)
+        _note(material, folder, "diagnosing")
         folder.report.unlink(missing_ok=True)
-        return _examine_and_write(job, folder, study.findings.guides, study.failures, progress)
+        return _examine_and_write(material, folder, study.findings.guides, study.failures, progress)
 
 
 def report_again(study: Study) -> Path:
@@ -247,24 +223,19 @@ def _draw_report(study: Study, folder: RunFolder) -> Path:
     return folder.report
 
 
-def _job(config: StudyConfig, device: str | None = None) -> _Job:
-    resolved = str(resolve_device(config.device if device is None else device))
-    everything = data_sets.load(config.data, root=config.root, likelihood=config.likelihood)
-    parts = split_data(everything, config.held_out)
-    return _Job(config, resolved, everything, *parts, checksum_of_rows(everything.x))
-
-
-def _check_data(job: _Job, record: Mapping[str, Any], folder: RunFolder) -> None:
-    if record.get("data") != job.data:
+def _check_data(material: Material, record: Mapping[str, Any], folder: RunFolder) -> None:
+    if record.get("data") != material.checksum:
         raise ValueError(
-            f"the data {job.config.data!r} are not those that the run in {folder.root} was made with; "
+            f"the data {material.config.data!r} are not those that the run in {folder.root} was made with; "
             "put them back, or make a new run"
         )
 
 
-def _note(job: _Job, folder: RunFolder, status: str) -> None:
+def _note(material: Material, folder: RunFolder, status: str) -> None:
     """Say in the record how far the run is."""
-    folder.write_record(dataclasses.asdict(job.config), job.device, {"status": status}, data=job.data)
+    folder.write_record(
+        dataclasses.asdict(material.config), material.device, {"status": status}, data=material.checksum
+    )
 
 
 @contextmanager
@@ -276,22 +247,28 @@ def _says_how_to_go_on(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _carry_out(job: _Job, folder: RunFolder, options: _Options) -> Study:
+def _carry_out(material: Material, folder: RunFolder, options: _Options) -> Study:
     """Everything that is not there yet."""
-    failures = _fit_missing(job, folder, options)
-    guides = [name for name in job.config.scales if name not in failures]
+    failures = fit_missing(
+        material,
+        folder,
+        progress=options.progress,
+        checkpoint_seconds=options.checkpoint_seconds,
+        distributed=options.distributed,
+    )
+    guides = [name for name in material.config.scales if name not in failures]
     if not guides:
         raise NonFiniteError(f"no guide could be fitted: {next(iter(failures.values()))}")
-    return _examine_and_write(job, folder, guides, failures, options.progress)
+    return _examine_and_write(material, folder, guides, failures, options.progress)
 
 
 def _examine_and_write(
-    job: _Job, folder: RunFolder, guides: Sequence[str], failures: Mapping[str, str], progress: bool
+    material: Material, folder: RunFolder, guides: Sequence[str], failures: Mapping[str, str], progress: bool
 ) -> Study:
-    """Diagnose the fits as they are on disk, so that it is all one whether this process has fitted them."""
-    fits = {name: [_load_fit(job, folder, name, seed) for seed in range(job.config.seeds)] for name in guides}
-    study = Study(job.config, folder.root, _examine(job, folder, fits, failures, progress))
-    findings = study.findings
+    config = material.config
+    parts = Parts(folder.parts, {"draws": config.draws, "gap_observations": config.gap_observations})
+    findings = examine(material, folder, guides, failures, parts, progress=progress)
+    study = Study(config, folder.root, findings)
     files = write_findings(folder, findings)
     result = {
         "status": "done",
@@ -299,94 +276,9 @@ def _examine_and_write(
         "image_shape": findings.image_shape,
         "failures": dict(findings.failures),
     }
-    folder.write_record(dataclasses.asdict(job.config), job.device, result, data=job.data, files=files)
-    _parts(job.config, folder).clear()
+    folder.write_record(
+        dataclasses.asdict(config), material.device, result, data=material.checksum, files=files
+    )
+    parts.clear()
     _draw_report(study, folder)
     return study
-
-
-def _load_fit(job: _Job, folder: RunFolder, name: str, seed: int) -> Fit:
-    pair = make_pair(job.config, job.train, name, seed)
-    for program in pair:
-        program.to(job.device)
-    return Fit.load(folder.fit(name, seed), *pair)
-
-
-def _fit_missing(job: _Job, folder: RunFolder, options: "_Options") -> dict[str, str]:
-    """Fit what is not fitted, seed by seed, so that guides are at every moment equally far; returns what
-    failed, and why."""
-    config, tasks = job.config, []
-    for seed in range(config.seeds):
-        for name in config.scales:
-            if _is_fitted(job, folder, name, seed):
-                (folder.fit(name, seed) / "state").unlink(missing_ok=True)
-            else:
-                tasks.append(Task(name, seed))
-    return fit_all(
-        config,
-        job.train,
-        job.device,
-        tasks,
-        folder,
-        checkpoint_seconds=options.checkpoint_seconds,
-        progress=options.progress,
-        distributed=options.distributed,
-    )
-
-
-def _is_fitted(job: _Job, folder: RunFolder, name: str, seed: int) -> bool:
-    try:
-        settle(folder.fit(name, seed))
-        _load_fit(job, folder, name, seed)
-    except FileNotFoundError:
-        return False
-    except ValueError as error:
-        logger.warning("%s, seed %d is fitted again: %s", name, seed, error)
-        return False
-    return True
-
-
-def _examine(
-    job: _Job,
-    folder: RunFolder,
-    fits: Mapping[str, Sequence[Fit]],
-    failures: Mapping[str, str],
-    progress: bool,
-) -> Findings:
-    """Everything that is measured of the fits on held-out data."""
-    config, held_out = job.config, job.held_out
-    measured: dict[str, list[dict[str, xr.Dataset]]] = {name: [] for name in fits}
-    first = {name: by_seed[0] for name, by_seed in fits.items()}
-    parts = _parts(config, folder)
-    total = sum(map(len, fits.values()))
-    with progress_bar(total, "diagnosing", enabled=progress) as show:
-        for seed in range(config.seeds):
-            for name, by_seed in fits.items():
-                measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
-                measured[name].append(parts.get(f"{name}-{seed}", measure))
-                show(sum(map(len, measured.values())), f"{name}, seed {seed}")
-    return Findings(
-        histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
-        posteriors={name: posterior_tree(fitted, held_out, name) for name, fitted in first.items()},
-        gaps=_gaps(job, first, parts, progress),
-        image_shape=held_out.image_shape,
-        failures=failures,
-        **{measure: combine(measured, measure) for measure in MEASURES},
-    )
-
-
-def _parts(config: StudyConfig, folder: RunFolder) -> Parts:
-    return Parts(folder.parts, {"draws": config.draws, "gap_observations": config.gap_observations})
-
-
-def _gaps(job: _Job, first: Mapping[str, Fit], parts: Parts, progress: bool) -> "xr.Dataset | None":
-    """By guide, where its first fit loses; ``None`` if not asked."""
-    if job.config.gap_observations == 0:
-        return None
-    gaps: dict[str, list[dict[str, xr.Dataset]]] = {}
-    with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
-        for name, fitted in first.items():
-            measure = functools.partial(fit_gaps, fitted, job.held_out, job.config)
-            gaps[name] = [parts.get(f"{name}-gaps", measure)]
-            show(len(gaps), name)
-    return combine(gaps, "gaps").isel(seed=0, drop=True)

@@ -11,6 +11,7 @@ from pyro_vae.models import traverse
 from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps, repair
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.svi import EpochRecord, Fit
+from pyro_vae.svi.devices import forked_streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -90,7 +91,7 @@ def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
     for ours, theirs in (("repaired", "posterior"), ("repair", "repair")):
         tree[ours] = xr.DataTree(better[theirs].to_dataset())
     device = next(model.parameters()).device
-    with torch.random.fork_rng():
+    with forked_streams():
         torch.manual_seed(0)
         samples = model.sample(SAMPLES).cpu().numpy()
     tree["prior_predictive"] = xr.DataTree(xr.Dataset({"x": (("chain", "draw", "feature"), samples[None])}))

@@ -8,6 +8,7 @@ from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.svi.arguments import check_numbers
+from pyro_vae.svi.devices import forked_streams
 
 __all__ = ["make_pair", "split_data"]
 
@@ -29,7 +30,7 @@ def make_pair(
     check_numbers(seed=seed)
     features = data.x.shape[1]
     likelihood = likelihoods.get(data.likelihood, **data.likelihood_args)
-    with torch.random.fork_rng():
+    with forked_streams():
         torch.manual_seed(seed)
         encoder = MLPEncoder(features, config.hidden)
         decoder = MLPDecoder(config.latent_dim, config.hidden[::-1], features * likelihood.outputs)

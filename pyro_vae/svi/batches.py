@@ -1,6 +1,5 @@
 """Data as minibatches on the device: every source looks the same to the fit."""
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_vae.svi.devices import making_tensors_on
 from pyro_vae.svi.mapped import MappedRows, is_file_array, is_mapped, row_chunks
 
 __all__ = [
@@ -234,13 +234,17 @@ class LoaderBatches:
     def epoch(self, index: int) -> Iterator[Batch]:
         # A loader draws its order from torch's stream when it starts; give it a stream of its own, so that
         # the order follows from the seed and the noise of the fit does not depend on it.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(epoch_seed(self.seed, index))
+        # torch's samplers draw on the CPU only, and fail where another device is the default.
+        on_cpu = torch.device("cpu")
+        with torch.random.fork_rng(devices=[]), making_tensors_on(on_cpu):
+            torch.default_generator.manual_seed(epoch_seed(self.seed, index))
             batches = iter(self.loader)
-            first = next(batches)
-        for batch in itertools.chain([first], batches):
+            batch = next(batches, None)
+        while batch is not None:
             parts = tuple(batch) if isinstance(batch, list | tuple) else batch
             yield as_tensors(parts, device=self.device, dtype=self.dtype, name="a batch of data")
+            with making_tensors_on(on_cpu):
+                batch = next(batches, None)
 
 
 def as_batches(data: Any, *, batch_size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Batches:
@@ -269,7 +273,7 @@ def _require_length(dataset: Any) -> None:
 def epoch_order(observations: int, seed: int, epoch: int) -> Tensor:
     """The rows of all observations in the order of an epoch."""
     generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    return torch.randperm(observations, generator=generator)
+    return torch.randperm(observations, generator=generator, device="cpu")
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.svi.cuda import CudaRecorder
 from pyro_vae.svi.engines import CapturedEngine
 from pyro_vae.svi.simplification import mutates
 from pyro_vae.svi.verification import agree
@@ -13,8 +14,6 @@ from pyro_vae.svi.verification import agree
 __all__ = ["CudaGraphEngine", "InductorEngine"]
 
 logger = logging.getLogger(__name__)
-WARM_UP_RUNS = 3
-"""Runs before a CUDA graph is recorded, in which libraries choose kernels and allocate their workspaces."""
 
 
 class _CompiledEngine(CapturedEngine):
@@ -73,10 +72,10 @@ class InductorEngine(_CompiledEngine):
 class CudaGraphEngine(_CompiledEngine):
     """The captured graph, recorded as one CUDA graph per signature: loss and gradients are a single launch.
 
-    Written after torch's notes on CUDA graphs; it has not run on a GPU yet (``tests/gpu`` is what to run).
-    Parameters keep their addresses for as long as optimizers update them in place; the batch and the KL's
-    weight are copied into tensors of the graph; draws come from the default CUDA generator, whose state the
-    graph advances at every replay. What it returns is overwritten by the next call.
+    For fits whose whole steps cannot be recorded (:mod:`~pyro_vae.svi.recorded_steps`): other optimizers than
+    Adam, loaders, several processes. Parameters keep their addresses for as long as optimizers update them in
+    place; the batch and the KL's weight are copied into tensors of the graph. What it returns is overwritten
+    by the next call.
     """
 
     name = "cuda-graph"
@@ -84,25 +83,18 @@ class CudaGraphEngine(_CompiledEngine):
     def _compiled(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
         count = len(self.parameters)
         inside = [x.clone() for x in inputs[count:]]
-        _warm_up(lambda: graph.forward(*inputs[:count], *inside))
-        recorded = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(recorded):
-            outputs: Sequence[Tensor] = graph.forward(*inputs[:count], *inside)
+        outputs: list[Tensor] = []
 
-        def replay(*given: Tensor) -> Sequence[Tensor]:
+        @torch.no_grad()
+        def work() -> None:
+            outputs[:] = graph.forward(*inputs[:count], *inside)
+
+        replay = CudaRecorder(inputs[-1].device).record(work)
+
+        def step(*given: Tensor) -> Sequence[Tensor]:
             for place, value in zip(inside, given[count:], strict=True):
                 place.copy_(value)
-            recorded.replay()
+            replay()
             return outputs
 
-        return replay
-
-
-def _warm_up(step: Callable[[], object]) -> None:
-    """On a stream of its own, as recording demands."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.no_grad():
-        for _ in range(WARM_UP_RUNS):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
+        return step

@@ -1,8 +1,10 @@
 """Which device a fit runs on."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
-__all__ = ["resolve_device"]
+__all__ = ["forked_streams", "making_tensors_on", "resolve_device"]
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -38,3 +40,31 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device is {device!r}, but there is no Apple GPU here; use 'cpu' or 'auto'")
     return resolved
+
+
+def making_tensors_on(device: torch.device | None) -> AbstractContextManager[object]:
+    """Constants that a program makes on the way (``torch.zeros(8)``) lie on the device of its data, whatever
+    the default device is; of no data (None), where that says.
+
+    >>> with making_tensors_on(torch.device("meta")):
+    ...     torch.zeros(8).device
+    device(type='meta')
+    """
+    if device is None or torch.get_default_device() == device:
+        return nullcontext()
+    return torch.device(device)
+
+
+def forked_streams() -> AbstractContextManager[None]:
+    """Afterwards the random streams of the CPU and of all CUDA devices go on as if nothing had been drawn.
+
+    ``torch.random.fork_rng()`` alone starts CUDA where nothing uses it, and warns of more than one device.
+
+    >>> with forked_streams():
+    ...     inside = torch.rand(3)
+    >>> torch.equal(torch.rand(3), inside)
+    True
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    forked: AbstractContextManager[None] = torch.random.fork_rng(devices=list(devices))
+    return forked

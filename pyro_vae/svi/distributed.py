@@ -5,17 +5,12 @@ flat tensor sums them over the ranks; and every rank takes the same step from th
 parameters stay equal to the bit, a step that is not finite on one rank is skipped by all, and what a fit
 notes is about the whole batch. ``DistributedDataParallel`` does the same by hooks in autograd, which a
 captured graph does not run.
-
-A rank that fails says so in its next exchange in place of its gradients, so the others learn it at once and
-from itself; one that dies without a word is found missing.
 """
-
-from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,18 +18,15 @@ from torch import Tensor
 
 from pyro_vae.storage.plain import pack, unpack
 from pyro_vae.svi.batches import Batch
+from pyro_vae.svi.exchange import Exchange
 from pyro_vae.svi.global_sites import PlateScale, has_global_sites
 from pyro_vae.svi.isolation import modules_of
-from pyro_vae.svi.launch import RankError, join_group, missing_ranks
+from pyro_vae.svi.launch import RankError, join_group
 from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.renyi import Renyi
 
-if TYPE_CHECKING:
-    from torch.distributed import Store  # type: ignore[attr-defined]
-
 __all__ = ["OneProcess", "Ranks", "joined"]
 
-SENTENCE_BYTES = 1024
 PRIME = 16_777_213
 """Checksums below it are exact in float32, in which ranks exchange them."""
 
@@ -85,22 +77,17 @@ class Ranks(OneProcess):
 
     Parameters
     ----------
-    device
-        Of this rank.
-    store
-        Where ranks can leave word when their exchange is broken; None if the group was not made here.
+    exchange
+        With the other ranks.
     """
 
-    def __init__(self, device: torch.device, store: Store | None) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    def __init__(self, exchange: Exchange) -> None:
+        self.rank, self.size, self.device = exchange.rank, exchange.size, exchange.device
         self.leads = self.rank == 0
-        self.device, self._store = device, store
+        self._exchange = exchange
         self._seed = self._step = self._rows = 0
         self._rescaled = False
         self._plates: PlateScale | None = None
-        # One shape at a time: a rank that fails must join the exchange that the others are in.
-        self._buffer = torch.zeros(2 * self.size, dtype=torch.float64, device=device)
-        self._terms: list[Tensor] = []
         self._parameters: list[Tensor] = []
         self._buffers: list[Tensor] = []
 
@@ -139,41 +126,22 @@ class Ranks(OneProcess):
             if not rescaled:
                 self._plates = PlateScale(self._parameters[0])
         structure = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in parameters.items()]
-        flat = self._laid_out(self._parameters)
-        sums = self._compare(zlib.crc32("\n".join(structure).encode()))
+        room = self._exchange.room_for(self._parameters)
+        sums = self._exchange.compare(zlib.crc32("\n".join(structure).encode()))
         self._complain(sums, "has made a pair with other parameters than rank 0: make the same on every rank")
-        self._buffer = flat
-        self._broadcast([*self._parameters, *self._buffers])
-
-    def _laid_out(self, parameters: Sequence[Tensor]) -> Tensor:
-        """The flat tensor of an exchange, with views for its terms: who failed, checksums, rows, loss, KL,
-        reconstruction, gradients."""
-        dtype = torch.float32
-        for parameter in parameters:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-        head = 2 * self.size
-        flat = torch.zeros(
-            head + 4 + sum(p.numel() for p in parameters), dtype=dtype, device=parameters[0].device
-        )
-        self._terms, offset = [flat[head + i] for i in range(4)], head + 4
-        for parameter in parameters:
-            # in memory as the parameter is: fused optimizers walk through both together
-            like = torch.empty_like(parameter, device="meta")
-            place = flat[offset : offset + parameter.numel()]
-            self._terms.append(place.as_strided(like.shape, like.stride()))
-            offset += parameter.numel()
-        return flat
+        self._exchange.use(room)
+        self._exchange.broadcast([*self._parameters, *self._buffers])
 
     def same_state(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """What rank 0 has read from a checkpoint, for all."""
         content = pack(state, "the state") if self.leads and state is not None else b""
-        length = int(self._compare(len(content))[0])
+        length = int(self._exchange.compare(len(content))[0])
         if not length:
             return None
         place = torch.zeros(length, dtype=torch.uint8, device=self.device)
         if self.leads:
             place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        self._broadcast([place])
+        self._exchange.broadcast([place])
         return state if self.leads else dict(unpack(place.cpu().numpy().tobytes()))
 
     def set_stream(self, seed: int, step: int) -> None:
@@ -198,18 +166,18 @@ class Ranks(OneProcess):
         """
         rows = len(batch[0])
         if self._plates is not None:
-            self._sum(rows, [])
-            self._plates.factor.fill_(self._rows / max(rows, 1))
+            self._plates.factor.fill_(self._exchange.sum(rows, []) / max(rows, 1))
         outputs = self._of_share(gradients, batch) if rows else []
         averaged = self._rescaled or self._plates is not None
         if averaged:
             outputs = torch._foreach_mul(list(outputs), float(rows)) if outputs else []
-        self._sum(rows, outputs)
+        self._rows = self._exchange.sum(rows, outputs)
+        terms = self._exchange.terms
         if averaged:
-            torch._foreach_div_(self._terms[1:], float(self._rows))
+            torch._foreach_div_(terms[1:], float(self._rows))
         self._set_stream(self._step + 1)
-        summed = zip(self._terms[4:], self._parameters, strict=True)
-        return [*self._terms[1:4], *(term.to(parameter.dtype) for term, parameter in summed)]
+        summed = zip(terms[4:], self._parameters, strict=True)
+        return [*terms[1:4], *(term.to(parameter.dtype) for term, parameter in summed)]
 
     def _of_share(self, gradients: Gradients, batch: Batch) -> Sequence[Tensor]:
         if self._plates is None:
@@ -219,15 +187,6 @@ class Ranks(OneProcess):
                 return gradients(batch)
         finally:
             self._plates.factor.fill_(1.0)
-
-    def _sum(self, rows: int, outputs: Sequence[Tensor]) -> None:
-        """Exchange the number of rows, and loss, KL, reconstruction and gradients if they are given."""
-        self._buffer.zero_()
-        self._terms[0].fill_(rows)
-        if outputs:
-            torch._foreach_copy_(self._terms[1:], list(outputs))
-        head = self._exchange(also=1)
-        self._rows = round(head[-1])
 
     def observations(self, count: int) -> int:
         """What the totals of the last step are about, where one process alone would count ``count``."""
@@ -241,94 +200,20 @@ class Ranks(OneProcess):
         RankError
             If they are not: a callback, a hook or an optimizer that draws has changed them on one rank.
         """
-        sums = self._compare(_checksum(self._parameters))
+        sums = self._exchange.compare(_checksum(self._parameters))
         self._complain(
             sums,
             "has other parameters than rank 0: a callback, a hook or an optimizer with noise of its own has "
             "changed them on one rank, or the machines differ",
         )
         value = torch.tensor([validation], dtype=torch.float64, device=self.device)
-        self._broadcast([value, *self._buffers])
+        self._exchange.broadcast([value, *self._buffers])
         return float(value)
-
-    def _compare(self, number: int) -> list[float]:
-        """The number of every rank; once the fit has begun it must be exact in float32."""
-        self._buffer.zero_()
-        self._buffer[self.size + self.rank] = float(number)
-        return self._exchange(also=0)[self.size :]
 
     def _complain(self, sums: Sequence[float], sentence: str) -> None:
         other = next((rank for rank, value in enumerate(sums) if value != sums[0]), None)
         if other is not None:
             raise RankError(f"rank {other} {sentence}")
-
-    def _exchange(self, *, also: int) -> list[float]:
-        """Sum the buffer over the ranks, and look at its head and at ``also`` so many numbers more.
-
-        Raises
-        ------
-        RankError
-            If a rank has failed, or is lost.
-        """
-        try:
-            dist.all_reduce(self._buffer)
-            head: list[float] = self._buffer[: 2 * self.size + also].tolist()
-            failed = _first_failed(head[: self.size])
-            sentence = None if failed is None else self._sentence(failed)
-        except RuntimeError as error:
-            raise self._lost(error) from error
-        if sentence is not None:
-            raise RankError(f"rank {failed} failed, so this fit ends on all {self.size} ranks: {sentence}")
-        return head
-
-    def _broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Give everybody the tensors of rank 0, as bytes, for there are dtypes that cannot be sent."""
-        if not tensors:
-            return
-        parts = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in tensors]
-        flat = torch.cat(parts)
-        try:
-            dist.broadcast(flat, 0)
-        except RuntimeError as error:
-            raise self._lost(error) from error
-        if not self.leads:
-            for tensor, part in zip(tensors, flat.split([len(p) for p in parts]), strict=True):
-                tensor.detach().copy_(part.clone().view(tensor.dtype).view(tensor.shape))
-
-    def leave(self, error: BaseException | None) -> None:
-        """The last exchange: all have done what they had to, or this rank has failed and says why."""
-        if isinstance(error, RankError):
-            return
-        self._buffer.zero_()
-        if error is None:
-            self._exchange(also=0)
-            return
-        self._buffer[self.rank] = 1.0
-        with suppress(RuntimeError):  # where the exchange is broken, others know
-            dist.all_reduce(self._buffer)
-            self._sentence(
-                _first_failed(self._buffer[: self.size].tolist()) or 0, f"{type(error).__name__}: {error}"
-            )
-
-    def _sentence(self, failed: int, own: str = "") -> str:
-        """What a failed rank has to say."""
-        text = own.encode()[:SENTENCE_BYTES] if failed == self.rank else b""
-        place = torch.zeros(SENTENCE_BYTES, dtype=torch.uint8, device=self.device)
-        place[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
-        dist.broadcast(place, failed)
-        return bytes(place.tolist()).rstrip(b"\0").decode(errors="ignore")
-
-    def _lost(self, error: RuntimeError) -> RankError:
-        """Who does not answer any more."""
-        reason = str(error).strip().split("\n")[0]
-        if self._store is None:
-            return RankError(
-                f"rank {self.rank} has lost touch with another rank, and this fit ends: {reason}"
-            )
-        dist.destroy_process_group()  # so that whoever waits for this rank stops to wait and answers, too
-        missing = missing_ranks(self._store, self.rank, self.size)
-        who = f"rank {' and rank '.join(map(str, missing))}" if missing else "a rank that is alive again"
-        return RankError(f"{who} did not answer, so this fit ends on all {self.size} ranks: {reason}")
 
 
 @contextmanager
@@ -353,20 +238,16 @@ def joined(distributed: bool, device: torch.device) -> Iterator[OneProcess]:
     own = not dist.is_initialized()
     store = join_group(device) if own else None
     try:
-        ranks = Ranks(device, store)
+        exchange = Exchange(device, store)
         try:
-            yield ranks
+            yield Ranks(exchange)
         except BaseException as error:
-            ranks.leave(error)
+            exchange.leave(error)
             raise
-        ranks.leave(None)
+        exchange.leave(None)
     finally:
         if own and dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _first_failed(flags: Sequence[float]) -> int | None:
-    return next((rank for rank, flag in enumerate(flags) if flag != 0), None)
 
 
 def _checksum(tensors: Sequence[Tensor]) -> int:

@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.svi.devices import making_tensors_on
 from pyro_vae.svi.isolation import owner
 from pyro_vae.svi.objective import Program
 
@@ -39,7 +40,11 @@ def traced_pair(
         of other kinds are the program's own and pass.
     """
     try:
-        with pyro.validation_enabled(True), warnings.catch_warnings():
+        with (
+            pyro.validation_enabled(True),
+            making_tensors_on(batch[0].device),
+            warnings.catch_warnings(),
+        ):
             # told below, as errors: a latent without a partner makes the objective a wrong one
             warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars in guide)")
             model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, batch, {})
@@ -91,6 +96,11 @@ def _told(error: Exception, batch: tuple[Tensor, ...], name: str) -> str:
         return f"{reason.replace('Multiple', 'there are several')}; give each a name of its own"
     if reason.startswith("Model and guide"):
         return f"m{reason[1:]}; give the site one shape in both"
+    if "same device" in reason:
+        return (
+            f"model and guide mix devices on {name}, which lies on {batch[0].device}: {reason}; hold tensors "
+            "as parameters or buffers, make them on the device of the data, or give device='cpu'"
+        )
     arguments = f"{len(batch)} argument{'s' * (len(batch) != 1)}"
     shapes = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in batch)
     whole = not any(part.is_floating_point() for part in batch)

@@ -1,5 +1,6 @@
 """What a fit returns."""
 
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pyro.params.param_store import StateDict
 from pyro_vae.svi import checkpoint
 from pyro_vae.svi.arguments import check_programs
 from pyro_vae.svi.display import epoch_losses, html_table, loss_figure
+from pyro_vae.svi.history import Recorder
 from pyro_vae.svi.isolation import empty_store, owner
 from pyro_vae.svi.objective import Program
 from pyro_vae.svi.parameters import bound, in_store, named_tensors
@@ -35,15 +37,23 @@ class Fit:
 
     model: Program
     guide: Program
-    history: "xr.Dataset"
-    """``loss`` over ``step``; ``validation``, ``kl``, ``reconstruction``, ``grad_norm``, ``nonfinite`` over
-    ``epoch``. Losses in nats per observation."""
+    _history: "Recorder | xr.Dataset" = field(repr=False)
     seed: int
     device: str
     engine: str
     steps_per_second: float
     _state: StateDict = field(repr=False, default_factory=empty_store)
     _pending: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @functools.cached_property
+    def history(self) -> "xr.Dataset":
+        """``loss`` over ``step``; ``validation``, ``kl``, ``reconstruction``, ``grad_norm``, ``nonfinite``
+        over ``epoch``. Losses in nats per observation.
+
+        Made when first asked for: a program that only fits does not wait for the import of xarray, half a
+        second.
+        """
+        return self._history.dataset() if isinstance(self._history, Recorder) else self._history
 
     def __repr__(self) -> str:
         steps, last = self.history.sizes["step"], float(self.history["loss"][-1])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,38 +23,27 @@ from pyro_vae.svi.arguments import (
     check_programs,
     check_schedule,
 )
-from pyro_vae.svi.batches import ArrayBatches, Batch, Batches, as_batches, as_tensors
-from pyro_vae.svi.compilation import CudaGraphEngine, InductorEngine
-from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.batches import Batch, Batches, as_batches, as_tensors
+from pyro_vae.svi.devices import forked_streams, resolve_device
 from pyro_vae.svi.distributed import joined
-from pyro_vae.svi.engines import CapturedEngine, EagerEngine
+from pyro_vae.svi.engine_choice import check_engine, make_engine
+from pyro_vae.svi.engines import EagerEngine
 from pyro_vae.svi.first_run import check_support, traced_pair
 from pyro_vae.svi.fitted import Fit
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.identity import identity_of
 from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
 from pyro_vae.svi.launch import local_device
-from pyro_vae.svi.loop import BAD_STEPS_IN_A_ROW, EarlyStopping, Loop, training_mode
-from pyro_vae.svi.many_steps import ManySteps, build_pays, log_captured
+from pyro_vae.svi.loop import EarlyStopping, Loop, training_mode
 from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
 from pyro_vae.svi.parameters import bound, trainable_parameters
+from pyro_vae.svi.placement import placed
 from pyro_vae.svi.progress import progress_bar
 from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
 from pyro_vae.svi.shares import share_of
 from pyro_vae.svi.threads import threads_for
 
-__all__ = ["fit", "fit_length", "float_dtype", "make_optimizer", "set_up"]
-
-ENGINE_CLASSES: dict[str, type[EagerEngine | CapturedEngine]] = {
-    "auto": CapturedEngine,
-    "captured": CapturedEngine,
-    "cuda-graph": CudaGraphEngine,
-    "eager": EagerEngine,
-    "inductor": InductorEngine,
-    "native": CapturedEngine,
-}
-"""What takes single steps. ``"auto"`` is captured: inductor's build of some ten seconds is longer than most
-fits, and the CUDA graph waits for its first run on a GPU."""
+__all__ = ["fit", "fit_length", "float_dtype", "make_optimizer", "run_once", "set_up"]
 
 
 def fit(
@@ -113,18 +103,22 @@ def fit(
         Of the data's order and of the noise; two guides fitted with one seed see the same batches and the
         same draws.
     device
-        ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; or ``"auto"``: CUDA where there is one and the pair
+        follows there, the CPU otherwise. What a pair makes by ``torch.zeros(…)`` follows, and so do modules
+        that plain functions register by ``pyro.module``; tensors that it holds besides its parameters and
+        buffers do not.
     engine
         ``"eager"`` runs Pyro at every step. ``"captured"`` replays the graph that Pyro leaves behind when it
         runs once. ``"native"`` makes that graph a C++ function that takes whole steps, many per call (needs a
         C++ compiler, data in the CPU's memory, and Adam). ``"inductor"`` compiles the graph with torch's
-        compiler (10 to 15 seconds; needs a C++ compiler). ``"cuda-graph"`` records it as a CUDA graph; that
-        has not been run on a GPU yet, so ask for it by name. All take the same steps, the compiled ones up to
-        rounding. ``"auto"`` is native on the CPU if the fit is long enough to pay for the build (about 6,000
-        small steps, fewer large ones: :func:`~pyro_vae.svi.many_steps.build_pays`) and captured otherwise.
-        What cannot be native or compiled is captured, what cannot be captured runs eagerly, and the log says
-        why. A graph is compared with Pyro when it is built, when a plain attribute of the modules has
-        changed, and every 250 steps (native: 2,000).
+        compiler (10 to 15 seconds; needs a C++ compiler). ``"cuda-graph"`` records whole steps as a CUDA
+        graph, which starts each with one call; it has only been tested without a GPU. All take the same
+        steps, the compiled ones up to rounding. ``"auto"`` is the CUDA graph on CUDA; on the CPU it is native
+        if the fit is long enough to pay for the build (about 6,000 small steps, fewer large ones:
+        :func:`~pyro_vae.svi.many_steps.build_pays`) and captured otherwise. What cannot be native, compiled
+        or recorded is captured, what cannot be captured runs eagerly, and the log says why. A graph is
+        compared with Pyro when it is built, when a plain attribute of the modules has changed, and every 250
+        steps (whole steps: 2,000).
     validation
         Held-out data in the form of ``data`` (no loaders); its loss is evaluated after every epoch with the
         same noise.
@@ -205,10 +199,13 @@ def fit(
     if distributed:
         resolved = local_device(resolved)
     check_engine(engine, resolved)
-    for module in modules_of(model, guide):
-        module.to(resolved)
     dtype = float_dtype(model, guide)
-    batches = as_batches(data, batch_size=batch_size, seed=seed, device=resolved, dtype=dtype)
+
+    def batches_on(device: torch.device) -> Batches:
+        return as_batches(data, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
+
+    optional = device == "auto" and engine != "cuda-graph" and not distributed
+    resolved, batches = placed(model, guide, objective, batches_on, resolved, seed=seed, optional=optional)
     held_out = (
         None
         if validation is None
@@ -227,8 +224,8 @@ def fit(
         first = share.first()
         count, flops = set_up(model, guide, first)
         if held_out is not None:
-            with torch.random.fork_rng(), torch.no_grad(), training_mode((model, guide), training=False):
-                traced_pair(model, guide, held_out, "validation")
+            with torch.no_grad():
+                run_once(model, guide, held_out, "validation")
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         ranks.begin(model, guide, objective, parameters, first, rescaled=count(first) != len(first[0]))
         made = make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
@@ -238,7 +235,7 @@ def fit(
             guide,
             objective,
             parameters,
-            ENGINE_CLASSES[asked](objective, model, guide, list(parameters.values())),
+            EagerEngine(objective, model, guide, list(parameters.values())),
             made,
             None if schedule is None else _make_schedule(schedule, made),
             max_norm,
@@ -247,8 +244,7 @@ def fit(
             ranks=ranks,
         )
         total = fit_length(epochs, steps, len(batches))
-        if asked == "native" or (asked == "auto" and resolved.type == "cpu" and build_pays(total, flops)):
-            loop.many_steps = _many_steps(loop, batches, by_name=asked == "native")
+        make_engine(loop, batches, asked, steps=total, flops=flops)
         if saver is not None:
             options = {"lr": lr, "batch_size": batch_size, "seed": seed, "lr_multiplier": lr_multiplier}
             options |= {"engine": engine, "device": resolved.type}
@@ -271,7 +267,7 @@ def fit(
     return Fit(
         bound(model, state),
         bound(guide, state),
-        loop.recorder.dataset(),
+        loop.recorder,
         seed,
         str(resolved),
         loop.engine_name,
@@ -287,47 +283,22 @@ def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:
     return int(min(steps or math.inf, (epochs or math.inf) * batches))
 
 
-def check_engine(name: str, device: torch.device) -> None:
-    """Raise a ValueError unless the engine of this name runs on the device."""
-    needed = {"cuda-graph": "cuda", "native": "cpu"}.get(name, device.type)
-    if device.type != needed:
-        raise ValueError(f"engine is {name!r}, but the fit runs on {device}; give device={needed!r}")
-
-
-def _many_steps(loop: Loop, batches: Batches, *, by_name: bool) -> ManySteps | None:
-    """What takes many steps per call, where batches are gathered from tensors in memory by one process."""
-    if loop.ranks.size > 1:
-        log_captured("its gradients are summed over processes", by_name=by_name)
-        return None
-    if not isinstance(batches, ArrayBatches) or not isinstance(loop.engine, CapturedEngine):
-        log_captured("its batches come from a loader, and are not gathered from tensors", by_name=by_name)
-        return None
-    return ManySteps(
-        loop.engine,
-        loop.optimizer,
-        loop.schedule,
-        loop.max_norm,
-        batches.tensors,
-        most_bad=BAD_STEPS_IN_A_ROW - 1,
-        by_name=by_name,
-    )
-
-
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
-    """Run the pair once, so that lazy parameters exist, with Pyro's own checks on and the stream left alone.
-
-    Returns how many observations the totals of a batch are about, and a step's floating-point operations.
-    """
-    with (
-        torch.random.fork_rng(),
-        torch.no_grad(),
-        training_mode((model, guide), training=False),
-        FlopCounterMode(display=False) as counter,
-    ):
-        model_trace, _ = traced_pair(model, guide, batch)
-    full = observation_count(model_trace)
+    """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
+    operations."""
+    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        full = observation_count(run_once(model, guide, batch))
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
+
+
+def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:
+    """The model's trace on a batch, with Pyro's own checks on and the stream left alone. From then on, lazy
+    parameters exist."""
+    with forked_streams(), training_mode((model, guide), training=False):
+        model_trace, _ = traced_pair(model, guide, batch, name)
+    return model_trace
 
 
 def make_optimizer(

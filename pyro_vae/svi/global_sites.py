@@ -8,20 +8,20 @@ up to the batch they average.
 from typing import Any
 
 import torch
-from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.svi.capture import untouched_buffers
-from pyro_vae.svi.objective import Program
+from pyro_vae.svi.devices import forked_streams
+from pyro_vae.svi.objective import Program, run_pair
 
 __all__ = ["PlateScale", "has_global_sites"]
 
 
 def has_global_sites(model: Program, guide: Program, batch: tuple[Any, ...]) -> bool:
     """Whether a sample site of either program is outside of the plate over observations (dim −1)."""
-    with torch.no_grad(), torch.random.fork_rng(), untouched_buffers(model, guide):
-        traces = get_importance_trace("flat", float("inf"), model, guide, batch, {})
+    with torch.no_grad(), forked_streams(), untouched_buffers(model, guide):
+        traces = run_pair(model, guide, batch)
     return any(
         site["type"] == "sample" and not _in_plate(site) for trace in traces for site in trace.nodes.values()
     )

@@ -49,8 +49,8 @@ class Recorder:
 
     def close_epoch(self, step: int, nonfinite: int, validation: float = math.nan) -> EpochRecord:
         """Average the epoch over its finite steps, each weighted by its observations."""
-        terms = torch.tensor(self._terms, dtype=torch.float64)
-        weights = torch.tensor(self._weights, dtype=torch.float64)
+        terms = torch.tensor(self._terms, dtype=torch.float64, device="cpu")
+        weights = torch.tensor(self._weights, dtype=torch.float64, device="cpu")
         self.step_losses += (terms[:, 0] / weights).tolist()
         finite = torch.isfinite(terms).all(-1)
         mean = terms[finite].sum(0) / weights[finite].sum()
@@ -71,7 +71,7 @@ class Recorder:
     def state(self) -> dict[str, Any]:
         """Everything noted so far, as plain values and tensors."""
         return {
-            "step_losses": torch.tensor(self.step_losses, dtype=torch.float64),
+            "step_losses": torch.tensor(self.step_losses, dtype=torch.float64, device="cpu"),
             "epochs": [dataclasses.astuple(record) for record in self.epochs],
             "terms": [tuple(terms) for terms in self._terms],
             "weights": self._weights,

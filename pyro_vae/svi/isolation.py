@@ -16,6 +16,8 @@ import torch
 from pyro.params.param_store import StateDict
 from torch import nn
 
+from pyro_vae.svi.devices import forked_streams
+
 __all__ = ["empty_store", "isolated", "modules_of", "one_at_a_time", "owner"]
 
 logger = logging.getLogger(__name__)
@@ -116,9 +118,8 @@ def _isolated(
     if state is None:
         functions = owner(model) is None or owner(guide) is None
         state = store.get_state() if functions else empty_store()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with (
-        torch.random.fork_rng(devices=cuda),
+        forked_streams(),
         pyro.validation_enabled(False),
         store.scope(state),
         warnings.catch_warnings(),

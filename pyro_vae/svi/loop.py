@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch, Batches, GatheredEpoch
 from pyro_vae.svi.capture import fork_rng
+from pyro_vae.svi.devices import forked_streams
 from pyro_vae.svi.distributed import OneProcess
 from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.history import EpochRecord, Recorder
@@ -93,7 +94,7 @@ class Loop:
     @property
     def engine_name(self) -> str:
         """What the steps are taken by now."""
-        return self.engine.name if self.many_steps is None else "native"
+        return self.engine.name if self.many_steps is None else self.many_steps.name
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers, persistent or not, which early stopping takes back together."""
@@ -189,16 +190,16 @@ class Loop:
             return self.engine(batch, self._kl_weight)
 
     def _take_many_steps(self, epoch: Iterator[Batch], steps: int, go_on: Callable[[int], None]) -> None:
-        """The full batches ahead, where there is a native function for them. It leaves the step that may be
-        the last bad one to :meth:`_take_step`, which can say what broke."""
+        """The batches ahead, where many steps per call can be taken on them. The step that may be the last
+        bad one is left to :meth:`_take_step`, which can say what broke."""
         if self.many_steps is None or not isinstance(epoch, GatheredEpoch):
             return
         while self._bad_in_a_row < BAD_STEPS_IN_A_ROW - 1:
-            rows = epoch.full_batches()[: steps - self.step]
-            if not len(rows):
+            rows = self.many_steps.ahead(epoch)[: steps - self.step]
+            if not rows.numel():
                 return
             batch = epoch.gather(rows[0])
-            if self.position == 0 or self.many_steps.native is None:
+            if self.position == 0 or not self.many_steps.ready_for(batch):
                 self._prepare_many_steps(batch)
             if self.many_steps is None:
                 return
@@ -212,8 +213,8 @@ class Loop:
             go_on(len(taken))
 
     def _prepare_many_steps(self, batch: Batch) -> None:
-        """At the start of an epoch, or of what is left of one: the native function of the graph as it is
-        now."""
+        """At the start of an epoch, of what is left of one, or before a batch of another size: the steps of
+        the graph as it is now."""
         self._set_weight(self.objective.weight_at(self.step))
         self._verify(batch)
         try:
@@ -253,7 +254,7 @@ class Loop:
         with (
             training_mode((self.model, self.guide), training=False),
             torch.no_grad(),
-            torch.random.fork_rng(),
+            forked_streams(),
         ):
             torch.manual_seed(VALIDATION_SEED)
             estimate = self.objective.estimate(self.model, self.guide, batch, 1.0)

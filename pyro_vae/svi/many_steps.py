@@ -1,20 +1,23 @@
-"""Many steps per call: how a fit uses the native function, where it can and where that pays."""
+"""Many steps per call: how a fit takes whole steps, where it can and where that pays."""
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.svi.batches import Batch
+from pyro_vae.svi.batches import Batch, GatheredEpoch
+from pyro_vae.svi.capture import untouched_buffers
 from pyro_vae.svi.engines import CapturedEngine
-from pyro_vae.svi.native import BuildError, NativeSteps, UnsupportedError, gives, is_faster
-from pyro_vae.svi.native.build import has_compiler
+from pyro_vae.svi.native.build import BuildError, has_compiler
 from pyro_vae.svi.rates import RatesAhead
+from pyro_vae.svi.steps import Steps, UnsupportedError
+from pyro_vae.svi.trial import gives
 
-__all__ = ["ManySteps", "build_pays", "log_captured"]
+__all__ = ["Maker", "ManySteps", "build_pays", "log_captured"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +26,7 @@ SAVED_PER_STEP, SAVED_PER_FLOP = 0.5e-3, 3e-12
 """Seconds, on the low side of what was measured (``benchmarks/results/cpu.md``)."""
 
 STEPS_BETWEEN_VERIFICATIONS = 2000
-"""A comparison with Pyro costs some thirty native steps, so this keeps it below 2 % of the time."""
-
-MOST_BUILDS = 3
-"""In a fit. A program that needs more changes all the time, and a build takes longer than it is good for."""
+"""A comparison with Pyro costs some thirty native steps, so this keeps it below 2 % of the time on a CPU."""
 
 
 def build_pays(steps: int, flops: float = 0.0) -> bool:
@@ -55,69 +55,100 @@ def log_captured(reason: str, *, by_name: bool) -> None:
     logger.log(level, "this fit takes its steps one by one (engine 'captured'): %s", reason)
 
 
+class Maker(Protocol):
+    """Makes steps of one kind from a captured graph."""
+
+    @property
+    def name(self) -> str:
+        """Of the engine."""
+
+    @property
+    def most(self) -> int:
+        """So many may be made in a fit."""
+
+    @property
+    def any_size(self) -> bool:
+        """Whether the smaller last batch of an epoch is worth steps of its own."""
+
+    def __call__(self, graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Batch) -> Steps:
+        """Steps for batches like this one. Raises UnsupportedError or BuildError where there can be none."""
+
+
 class ManySteps:
-    """The native function of a fit's captured graph: built, checked, and stepped with its schedule.
+    """The whole steps of a fit's captured graph: made, checked, and taken with the fit's schedule.
 
     Parameters
     ----------
     engine
-        Whose graph becomes native; it takes the steps that are not.
-    optimizer, schedule, max_norm
+        Whose graph it is; it takes the steps that are taken one by one.
+    make
+        The kind of steps.
+    optimizer, schedule
         Of the fit. Between two calls the optimizer's state is what its own steps would have left.
     data
         The tensors that batches are gathered from.
-    most_bad
-        A call ends after so many steps in a row that were not finite.
     by_name
-        Whether the user asked for native steps; otherwise they must also be faster than the graph's.
+        Whether the user asked for this kind of steps.
     """
 
     def __init__(
         self,
         engine: CapturedEngine,
+        make: Maker,
         optimizer: Optimizer,
         schedule: LRScheduler | None,
-        max_norm: float | None,
         data: Sequence[Tensor],
         *,
-        most_bad: int,
         by_name: bool,
     ) -> None:
-        self.engine, self.optimizer, self.max_norm = engine, optimizer, max_norm
-        self.data, self.most_bad, self.by_name = data, most_bad, by_name
+        self.engine, self.make, self.data, self.by_name = engine, make, data, by_name
         self.rates = None if schedule is None else RatesAhead(optimizer, schedule)
-        self.native: NativeSteps | None = None
-        self._graph: fx.GraphModule | None = None
-        self._builds = 0
+        self._steps: Steps | None = None
+        self._made: dict[int, tuple[fx.GraphModule, Steps]] = {}
+        self._count = 0
+
+    @property
+    def name(self) -> str:
+        """Of the engine."""
+        return self.make.name
+
+    def ahead(self, epoch: GatheredEpoch) -> Tensor:
+        """The rows of the next batches that such steps can be taken on: (batches, batch size)."""
+        full = epoch.full_batches()
+        return epoch.rest() if self.make.any_size and not len(full) else full
+
+    def ready_for(self, batch: Batch) -> bool:
+        """Whether the steps at hand are for batches of this size."""
+        return self._steps is not None and self._steps.batch_size == len(batch[0])
 
     def prepare(self, batch: Batch, kl_weight: Tensor) -> bool:
-        """Make the function for such batches that the engine's graph now asks for; whether there is one.
+        """Have the steps at hand that the engine's graph of such a batch now asks for; whether there are any.
 
         Raises CaptureError if there is no graph.
         """
         graph = self.engine.graph(batch, kl_weight)
-        if graph is not self._graph:
-            self._graph, self.native = graph, None
+        known, steps = self._made.get(len(batch[0]), (None, None))
+        if known is not graph:
             try:
-                self.native = self._built(graph, batch)
+                steps = self._making(graph, batch)
             except (UnsupportedError, BuildError) as error:
                 self._drop(str(error))
-        return self.native is not None
+                return False
+            self._made[len(batch[0])] = graph, steps
+        self._steps = steps
+        return True
 
-    def _built(self, graph: fx.GraphModule, batch: Batch) -> NativeSteps:
-        if self._builds == MOST_BUILDS:
-            raise UnsupportedError(f"its graph has changed {MOST_BUILDS} times")
-        self._builds += 1
-        parameters = self.engine.parameters
-        native = NativeSteps(
-            graph, parameters, batch, self.optimizer, max_norm=self.max_norm, most_bad=self.most_bad
-        )
-        if not gives(native, self.data, lambda weight, batch: self._by_graph(graph, weight, batch)):
+    def _making(self, graph: fx.GraphModule, batch: Batch) -> Steps:
+        if self._count == self.make.most:
+            raise UnsupportedError(f"its graph has changed {self.make.most} times")
+        self._count += 1
+        steps = self.make(graph, self.engine.parameters, batch)
+        with untouched_buffers(self.engine.eager.model, self.engine.eager.guide):
+            same = gives(steps, self.data, lambda weight, batch: self._by_graph(graph, weight, batch))
+        if not same:
             raise UnsupportedError("it gives other numbers than its graph, from the same random stream")
-        if not self.by_name and not is_faster(native, graph, self.data):
-            raise UnsupportedError("it is slower on this machine")
         self.engine.steps_between = STEPS_BETWEEN_VERIFICATIONS
-        return native
+        return steps
 
     @torch.no_grad()
     def _by_graph(self, graph: fx.GraphModule, kl_weight: Tensor, batch: Batch) -> Sequence[Tensor]:
@@ -126,7 +157,8 @@ class ManySteps:
 
     def _drop(self, reason: str) -> None:
         log_captured(reason, by_name=self.by_name)
-        self.native = None
+        self._steps = None
+        self._made.clear()
         self.engine.steps_between = CapturedEngine.steps_between
 
     def run(
@@ -144,16 +176,16 @@ class ManySteps:
         step, bad_in_a_row
             Steps before these, and how many of the last were not finite.
         """
-        assert self.native is not None
-        rows = rows[: self.native.steps_per_call]
+        assert self._steps is not None
+        rows = rows[: self._steps.steps_per_call]
         weights = torch.tensor([weight_at(step + i) for i in range(len(rows))], dtype=torch.float64)
         try:
             rates = None if self.rates is None else self.rates.take(len(rows))
         except ValueError as error:
             self._drop(str(error))
             return []
-        self.native.bad_in_a_row = bad_in_a_row
-        terms = self.native.run(self.data, rows, weights, rates)
+        self._steps.bad_in_a_row = bad_in_a_row
+        terms = self._steps.run(self.data, rows, weights, rates)
         if self.rates is not None:
             self.rates.keep(int((~terms.bad).sum()))
         self.engine.steps_unverified += len(terms.bad)

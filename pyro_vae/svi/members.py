@@ -12,9 +12,10 @@ from torch import Tensor, fx
 from pyro_vae.svi.arguments import check_programs
 from pyro_vae.svi.batches import ArrayBatches, Batch, as_tensors
 from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
+from pyro_vae.svi.devices import forked_streams
 from pyro_vae.svi.first_run import check_support
 from pyro_vae.svi.fitted import Fit
-from pyro_vae.svi.fitting import float_dtype, set_up
+from pyro_vae.svi.fitting import float_dtype, run_once, set_up
 from pyro_vae.svi.history import Recorder
 from pyro_vae.svi.isolation import empty_store, isolated, one_at_a_time
 from pyro_vae.svi.objective import Objective, Program
@@ -61,7 +62,7 @@ class Member:
         return Fit(
             bound(self.model, self.state),
             bound(self.guide, self.state),
-            self.recorder.dataset(),
+            self.recorder,
             self.seed,
             "cpu",
             engine,
@@ -72,7 +73,7 @@ class Member:
 
 def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
     """A pair that was made after ``torch.manual_seed(seed)``; the stream outside does not move."""
-    with one_at_a_time(), torch.random.fork_rng():
+    with one_at_a_time(), forked_streams():
         torch.manual_seed(seed)
         pair = make_pair()
     if not isinstance(pair, tuple) or len(pair) != 2:
@@ -99,9 +100,12 @@ def set_up_members(members: list[Member]) -> tuple[Callable[[Batch], int], float
 
     Returns how many observations the totals of a batch are about, and a step's floating-point operations.
     """
-    for member in members:
+    for i, member in enumerate(members):
         with isolated(member.model, member.guide, state=member.state, seed=member.seed):
-            count, flops = set_up(member.model, member.guide, member.batches.first())
+            if i == 0:
+                count, flops = set_up(member.model, member.guide, member.batches.first())
+            else:
+                run_once(member.model, member.guide, member.batches.first())
             state = pyro.get_param_store().get_state()
             member.parameters = trainable_parameters(member.model, member.guide, state)
     shapes = [[(name, p.shape, p.dtype) for name, p in member.parameters.items()] for member in members]
@@ -113,7 +117,7 @@ def set_up_members(members: list[Member]) -> tuple[Callable[[Batch], int], float
 def captured(member: Member, objective: Objective, batch: Batch, kl_weight: Tensor) -> fx.GraphModule:
     """The graph of one member's step for such batches."""
     with isolated(member.model, member.guide, state=member.state, seed=0):
-        with torch.no_grad(), untouched_buffers(member.model, member.guide), torch.random.fork_rng():
+        with torch.no_grad(), untouched_buffers(member.model, member.guide), forked_streams():
             # Programs that look at the model anew for a new batch size do so outside of the graph.
             objective.estimate(member.model, member.guide, batch, kl_weight)
         try:

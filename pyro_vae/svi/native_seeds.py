@@ -6,15 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.members import Member, OneByOneError, by_pyro, captured
-from pyro_vae.svi.native import BuildError, NativeSteps, UnsupportedError, gives
+from pyro_vae.svi.native import BuildError, NativeSteps
 from pyro_vae.svi.objective import Objective
 from pyro_vae.svi.rates import RatesAhead
+from pyro_vae.svi.steps import UnsupportedError
+from pyro_vae.svi.trial import gives
 
 __all__ = ["NativeSeeds"]
 
@@ -80,26 +82,27 @@ class NativeSeeds:
         self.objective, self.count, self.max_norm, self.most_bad = objective, count, max_norm, most_bad
         self.threads = threads
         self._stop = threading.Event()
-        batches = members[0].batches
-        sizes = sorted({batches.batch_size, batches.observations % batches.batch_size} - {0})
-        made = {
-            size: self._built(members, optimizers, tuple(x[:size] for x in batches.tensors)) for size in sizes
-        }
+        made = self._built(members, optimizers)
+        for native_steps in made.values():
+            self._check(members, native_steps)
         self.runners = []
         for i, (member, optimizer, schedule) in enumerate(zip(members, optimizers, schedules, strict=True)):
             rates = None if schedule is None else RatesAhead(optimizer, schedule)
             self.runners.append(_Runner(member, {size: steps[i] for size, steps in made.items()}, rates))
 
     def _built(
-        self, members: Sequence[Member], optimizers: Sequence[Optimizer], batch: Batch
-    ) -> list[NativeSteps]:
-        """The function for batches of one size, for every member: built once, and checked for each."""
-        weight = torch.ones((), dtype=members[0].leaves[0].dtype)
-        graph = captured(members[0], self.objective, batch, weight)
-        made = []
-        for member, optimizer in zip(members, optimizers, strict=True):
-            try:
-                native = NativeSteps(
+        self, members: Sequence[Member], optimizers: Sequence[Optimizer]
+    ) -> dict[int, list[NativeSteps]]:
+        """By batch size, the function for every member: captured once for each size, and built by a compiler
+        for each at the same time."""
+        batches, weight = members[0].batches, torch.ones((), dtype=members[0].leaves[0].dtype)
+        sizes = sorted({batches.batch_size, batches.observations % batches.batch_size} - {0})
+        rows = [tuple(x[:size] for x in batches.tensors) for size in sizes]
+        graphs = [captured(members[0], self.objective, batch, weight) for batch in rows]
+
+        def native_steps(graph: fx.GraphModule, batch: Batch) -> list[NativeSteps]:
+            return [
+                NativeSteps(
                     graph,
                     member.leaves,
                     batch,
@@ -109,16 +112,24 @@ class NativeSeeds:
                     threads=1,
                     generator=member.generator,
                 )
-            except (UnsupportedError, BuildError) as error:
-                raise OneByOneError(str(error)) from error
+                for member, optimizer in zip(members, optimizers, strict=True)
+            ]
+
+        try:
+            with ThreadPoolExecutor(len(sizes)) as compilers:
+                return dict(zip(sizes, compilers.map(native_steps, graphs, rows), strict=True))
+        except (UnsupportedError, BuildError) as error:
+            raise OneByOneError(str(error)) from error
+
+    def _check(self, members: Sequence[Member], native_steps: Sequence[NativeSteps]) -> None:
+        """Each member's first numbers against Pyro's own."""
+        for member, native in zip(members, native_steps, strict=True):
 
             def by_pyro_itself(kl_weight: Tensor, rows: Batch, member: Member = member) -> Sequence[Tensor]:
                 return by_pyro(member, self.objective, rows, kl_weight)
 
             if not gives(native, member.batches.tensors, by_pyro_itself):
                 raise OneByOneError(f"the native step and Pyro give different numbers for seed {member.seed}")
-            made.append(native)
-        return made
 
     def run(self, total: int) -> None:
         """So many steps of every seed."""

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro.poutine as poutine
 import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from pyro_vae.guides.heads import HasRawParameters, ScaleHead
+from pyro_vae.svi.devices import forked_streams, making_tensors_on
 from pyro_vae.svi.isolation import owner
 from pyro_vae.svi.objective import Program
 
@@ -31,7 +33,7 @@ def explain(
 ) -> str:
     """One sentence that names where the numbers break first (a latent's loc or scale, an observed density, or
     a gradient), the latent whose σ is furthest from 1, and the remedies."""
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), forked_streams(), making_tensors_on(batch[0].device):
         with _raw_outputs(guide) as raws:
             guide_trace = poutine.trace(guide).get_trace(*batch)
         culprit = _bad_latent(guide_trace, guide, raws)
@@ -125,7 +127,7 @@ def _most_extreme(trace: Trace, guide: Program, raws: list[Tensor]) -> str:
         if not torch.is_tensor(log_scale) or log_scale.numel() == 0:
             continue
         flat = int(log_scale.abs().argmax())
-        where = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), log_scale.shape))
+        where = tuple(int(i) for i in np.unravel_index(flat, log_scale.shape))
         if float(log_scale[where].abs()) > furthest:
             furthest = float(log_scale[where].abs())
             about = _scale_at(base, where, _raw_at(name, where, guide, raws)).strip(" ()")

@@ -15,6 +15,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vae.svi.devices import making_tensors_on
+
 __all__ = [
     "ELBO",
     "Estimate",
@@ -141,7 +143,8 @@ class ELBO:
 
 def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Trace, Trace]:
     """The traces of the model and of the guide on one draw, with log densities."""
-    model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, args, {})
+    with making_tensors_on(next((arg.device for arg in args if torch.is_tensor(arg)), None)):
+        model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, args, {})
     return model_trace, guide_trace
 
 

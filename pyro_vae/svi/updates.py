@@ -1,16 +1,32 @@
 """From gradients to the next parameters, with nothing in between that a step does not need."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-__all__ = ["Update", "begun", "clipped", "make_update", "restore_optimizer", "total_norm"]
+from pyro_vae.svi.steps import UnsupportedError
+
+__all__ = [
+    "GuardedUpdate",
+    "Update",
+    "begun",
+    "clipped",
+    "guarded_adam",
+    "is_plain_fused_adam",
+    "make_update",
+    "restore_optimizer",
+    "total_norm",
+]
 
 Update = Callable[[Sequence[Tensor]], None]
 """``update(gradients)``: one step of the optimizer; gradients in the order of the parameters."""
+
+GuardedUpdate = Callable[[Sequence[Tensor], Tensor, Tensor], None]
+"""``update(gradients, rates, skip)``: the same with the rate of each group, in single precision, and a flag
+for no step at all, both on the device."""
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -34,7 +50,7 @@ def make_update(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
     the update of a small model. Called directly it keeps the same state, in the optimizer, so that whoever
     asks the optimizer (a schedule, ``state_dict``) finds what ``step`` would have left.
     """
-    if _is_plain_fused_adam(optimizer):
+    if is_plain_fused_adam(optimizer):
         return _fused_adam(optimizer, parameters)
 
     def update(gradients: Sequence[Tensor]) -> None:
@@ -45,7 +61,8 @@ def make_update(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
     return update
 
 
-def _is_plain_fused_adam(optimizer: Optimizer) -> bool:
+def is_plain_fused_adam(optimizer: Optimizer) -> bool:
+    """Whether an optimizer's step is torch's fused Adam and nothing else."""
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     return (
         type(optimizer) is Adam
@@ -54,39 +71,85 @@ def _is_plain_fused_adam(optimizer: Optimizer) -> bool:
     )
 
 
-def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
+class _Group(NamedTuple):
+    """A group of an optimizer as fused Adam takes it: lists of tensors, with Adam's states begun."""
+
+    options: dict[str, Any]
+    indices: list[int]
+    """Of its parameters among all."""
+    tensors: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+    """Parameters, first and second moments, steps."""
+
+    def move(
+        self, gradients: Sequence[Tensor], lr: float | Tensor, *, found_inf: Tensor | None = None
+    ) -> None:
+        leaves, first, second, steps = self.tensors
+        beta1, beta2 = self.options["betas"]
+        torch._fused_adam_(
+            leaves,
+            [gradients[i] for i in self.indices],
+            first,
+            second,
+            [],
+            steps,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=self.options["weight_decay"],
+            eps=self.options["eps"],
+            amsgrad=False,
+            maximize=self.options["maximize"],
+            found_inf=found_inf,
+        )
+
+
+def _groups(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[_Group]:
     position = {id(parameter): i for i, parameter in enumerate(parameters)}
-    groups: list[tuple[dict[str, Any], list[int], Tensor, list[list[Tensor]]]] = []
+    groups = []
     for group in optimizer.param_groups:
         states = [begun(optimizer.state[parameter], parameter) for parameter in group["params"]]
-        lists = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
-        if group["params"]:
-            indices = [position[id(parameter)] for parameter in group["params"]]
-            # a number would be made a tensor once for every parameter and step
-            one = torch.ones_like(lists[2][0])
-            groups.append((group, indices, one, [list(group["params"]), *lists]))
+        first, second, steps = ([state[k] for state in states] for k in ("exp_avg", "exp_avg_sq", "step"))
+        indices = [position[id(parameter)] for parameter in group["params"]]
+        groups.append(_Group(group, indices, (list(group["params"]), first, second, steps)))
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedules ask for
+    return groups
+
+
+def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
+    groups = [group for group in _groups(optimizer, parameters) if group.indices]
+    # A number would be made a tensor once for every parameter and step.
+    ones = [torch.ones_like(group.tensors[-1][0]) for group in groups]
 
     @torch.no_grad()
     def update(gradients: Sequence[Tensor]) -> None:
-        for group, indices, one, (leaves, first, second, steps) in groups:
-            beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, one, alpha=1)
-            torch._fused_adam_(
-                leaves,
-                [gradients[i] for i in indices],
-                first,
-                second,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=group["maximize"],
-            )
+        for group, one in zip(groups, ones, strict=True):
+            torch._foreach_add_(group.tensors[-1], one, alpha=1)
+            group.move(gradients, group.options["lr"])
+
+    return update
+
+
+def guarded_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> GuardedUpdate:
+    """Adam's update for a device that is told nothing by the host.
+
+    Raises
+    ------
+    UnsupportedError
+        If the optimizer is not torch's fused Adam.
+    """
+    if not is_plain_fused_adam(optimizer):
+        raise UnsupportedError(f"its optimizer is {type(optimizer).__name__}, and not Adam with fused=True")
+    groups = _groups(optimizer, parameters)
+
+    @torch.no_grad()
+    def update(gradients: Sequence[Tensor], rates: Tensor, skip: Tensor) -> None:
+        found_inf = skip.to(torch.float32)
+        taken = 1 - found_inf
+        for group, rate in zip(groups, rates.unbind(), strict=True):
+            if group.indices:
+                steps = group.tensors[-1]
+                torch._foreach_add_(steps, [taken] * len(steps))
+                group.move(gradients, rate, found_inf=found_inf)
 
     return update
 

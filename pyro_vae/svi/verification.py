@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.svi.devices import forked_streams
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.objective import Program
 
@@ -24,7 +25,7 @@ more."""
 def agree(expected: Callable[[], Sequence[Tensor]], graph: Callable[[], Sequence[Tensor]]) -> bool:
     """Whether two functions return the same tensors from the same random stream, which is left where it
     was."""
-    with torch.random.fork_rng():
+    with forked_streams():
         seed = torch.initial_seed() & 0x7FFF_FFFF_FFFF_FFFF
         torch.manual_seed(seed)
         wanted = expected()

@@ -1,6 +1,9 @@
 """Saving and loading fits."""
 
 import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +98,17 @@ def test_a_missing_and_a_newer_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text(json.dumps({**record, "schema": 2}))
     with pytest.raises(ValueError, match="has schema 2, and this version of pyro-vae reads schema 1: update"):
         Fit.load(tmp_path, pair.model, pair.guide)
+
+
+def test_only_who_looks_at_the_history_waits_for_xarray() -> None:
+    code = """
+        import sys, torch, pyro_vae
+        model = pyro_vae.models.VAE(torch.nn.Linear(2, 5), 2, "normal")
+        guide = pyro_vae.guides.AmortizedNormal(model, torch.nn.Linear(5, 8))
+        fitted = pyro_vae.fit(model, guide, torch.randn(8, 5), steps=3, progress=False)
+        early = "xarray" in sys.modules
+        print(early, fitted.history.sizes["step"], fitted.history is fitted.history)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "3", "True"]

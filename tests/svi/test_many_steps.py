@@ -19,8 +19,7 @@ from torch.utils.data import TensorDataset
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE
 from pyro_vae.svi import ELBO, STL, EpochRecord, Fit, NonFiniteError, fit
-from pyro_vae.svi.fitting import check_engine
-from pyro_vae.svi.many_steps import MOST_BUILDS
+from pyro_vae.svi.engine_choice import MOST_BUILDS, check_engine
 from pyro_vae.svi.native import timing
 from pyro_vae.svi.native.emitter import emit
 from tests.svi.native.cases import needs_compiler
@@ -246,7 +245,7 @@ def test_auto_counts_and_then_measures_once(
     """The clock's word is kept, so the next fit chooses the same engine whatever the clock then says."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert fitted(amortized, "auto")[0].engine == "captured"
-    monkeypatch.setattr("pyro_vae.svi.fitting.build_pays", lambda steps, flops: True)
+    monkeypatch.setattr("pyro_vae.svi.engine_choice.build_pays", lambda steps, flops: True)
     monkeypatch.setattr(timing, "speedup", lambda *_: 0.9)
     with caplog.at_level("INFO", logger="pyro_vae"):
         assert fitted(amortized, "auto")[0].engine == "captured"

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae.data import DynamicBinarization
 from pyro_vae.storage.plain import pack
-from pyro_vae.svi import ELBO, IWAE, Checkpoint, EpochRecord, Fit, NonFiniteError, fit, fitting
+from pyro_vae.svi import ELBO, IWAE, Checkpoint, EpochRecord, Fit, NonFiniteError, fit
 from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.native import NativeSteps
 from tests.svi.pairs import PAIRS, Decoder, Encoder, Pair, observations
@@ -145,7 +145,7 @@ def test_many_steps_per_call_go_on_between_two_calls(
 def test_the_choice_of_an_engine_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer fit would be worth a build; the one that goes on keeps to what it began with."""
     interrupted(PAIRS["normal"], observations(40), tmp_path / "state", 5, monkeypatch, engine="auto")
-    monkeypatch.setattr(fitting, "build_pays", lambda *_: True)
+    monkeypatch.setattr("pyro_vae.svi.engine_choice.build_pays", lambda *_: True)
     resumed = fitted(PAIRS["normal"], observations(40), tmp_path / "state", engine="auto")
     assert resumed.engine == "captured"
 

@@ -29,7 +29,7 @@ class ContinuousBernoulli(Likelihood):
     """Intensities in [0, 1]; the decoder gives logits.
 
     Unlike a Bernoulli evaluated at grey values, this is a normalized density.
-    G. Loaiza-Ganem and J. P. Cunningham, 2019, The continuous Bernoulli.
+    Loaiza-Ganem and Cunningham (2019), The continuous Bernoulli.
 
     Examples
     --------

@@ -9,10 +9,13 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BuildError", "cache_folder", "has_compiler", "key_of", "load"]
+from pyro_vae.svi.native.cache import BUILDING, cache_folder, mark_used, prune
+
+__all__ = ["BuildError", "has_compiler", "key_of", "load"]
 
 TIMEOUT = 120.0
 """Seconds; such a source takes one to ten."""
@@ -27,23 +30,44 @@ def load(source: str) -> Any:
 
     An entry's name holds a digest of all that decides its content (source, flags, compiler, processor) and a
     digest of the content, so an entry that is truncated or changed is seen and built again. A file appears
-    under its name only when it is whole; two processes that build at once both succeed.
+    under its name only when it is whole; two processes that build at once both succeed. Each build keeps the
+    cache within its bound.
 
     Raises
     ------
     BuildError
-        If there is no C++ compiler, or it fails.
+        If there is no C++ compiler, or it fails, or what it has built cannot be kept and loaded.
     """
     key, folder = key_of(source), cache_folder()
     for entry in folder.glob(f"{key}-*.so"):
-        if entry.stem == f"{key}-{_digest(entry.read_bytes())}":
-            return ctypes.CDLL(str(entry))
-        entry.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as building:
+        library = _kept(entry)
+        if library is not None:
+            return library
+    try:
+        library = _built(source, key, folder)
+    except OSError as error:
+        raise BuildError(f"a build cannot be kept and loaded in {folder}: {error}") from error
+    prune(folder)
+    return library
+
+
+def _kept(entry: Path) -> Any:
+    """The library of an entry, or None if there is none any more; one that is damaged is removed."""
+    with suppress(OSError):  # where another process has removed it meanwhile
+        if entry.stem.split("-")[1] == _digest(entry.read_bytes()):
+            library = ctypes.CDLL(str(entry))
+            mark_used(entry)
+            return library
+        entry.unlink()
+    return None
+
+
+def _built(source: str, key: str, folder: Path) -> Any:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=BUILDING) as building:
         built = _compile(source, [*_compiler(), *_flags()], Path(building))
-        entry = folder / f"{key}-{_digest(built.read_bytes())}.so"
-        built.replace(entry)
-    return ctypes.CDLL(str(entry))
+        library = ctypes.CDLL(str(built))  # while nobody else knows it, and could prune it
+        built.replace(folder / f"{key}-{_digest(built.read_bytes())}.so")
+    return library
 
 
 def key_of(source: str) -> str:
@@ -56,23 +80,6 @@ def key_of(source: str) -> str:
     """
     command = [*_compiler(), *_flags()]
     return _digest("\0".join([source, *command, _version(command[0]), _processor()]).encode())
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/pyro-vae`` or ``~/.cache/pyro-vae``; where that cannot be written, one for this
-    process."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "pyro-vae"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return _folder_of_process()
-    return folder if os.access(folder, os.W_OK) else _folder_of_process()
-
-
-@functools.cache
-def _folder_of_process() -> Path:
-    return Path(tempfile.mkdtemp(prefix="pyro-vae-"))
 
 
 def has_compiler() -> bool:
@@ -99,7 +106,7 @@ def _flags() -> list[str]:
     the whole process to zero."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     return [
-        *("-std=c++17", "-O3", "-shared", "-fPIC"),
+        *("-std=c++17", "-O2", "-shared", "-fPIC"),
         *(("-march=native", "-mprefer-vector-width=512") if x86 else ("-mcpu=native",)),
         *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
         "-fopenmp" if platform.system() == "Linux" else "-fopenmp-simd",

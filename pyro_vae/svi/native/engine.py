@@ -4,7 +4,6 @@ import ctypes
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -13,25 +12,13 @@ from torch.optim import Adam, Optimizer
 from pyro_vae.svi.native.build import key_of, load
 from pyro_vae.svi.native.call import Call
 from pyro_vae.svi.native.emitter import emit
-from pyro_vae.svi.native.formulas import UnsupportedError
 from pyro_vae.svi.native.lowering import lower
 from pyro_vae.svi.native.pace import Pace
+from pyro_vae.svi.steps import StepTerms, UnsupportedError
 from pyro_vae.svi.threads import WORTH_A_SECOND_THREAD
 from pyro_vae.svi.updates import begun
 
-__all__ = ["NativeSteps", "StepTerms", "supported"]
-
-
-class StepTerms(NamedTuple):
-    """One row per step that was run; totals in nats, as Pyro reports them."""
-
-    loss: Tensor
-    kl: Tensor
-    reconstruction: Tensor
-    grad_norm: Tensor
-    """Of the whole gradient, before it is clipped."""
-    bad: Tensor
-    """Whether loss or gradient was not finite; such a step changed nothing."""
+__all__ = ["NativeSteps", "supported"]
 
 
 def supported(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> str | None:
@@ -97,6 +84,7 @@ class NativeSteps:
         generator: torch.Generator | None = None,
     ) -> None:
         self.program = lower(graph, parameters, batch)
+        self.batch_size, self.dtype = self.program.batch_size, self.program.dtype
         self.parameters, self.optimizer = list(parameters), optimizer
         self._groups = _groups(optimizer, self.parameters)
         self._constants = [getattr(graph, name) for name in self.program.constants]

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 
 from pyro_vae.svi.native.program import View
+from pyro_vae.svi.steps import UnsupportedError
 
-__all__ = ["FORMULAS", "MASKS", "UnsupportedError", "fill_in", "literal"]
-
-
-class UnsupportedError(Exception):
-    """The native engine cannot express this graph; the message names what it does not know."""
+__all__ = ["FORMULAS", "MASKS", "fill_in", "literal"]
 
 
 FORMULAS: Mapping[str, str] = {

@@ -47,27 +47,36 @@ constexpr int rows_of_tile(int vectors) {
 }
 
 // A tile of left @ right + bias, in registers. The left is read one element at a time, so that a transpose
-// costs nothing; the right holds whole vectors, zeros beyond `width`.
+// costs nothing; the right holds whole vectors, zeros beyond `width`, of which only the last is not whole.
 template <int ROWS, int VECTORS>
 inline void tile(int64_t depth, const T* left, int64_t left_row, int64_t left_column, const T* right,
                  int64_t right_row, const T* bias, T* out, int64_t out_row, int64_t width) {
-  Vector sums[ROWS][VECTORS];
+  Vector sums[ROWS][VECTORS];  // in registers only if every loop over it is unrolled
+#pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
     for (int j = 0; j < VECTORS; ++j) sums[i][j] = *(const Vector*)(bias + j * LANES);
   for (int64_t k = 0; k < depth; ++k) {
     Vector row[VECTORS];
+#pragma GCC unroll 16
     for (int j = 0; j < VECTORS; ++j) row[j] = *(const Vector*)(right + k * right_row + j * LANES);
+#pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
       const T factor = left[i * left_row + k * left_column];
+#pragma GCC unroll 16
       for (int j = 0; j < VECTORS; ++j) sums[i][j] += factor * row[j];
     }
   }
-  for (int i = 0; i < ROWS; ++i)
-    for (int j = 0; j < VECTORS; ++j) {
-      T* target = out + i * out_row + j * LANES;
-      if (width >= (j + 1) * LANES) *(Vector*)target = sums[i][j];
-      else std::memcpy(target, &sums[i][j], (width - j * LANES) * sizeof(T));
-    }
+  constexpr int WHOLE = VECTORS - 1;
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i) {
+    T* target = out + i * out_row;
+#pragma GCC unroll 4
+    for (int j = 0; j < WHOLE; ++j) *(Vector*)(target + j * LANES) = sums[i][j];
+    const Vector last = sums[i][WHOLE];
+    if (width == VECTORS * LANES) *(Vector*)(target + WHOLE * LANES) = last;
+    else std::memcpy(target + WHOLE * LANES, &last, (width - WHOLE * LANES) * sizeof(T));
+  }
 }
 
 template <int VECTORS>
@@ -86,19 +95,31 @@ void panel(Range rows, int64_t depth, const T* left, int64_t left_row, int64_t l
   take(tile<1, VECTORS>, 1);
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+// Which of the lanes of two rows `transpose` takes, by bit: a table, since gcc builds such vectors anew at every use.
+struct Exchange {
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
+  alignas(VECTOR_BYTES) Index low[LANES][LANES] = {}, high[LANES][LANES] = {};
+
+  constexpr Exchange() {
+    for (int bit = 1; bit < LANES; bit *= 2)
+      for (int lane = 0; lane < LANES; ++lane) {
+        low[bit][lane] = lane & bit ? lane - bit + LANES : lane;
+        high[bit][lane] = lane & bit ? lane + LANES : lane + bit;
+      }
+  }
+};
+constexpr Exchange EXCHANGE;
+#endif
+
 // LANES rows of LANES elements each become columns: for one bit of the indices after the other, the two blocks
 // that differ in it change places.
 inline void transpose(Vector* rows) {
 #if defined(__GNUC__) && !defined(__clang__)
-  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index;
-  typedef Index Indices __attribute__((vector_size(VECTOR_BYTES)));
+  typedef Exchange::Index Indices __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #pragma GCC unroll 8
   for (int bit = 1; bit < LANES; bit *= 2) {
-    Indices low, high;
-    for (int lane = 0; lane < LANES; ++lane) {
-      low[lane] = lane & bit ? lane - bit + LANES : lane;
-      high[lane] = lane & bit ? lane + LANES : lane + bit;
-    }
+    const Indices low = *(const Indices*)EXCHANGE.low[bit], high = *(const Indices*)EXCHANGE.high[bit];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i)
       if (!(i & bit)) {
@@ -121,13 +142,19 @@ inline void transpose(Vector* rows) {
 inline void pack(int64_t depth, const T* right, int64_t row, int64_t column, int64_t width, int64_t padded, T* packed) {
   if (width < padded) std::memset(packed, 0, depth * padded * sizeof(T));
   if (column == 1) {
-    for (int64_t k = 0; k < depth; ++k) std::memcpy(packed + k * padded, right + k * row, width * sizeof(T));
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* source = right + k * row;
+      T* target = packed + k * padded;
+      int64_t c = 0;
+      for (; c + LANES <= width; c += LANES) *(Vector*)(target + c) = *(const Vector*)(source + c);
+      for (; c < width; ++c) target[c] = source[c];
+    }
     return;
   }
   const int64_t whole_depth = row == 1 ? depth / LANES * LANES : 0, whole_width = width / LANES * LANES;
   for (int64_t k = 0; k < whole_depth; k += LANES)
     for (int64_t c = 0; c < whole_width; c += LANES) {
-      Vector tile[LANES];
+      alignas(VECTOR_BYTES) Vector tile[LANES];
       for (int i = 0; i < LANES; ++i) tile[i] = *(const Vector*)(right + k + (c + i) * column);
       transpose(tile);
       for (int i = 0; i < LANES; ++i) *(Vector*)(packed + (k + i) * padded + c) = tile[i];
@@ -162,15 +189,16 @@ inline void block(Range rows, Range columns, T* packing, int64_t width, int64_t 
   }
 }
 
-// out[rows, columns] = left[rows, depth] @ right[depth, columns] + bias[columns], out in row-major order
+// out[rows, columns] = left[rows, depth] @ right[depth, columns] + bias[columns], out in row-major order. Columns
+// are shared out where the right is the largest of the three, so that each thread packs its own part. Else rows:
+// the gradient of a large weight is then made by the thread that sums its squares and takes Adam's step on it.
 inline void product(Team team, T* packing, int64_t rows, int64_t columns, int64_t depth, const T* left,
                     int64_t left_row, int64_t left_column, const T* right, int64_t right_row, int64_t right_column,
                     const T* bias, T* out) {
   Range own_rows{0, rows}, own_columns{0, columns};
   if (rows * columns * depth < 65536) {
     if (team.rank > 0) return;
-  } else if (columns >= rows && columns >= 64 * team.size) {
-    own_columns = team.share(columns, 4096);
+  } else if (columns >= rows && depth >= rows && columns >= 64 * team.size) {
     const int64_t grain = WIDEST * LANES, grains = (columns + grain - 1) / grain;
     own_columns = {std::min(columns, grains * team.rank / team.size * grain),
                    std::min(columns, grains * (team.rank + 1) / team.size * grain)};

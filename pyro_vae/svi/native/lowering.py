@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.svi.native.formulas import FORMULAS, MASKS, UnsupportedError, fill_in
+from pyro_vae.svi.native.formulas import FORMULAS, MASKS, fill_in
 from pyro_vae.svi.native.operations import Operations
 from pyro_vae.svi.native.program import Buffer, Program, View
+from pyro_vae.svi.steps import UnsupportedError
 
 __all__ = ["lower"]
 

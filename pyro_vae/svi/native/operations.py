@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.svi.native.formulas import UnsupportedError, literal
+from pyro_vae.svi.native.formulas import literal
 from pyro_vae.svi.native.program import Buffer, Operation, Pointwise, Product, Sum, View
+from pyro_vae.svi.steps import UnsupportedError
 
 __all__ = ["Operations"]
 

@@ -29,11 +29,14 @@ inline Number sum_of_squares(const T* x, int64_t begin, int64_t end) {
 
 inline double norm_of_gradients(const Call& call, Team team) {
   int64_t part = 0;
-  for (int64_t p = 0; p < PARAMETERS; ++p)
-    for (int64_t begin = 0; begin < PARAMETER_SIZES[p]; begin += BLOCK, ++part)
-      if (part % team.size == team.rank)
-        call.squares[part] = sum_of_squares<T>(call.arena + GRADIENT_OFFSETS[p], begin,
-                                               std::min(begin + BLOCK, PARAMETER_SIZES[p]));
+  for (int64_t p = 0; p < PARAMETERS; ++p) {
+    const int64_t size = PARAMETER_SIZES[p], blocks = (size + BLOCK - 1) / BLOCK;
+    const Range own{blocks * team.rank / team.size, blocks * (team.rank + 1) / team.size};
+    for (int64_t i = own.begin; i < own.end; ++i)
+      call.squares[part + i] =
+          sum_of_squares<T>(call.arena + GRADIENT_OFFSETS[p], i * BLOCK, std::min((i + 1) * BLOCK, size));
+    part += blocks;
+  }
   team.wait();
   double total = 0;
   for (int64_t i = 0; i < part; ++i) total += call.squares[i];

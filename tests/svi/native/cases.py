@@ -16,8 +16,9 @@ from pyro_vae import guides, models
 from pyro_vae.models import likelihoods
 from pyro_vae.svi.capture import capture_step, gradient_step
 from pyro_vae.svi.isolation import empty_store, isolated
-from pyro_vae.svi.native import NativeSteps, StepTerms
+from pyro_vae.svi.native import NativeSteps
 from pyro_vae.svi.objective import ELBO
+from pyro_vae.svi.steps import StepTerms
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 

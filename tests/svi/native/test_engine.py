@@ -8,8 +8,9 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, fx, nn
 
 from pyro_vae.svi.isolation import empty_store, isolated
-from pyro_vae.svi.native import NativeSteps, UnsupportedError, supported
+from pyro_vae.svi.native import NativeSteps, supported
 from pyro_vae.svi.objective import ELBO
+from pyro_vae.svi.steps import UnsupportedError
 from tests.svi.native.cases import Case, adam, distance, eager_steps, native_steps, needs_compiler
 
 pytestmark = needs_compiler

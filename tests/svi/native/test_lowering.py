@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.svi.native import NativeSteps, UnsupportedError
+from pyro_vae.svi.native import NativeSteps
 from pyro_vae.svi.native.formulas import FORMULAS
 from pyro_vae.svi.native.lowering import lower
+from pyro_vae.svi.steps import UnsupportedError
 from tests.svi.native.cases import needs_compiler
 
 X = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).reshape(4, 6)

@@ -1,0 +1,151 @@
+"""The two long phases of a study: every fit that is missing, and every measure of the fits."""
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyro_vae import data as data_sets
+from pyro_vae.report.findings import MEASURES, Findings
+from pyro_vae.run_folder import RunFolder
+from pyro_vae.storage.records import checksum_of_rows
+from pyro_vae.study.config import StudyConfig
+from pyro_vae.study.fits import Task, fit_all
+from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
+from pyro_vae.study.pairs import make_pair, split_data
+from pyro_vae.study.parts import Parts
+from pyro_vae.svi import Fit
+from pyro_vae.svi.checkpoint import settle
+from pyro_vae.svi.devices import resolve_device
+from pyro_vae.svi.progress import progress_bar
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Material", "examine", "fit_missing", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a study works with."""
+
+    config: StudyConfig
+    device: str
+    everything: data_sets.DataSet
+    train: data_sets.DataSet
+    held_out: data_sets.DataSet
+    checksum: str
+    """Of the observations."""
+
+
+def prepare(config: StudyConfig, device: str | None = None) -> Material:
+    """Load and split the data; the device is by default the configuration's.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be loaded, or there is no such device.
+    """
+    resolved = str(resolve_device(config.device if device is None else device))
+    everything = data_sets.load(config.data, root=config.root, likelihood=config.likelihood)
+    parts = split_data(everything, config.held_out)
+    return Material(config, resolved, everything, *parts, checksum_of_rows(everything.x))
+
+
+def fit_missing(
+    material: Material, folder: RunFolder, *, progress: bool, checkpoint_seconds: float, distributed: bool
+) -> dict[str, str]:
+    """Fit what is not fitted, seed by seed, so that guides are at every moment equally far; returns which
+    guides failed, and why.
+
+    The options are those of :func:`~pyro_vae.study.job.run_study`.
+    """
+    config, tasks = material.config, []
+    for seed in range(config.seeds):
+        for name in config.scales:
+            if _is_fitted(material, folder, name, seed):
+                (folder.fit(name, seed) / "state").unlink(missing_ok=True)
+            else:
+                tasks.append(Task(name, seed))
+    return fit_all(
+        config,
+        material.train,
+        material.device,
+        tasks,
+        folder,
+        checkpoint_seconds=checkpoint_seconds,
+        progress=progress,
+        distributed=distributed,
+    )
+
+
+def _is_fitted(material: Material, folder: RunFolder, name: str, seed: int) -> bool:
+    try:
+        settle(folder.fit(name, seed))
+        _load_fit(material, folder, name, seed)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        logger.warning("%s, seed %d is fitted again: %s", name, seed, error)
+        return False
+    return True
+
+
+def _load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
+    pair = make_pair(material.config, material.train, name, seed)
+    for program in pair:
+        program.to(material.device)
+    return Fit.load(folder.fit(name, seed), *pair)
+
+
+def examine(
+    material: Material,
+    folder: RunFolder,
+    guides: Sequence[str],
+    failures: Mapping[str, str],
+    parts: Parts,
+    *,
+    progress: bool,
+) -> Findings:
+    """Everything that is measured on held-out data of the fits of these guides.
+
+    The fits are those on disk, so that it is all one whether this process has fitted them. What lies in
+    ``parts`` is not measured again.
+    """
+    config, held_out = material.config, material.held_out
+    fits = {
+        name: [_load_fit(material, folder, name, seed) for seed in range(config.seeds)] for name in guides
+    }
+    measured: dict[str, list[dict[str, xr.Dataset]]] = {name: [] for name in fits}
+    first = {name: by_seed[0] for name, by_seed in fits.items()}
+    total = sum(map(len, fits.values()))
+    with progress_bar(total, "diagnosing", enabled=progress) as show:
+        for seed in range(config.seeds):
+            for name, by_seed in fits.items():
+                measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
+                measured[name].append(parts.get(f"{name}-{seed}", measure))
+                show(sum(map(len, measured.values())), f"{name}, seed {seed}")
+    return Findings(
+        histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
+        posteriors={name: posterior_tree(fitted, held_out, name) for name, fitted in first.items()},
+        gaps=_gaps(material, first, parts, progress),
+        image_shape=held_out.image_shape,
+        failures=failures,
+        **{measure: combine(measured, measure) for measure in MEASURES},
+    )
+
+
+def _gaps(material: Material, first: Mapping[str, Fit], parts: Parts, progress: bool) -> "xr.Dataset | None":
+    """By guide, where its first fit loses; ``None`` if not asked."""
+    if material.config.gap_observations == 0:
+        return None
+    gaps: dict[str, list[dict[str, xr.Dataset]]] = {}
+    with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
+        for name, fitted in first.items():
+            measure = functools.partial(fit_gaps, fitted, material.held_out, material.config)
+            gaps[name] = [parts.get(f"{name}-gaps", measure)]
+            show(len(gaps), name)
+    return combine(gaps, "gaps").isel(seed=0, drop=True)
