@@ -22,7 +22,7 @@ from pyro_vae.study.pairs import split_data
 from pyro_vae.study.sentences import SPEAKERS
 from pyro_vae.svi import NonFiniteError
 from pyro_vae.svi.checkpoint import read
-from pyro_vae.svi.native import UnsupportedError
+from pyro_vae.svi.steps import UnsupportedError
 from tests import jobs
 
 ROOT = Path(__file__).parent.parent
