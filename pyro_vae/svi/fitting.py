@@ -114,7 +114,7 @@ def fit(
         compiler (10 to 15 seconds; needs a C++ compiler). ``"cuda-graph"`` records whole steps as a CUDA
         graph, which starts each with one call; it has only been tested without a GPU. All take the same
         steps, the compiled ones up to rounding. ``"auto"`` is the CUDA graph on CUDA; on the CPU it is native
-        if the fit is long enough to pay for the build (about 6,000 small steps, fewer large ones:
+        if the fit is long enough to pay for the build (about 6,500 small steps, fewer large ones:
         :func:`~pyro_vae.svi.many_steps.build_pays`) and captured otherwise. What cannot be native, compiled
         or recorded is captured, what cannot be captured runs eagerly, and the log says why. A graph is
         compared with Pyro when it is built, when a plain attribute of the modules has changed, and every 250
