@@ -26,6 +26,7 @@ def test_each_says_what_it_answers(path: Path) -> None:
     assert f"python benchmarks/{path.name}" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), WORKERS)
 def test_a_worker_prints_its_seconds(name: str, variant: str) -> None:
     path = BENCHMARKS[0].with_name(name)
