@@ -54,8 +54,8 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
     1. **Threads over the native function**, one fit each: where it can express the graph, there is a C++
        compiler, and the steps of all seeds together are worth its build
        (:func:`~pyro_vae.svi.many_steps.build_pays`) or ``engine="native"`` is given. 8 seeds of a 64-128-8
-       network, 1,000 steps each on 2 cores, take a quarter of the time of captured fits one after another,
-       with an empty cache of builds two fifths (``benchmarks/results/sweep.md``).
+       network, 1,000 steps each on 2 cores, take 0.3 of the time of captured fits one after another,
+       with an empty cache of builds 0.45 (``benchmarks/results/sweep.md``).
     2. **All seeds in one step**, the captured graph vectorized over them, for steps of less than 100 MFLOP
        whose graph draws only normal noise and changes no buffers; larger ones fill the processor already.
     3. **Processes**, where a ``joblib.parallel_config`` with more than one job is active: workers on this
