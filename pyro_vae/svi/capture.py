@@ -9,18 +9,19 @@ not tensors are frozen at the value that they had, which is why
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.svi.devices import forked_streams
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.objective import Estimate, Objective, Program
 from pyro_vae.svi.simplification import has_effect, simplify
 
-__all__ = ["capture_step", "fork_rng", "gradient_step", "untouched_buffers"]
+__all__ = ["capture_step", "gradient_step", "untouched_buffers"]
 
 _IDENTITIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 """Copies of nothing: without autograd they are only overhead."""
@@ -73,7 +74,7 @@ def capture_step(
 
     with (
         untouched_buffers(model, guide),
-        fork_rng(parameters),
+        forked_streams(),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # tracers warn of constants: verification finds the ones that matter
@@ -95,11 +96,6 @@ def untouched_buffers(*programs: Program) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, saved, strict=True):
                 buffer.copy_(value)
-
-
-def fork_rng(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
-    """Gives the random streams of the CPU and of the tensors' devices back as they were."""
-    return torch.random.fork_rng(sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda}))
 
 
 def _lift(graph: fx.GraphModule, parameters: Sequence[Tensor]) -> None:

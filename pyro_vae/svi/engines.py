@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vae.svi.batches import Batch
-from pyro_vae.svi.capture import capture_step, fork_rng, gradient_step, untouched_buffers
+from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
+from pyro_vae.svi.devices import forked_streams
 from pyro_vae.svi.isolation import modules_of
 from pyro_vae.svi.objective import Objective, Program
 from pyro_vae.svi.replay import make_replay
@@ -122,7 +123,7 @@ class CapturedEngine:
         except Exception as error:  # whatever the user's program does that a tracer cannot follow
             reason = str(error).strip().split("\n")[0]
             raise CaptureError(f"tracing it failed with {type(error).__name__}: {reason}") from error
-        with untouched_buffers(eager.model, eager.guide), fork_rng(self.parameters):
+        with untouched_buffers(eager.model, eager.guide), forked_streams():
             graph = self._made_ready(captured, [*self.parameters, kl_weight, *batch])
         if not self._agrees(graph, batch, kl_weight, gradients=True):
             raise CaptureError(
@@ -145,7 +146,7 @@ class CapturedEngine:
     def _run_once(self, batch: Batch, kl_weight: Tensor) -> None:
         """Let programs that look at the model anew for a batch of a new size do so outside of the graph."""
         eager = self.eager
-        with untouched_buffers(eager.model, eager.guide), fork_rng(self.parameters), torch.no_grad():
+        with untouched_buffers(eager.model, eager.guide), forked_streams(), torch.no_grad():
             eager.objective.estimate(eager.model, eager.guide, batch, kl_weight)
 
     def _agrees(

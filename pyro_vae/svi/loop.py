@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.svi.batches import Batch, Batches, GatheredEpoch
-from pyro_vae.svi.capture import fork_rng
 from pyro_vae.svi.devices import forked_streams
 from pyro_vae.svi.distributed import OneProcess
 from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
@@ -162,7 +161,7 @@ class Loop:
         but those that are passed over have done so already."""
         epoch = batches.epoch(len(self.recorder.epochs))
         if self.position:
-            with fork_rng(list(self.parameters.values())):
+            with forked_streams():
                 next(itertools.islice(epoch, self.position - 1, None))
         return epoch
 

@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["RatesAhead"]
+__all__ = ["RatesAhead", "constant_rates"]
+
+
+def constant_rates(optimizer: Optimizer, steps: int) -> Tensor:
+    """(steps, groups of the optimizer): the rates as they are now, for every step."""
+    return torch.tensor([_rates_now(optimizer)], dtype=torch.float64).expand(steps, -1)
+
+
+def _rates_now(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 class RatesAhead:
@@ -37,7 +46,7 @@ class RatesAhead:
         self._steps = steps
         rates = []
         for _ in range(steps):
-            rates.append([float(group["lr"]) for group in groups])
+            rates.append(_rates_now(self.optimizer))
             self.schedule.step()
             moved = self._moved()
             if moved:

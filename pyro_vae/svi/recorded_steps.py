@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx
 from torch.optim import Optimizer
 
+from pyro_vae.svi.rates import constant_rates
 from pyro_vae.svi.simplification import mutates
 from pyro_vae.svi.steps import StepTerms, UnsupportedError
-from pyro_vae.svi.updates import begun, guarded_adam, total_norm
+from pyro_vae.svi.updates import guarded_adam, total_norm
 
 __all__ = ["RecordedSteps", "Recorder"]
 
@@ -96,10 +97,6 @@ class RecordedSteps:
             torch.zeros(1, dtype=torch.int64, device=device) for _ in range(3)
         )
 
-    def begin(self) -> list[dict[str, Tensor]]:
-        """Adam's state of each parameter, in the optimizer; begun as Adam does where there is none yet."""
-        return [begun(self.optimizer.state[parameter], parameter) for parameter in self.parameters]
-
     @torch.no_grad()
     def run(
         self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor | None = None
@@ -120,8 +117,7 @@ class RecordedSteps:
             not move at a step that is not finite. By default the optimizer's own throughout.
         """
         if lr is None:
-            rates = [[float(group["lr"]) for group in self.optimizer.param_groups]]
-            lr = torch.tensor(rates, dtype=torch.float64).expand(len(index), -1)
+            lr = constant_rates(self.optimizer, len(index))
         done = good = 0
         parts = []
         while done < len(index) and self.bad_in_a_row < self.most_bad:
@@ -149,7 +145,6 @@ class RecordedSteps:
     def _recorded(self, data: tuple[Tensor, ...]) -> Callable[[], None]:
         known = len(data) == len(self._data) and all(a is b for a, b in zip(data, self._data, strict=True))
         if self._replay is None or not known:
-            self.begin()
             self._begin_to_count(self.most_bad)  # so what is run before it is recorded changes nothing
             stream = self.generator.get_state()
             self._replay = self.recorder.record(lambda: self._step(data))

@@ -43,9 +43,6 @@ class Steps(Protocol):
     def steps_per_call(self) -> int:
         """So many take a moment; Python handles an interrupt only between calls."""
 
-    def begin(self) -> list[dict[str, Tensor]]:
-        """Adam's state of each parameter, in the optimizer; begun as Adam does where there is none yet."""
-
     def run(
         self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor | None = None
     ) -> StepTerms:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_vae.svi.batches import Batch
 from pyro_vae.svi.steps import Steps
+from pyro_vae.svi.updates import adam_states
 from pyro_vae.svi.verification import close
 
 __all__ = ["as_it_was", "gives"]
@@ -52,7 +53,7 @@ def gives(steps: Steps, data: Sequence[Tensor], wanted: Callable[[Tensor, Batch]
 def as_it_was(steps: Steps) -> Iterator[None]:
     """Gives parameters, gradients, the optimizer's state and the random stream back as they were: in place,
     since others may hold these tensors."""
-    states = steps.begin()
+    states = adam_states(steps.optimizer, steps.parameters)
     tensors = [*steps.parameters, *(x for state in states for x in state.values())]
     values = [tensor.detach().clone() for tensor in tensors]
     gradients = [parameter.grad for parameter in steps.parameters]

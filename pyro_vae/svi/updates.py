@@ -12,7 +12,7 @@ from pyro_vae.svi.steps import UnsupportedError
 __all__ = [
     "GuardedUpdate",
     "Update",
-    "begun",
+    "adam_states",
     "clipped",
     "guarded_adam",
     "is_plain_fused_adam",
@@ -107,7 +107,7 @@ def _groups(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[_Group]:
     position = {id(parameter): i for i, parameter in enumerate(parameters)}
     groups = []
     for group in optimizer.param_groups:
-        states = [begun(optimizer.state[parameter], parameter) for parameter in group["params"]]
+        states = adam_states(optimizer, group["params"])
         first, second, steps = ([state[k] for state in states] for k in ("exp_avg", "exp_avg_sq", "step"))
         indices = [position[id(parameter)] for parameter in group["params"]]
         groups.append(_Group(group, indices, (list(group["params"]), first, second, steps)))
@@ -165,10 +165,12 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 values[name] = laid_out.copy_(value)
 
 
-def begun(state: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
-    """Adam's state of a parameter, as Adam itself begins it."""
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    return state
+def adam_states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Adam's state of each parameter, in the optimizer; begun as Adam itself does where there is none yet."""
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return [optimizer.state[parameter] for parameter in parameters]

@@ -14,9 +14,10 @@ from pyro_vae.svi.native.call import Call
 from pyro_vae.svi.native.emitter import emit
 from pyro_vae.svi.native.lowering import lower
 from pyro_vae.svi.native.pace import Pace
+from pyro_vae.svi.rates import constant_rates
 from pyro_vae.svi.steps import StepTerms, UnsupportedError
 from pyro_vae.svi.threads import WORTH_A_SECOND_THREAD
-from pyro_vae.svi.updates import begun
+from pyro_vae.svi.updates import adam_states
 
 __all__ = ["NativeSteps", "supported"]
 
@@ -105,10 +106,6 @@ class NativeSteps:
     def _size(self, name: str) -> int:
         return ctypes.c_int64.in_dll(self._library, name).value
 
-    def begin(self) -> list[dict[str, Tensor]]:
-        """Adam's state of each parameter, in the optimizer; begun as Adam does where there is none yet."""
-        return [begun(self.optimizer.state[parameter], parameter) for parameter in self.parameters]
-
     @property
     def steps_per_call(self) -> int:
         """So many take about a tenth of a second; Python handles an interrupt only between calls."""
@@ -175,8 +172,7 @@ class NativeSteps:
         """The rate of each parameter at each step that is taken."""
         groups = self.optimizer.param_groups
         if lr is None:
-            rates = [[float(group["lr"]) for group in groups]]
-            lr = torch.tensor(rates, dtype=torch.float64).expand(steps, -1)
+            lr = constant_rates(self.optimizer, steps)
         if lr.shape != (steps, len(groups)):
             raise ValueError(
                 f"lr has shape {tuple(lr.shape)}; give (steps, groups) = ({steps}, {len(groups)})"
@@ -187,7 +183,7 @@ class NativeSteps:
         self, data: list[Tensor], index: Tensor, kl_weight: Tensor, rates: Tensor, results: list[Tensor]
     ) -> tuple[int, int]:
         """One call of the function: how many steps ran, and how many of them changed the parameters."""
-        states = self.begin()
+        states = adam_states(self.optimizer, self.parameters)
         groups = [self.optimizer.param_groups[i] for i in self._groups]
         taken = torch.zeros((), dtype=torch.int64)
         threads, stream = self._pace.threads, self.generator.get_state()

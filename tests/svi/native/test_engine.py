@@ -11,6 +11,7 @@ from pyro_vae.svi.isolation import empty_store, isolated
 from pyro_vae.svi.native import NativeSteps, supported
 from pyro_vae.svi.objective import ELBO
 from pyro_vae.svi.steps import UnsupportedError
+from pyro_vae.svi.updates import adam_states
 from tests.svi.native.cases import Case, adam, distance, eager_steps, native_steps, needs_compiler
 
 pytestmark = needs_compiler
@@ -140,7 +141,7 @@ def test_the_norm_does_not_overflow_before_the_gradient_does() -> None:
 def test_moments_below_the_normal_range_are_zero_but_nothing_else_is() -> None:
     """Dead units have them for ever, and they cost as much as the rest of the step."""
     steps, _ = steps_of(lambda p, w, x: ((p * 1e-40).sum() + w, w, w, p * 0), [torch.ones(64)])
-    (state,) = steps.begin()
+    (state,) = adam_states(steps.optimizer, steps.parameters)
     state["exp_avg"].fill_(1e-38)
     given = steps.run((torch.zeros(4, 1),), torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1))
     assert float(state["exp_avg"].abs().max()) == 0
