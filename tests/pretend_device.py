@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from pyro_vae.svi import compilation, engine_choice
+from pyro_vae.svi.engines import choice as engine_choice
+from pyro_vae.svi.engines import compilation
 from tests.svi.tape import TapeRecorder
 
 __all__ = ["CUDA", "OnDevice", "RecordsOnDevice", "pretend_cuda"]
@@ -223,7 +224,7 @@ def _require_one_device(func: Any, args: Sequence[Any]) -> None:
 
 
 class RecordsOnDevice(TapeRecorder):
-    """In the place of :class:`~pyro_vae.svi.cuda.CudaRecorder`."""
+    """In the place of :class:`~pyro_vae.svi.engines.cuda.CudaRecorder`."""
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cuda"

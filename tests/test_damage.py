@@ -21,7 +21,7 @@ from pyro_vae.storage.records import write_record
 from pyro_vae.study import Study, StudyConfig, resume_study, run_study
 from pyro_vae.study.config import read_config
 from pyro_vae.svi import Checkpoint, Fit, fit
-from pyro_vae.svi.checkpoint import read
+from pyro_vae.svi.state.saved import read
 from tests.svi.pairs import PAIRS, observations
 
 pytestmark = pytest.mark.arviz

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae
 from pyro_vae import guides, models
+from pyro_vae.batches.batches import as_batches
 from pyro_vae.models import likelihoods
 from pyro_vae.study import StudyConfig, run_study
 from pyro_vae.svi import ELBO, IWAE, STL, Fit, NonFiniteError, Renyi, fit
-from pyro_vae.svi.batches import as_batches
 from tests.pretend_device import CUDA, OnDevice, RecordsOnDevice, pretend_cuda
 from tests.svi.pairs import PAIRS, observations
 

@@ -21,8 +21,8 @@ from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.pairs import split_data
 from pyro_vae.study.sentences import SPEAKERS
 from pyro_vae.svi import NonFiniteError
-from pyro_vae.svi.checkpoint import read
-from pyro_vae.svi.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.state.saved import read
 from tests import jobs
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +146,7 @@ def test_what_every_fit_would_say_is_said_once(
     def refuse(*_: object) -> None:
         raise UnsupportedError("an operation")
 
-    monkeypatch.setattr("pyro_vae.svi.native.engine.lower", refuse)
+    monkeypatch.setattr("pyro_vae.svi.engines.native.engine.lower", refuse)
     monkeypatch.setattr(fits, "build_pays", lambda steps: True)
     monkeypatch.setattr(
         fits,

@@ -31,7 +31,7 @@ from pyro_vae.study import (
     run_study,
 )
 from pyro_vae.svi import Fit
-from pyro_vae.svi.checkpoint import read
+from pyro_vae.svi.state.saved import read
 from tests.svi.pairs import PAIRS, observations
 
 pytestmark = pytest.mark.arviz

@@ -220,7 +220,7 @@ def _run_study(defaults: dict[str, Any], options: dict[str, Any]) -> None:
     """Run what the command line asks for; below it counts the configuration file, below that ``defaults``."""
     from pyro_vae.study import StudyConfig, follow_study, run_study
     from pyro_vae.study.config import read_config
-    from pyro_vae.svi.launch import is_follower, is_launched
+    from pyro_vae.svi.parallel.launch import is_follower, is_launched
 
     scale, root = options.pop("scale"), options.pop("root")
     options["scales"] = [scale] if isinstance(scale, str) else scale

@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 
-from pyro_vae.svi.arguments import check_numbers, check_programs
+from pyro_vae.arguments import check_numbers, check_programs
 
 __all__ = ["check_request", "require_count", "require_tree", "require_variables"]
 

@@ -13,12 +13,12 @@ from pyro.poutine.util import site_is_factor
 from scipy import stats
 from torch import Tensor
 
+from pyro_vae.batches.files import read_rows
+from pyro_vae.batches.streams import first_rows, is_stream
+from pyro_vae.pairs.isolation import isolated
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, sample_sites
 from pyro_vae.posterior.preparation import as_parts, prepare
-from pyro_vae.posterior.streams import first_rows, is_stream
-from pyro_vae.svi.isolation import isolated
-from pyro_vae.svi.mapped import read_rows
 
 __all__ = ["calibrate"]
 

@@ -22,10 +22,10 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from pyro_vae.svi.batches import Rows
-from pyro_vae.svi.devices import making_tensors_on
-from pyro_vae.svi.isolation import isolated
-from pyro_vae.svi.progress import progress_bar
+from pyro_vae.batches.batches import Rows
+from pyro_vae.devices import making_tensors_on
+from pyro_vae.pairs.isolation import isolated
+from pyro_vae.progress import progress_bar
 
 __all__ = ["CHUNK", "Block", "Layout", "Pair", "PairError", "StoreState", "coordinate_names", "sample_sites"]
 

@@ -14,7 +14,7 @@ from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
 from pyro_vae.posterior.local import ROUNDS, fit_local
 from pyro_vae.posterior.preparation import prepare
-from pyro_vae.svi.progress import progress_bar
+from pyro_vae.progress import progress_bar
 
 __all__ = ["inference_gaps"]
 

@@ -10,11 +10,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from pyro_vae.batches.batches import epoch_seed
+from pyro_vae.batches.streams import is_stream, stream
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Block, Pair
 from pyro_vae.posterior.preparation import prepare
-from pyro_vae.posterior.streams import is_stream, stream
-from pyro_vae.svi.batches import epoch_seed
 
 __all__ = ["diagnose", "khat_threshold", "log_weights", "pareto_khat"]
 

@@ -12,8 +12,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from pyro_vae.pairs.isolation import owner
 from pyro_vae.posterior.drawing import Pair, sample_sites
-from pyro_vae.svi.isolation import owner
 
 __all__ = ["fit_local"]
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from pyro_vae.batches.batches import as_rows
+from pyro_vae.batches.files import is_file_array, read_rows
+from pyro_vae.pairs.isolation import owner
 from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sample_sites
-from pyro_vae.svi.batches import as_rows
-from pyro_vae.svi.isolation import owner
-from pyro_vae.svi.mapped import is_file_array, read_rows
 
 __all__ = ["as_parts", "prepare", "select"]
 

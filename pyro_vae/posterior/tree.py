@@ -10,10 +10,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyro_vae.arguments import check_numbers
 from pyro_vae.posterior.arguments import check_request, require_tree
 from pyro_vae.posterior.drawing import CHUNK, Block
 from pyro_vae.posterior.preparation import prepare, select
-from pyro_vae.svi.arguments import check_numbers
 
 __all__ = ["align_draws", "from_pyro_svi"]
 

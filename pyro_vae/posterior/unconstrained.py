@@ -13,8 +13,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
+from pyro_vae.batches.batches import Rows
 from pyro_vae.posterior.drawing import CHUNK, Pair, PairError, sample_sites
-from pyro_vae.svi.batches import Rows
 
 __all__ = ["Points", "UnconstrainedPosterior"]
 

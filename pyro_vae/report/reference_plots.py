@@ -29,7 +29,7 @@ def plot_reference(trees: Mapping[str, xr.DataTree]) -> Figure:
     ----------
     trees
         By guide, with ``posterior``, draws of the guide, and for some of its observations ``repaired`` and
-        ``repair``, draws and report of :func:`~pyro_vae.posterior.ladder.repair`. Draws that are not
+        ``repair``, draws and report of :func:`~pyro_vae.posterior.repair.ladder.repair`. Draws that are not
         believable are not shown.
     """
     colors = guide_colors(list(trees))

@@ -15,18 +15,19 @@ import numpy.typing as npt
 import torch
 
 from pyro_vae.data import DataSet
+from pyro_vae.devices import resolve_device
+from pyro_vae.progress import Show, progress_bar
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
 from pyro_vae.study.measures import ScaleHistory
 from pyro_vae.study.pairs import make_pair
 from pyro_vae.study.sentences import Sentence, each_once, say, taken_along
-from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, checkpoint, fit
-from pyro_vae.svi.checkpoint import SavedFit
-from pyro_vae.svi.devices import resolve_device
-from pyro_vae.svi.launch import hear, tell
-from pyro_vae.svi.many_steps import build_pays
-from pyro_vae.svi.progress import Show, progress_bar
+from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, fit
+from pyro_vae.svi.engines.many_steps import build_pays
+from pyro_vae.svi.parallel.launch import hear, tell
+from pyro_vae.svi.state import saved as saved_fits
+from pyro_vae.svi.state.saved import SavedFit
 
 __all__ = ["Task", "fit_all", "fit_as_follower"]
 
@@ -95,7 +96,7 @@ def fit_all(
                 failures.setdefault(task.guide, f"{task}: {outcome.failure}")
                 logger.warning("the guide %s is left out: %s", task.guide, outcome.failure)
                 continue
-            checkpoint.write(place, outcome.saved.tensors, outcome.saved.record, outcome.saved.history)
+            saved_fits.write(place, outcome.saved.tensors, outcome.saved.record, outcome.saved.history)
             (place / "state").unlink(missing_ok=True)
     return failures
 

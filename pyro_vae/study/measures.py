@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from pyro_vae.data import DataSet
+from pyro_vae.devices import forked_streams
 from pyro_vae.models import traverse
 from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps, repair
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.svi import EpochRecord, Fit
-from pyro_vae.svi.devices import forked_streams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,8 +74,8 @@ def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
 
     Beside the groups of :func:`~pyro_vae.posterior.tree.from_pyro_svi`: ``prior_predictive``, data drawn from
     the model; ``traversal``, means of x (latent, offset, feature) on walks from the origin along each axis;
-    ``repaired`` and ``repair``, draws and report of :func:`~pyro_vae.posterior.ladder.repair` for some of the
-    observations, by its fast steps.
+    ``repaired`` and ``repair``, draws and report of :func:`~pyro_vae.posterior.repair.ladder.repair` for
+    some of the observations, by its fast steps.
     """
     import xarray as xr
 

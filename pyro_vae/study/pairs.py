@@ -3,12 +3,12 @@
 import torch
 
 from pyro_vae import data as data_sets
+from pyro_vae.arguments import check_numbers
 from pyro_vae.data.dataset import require_data_set
+from pyro_vae.devices import forked_streams
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.svi.arguments import check_numbers
-from pyro_vae.svi.devices import forked_streams
 
 __all__ = ["make_pair", "split_data"]
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyro_vae import data as data_sets
+from pyro_vae.devices import resolve_device
+from pyro_vae.progress import progress_bar
 from pyro_vae.report.findings import MEASURES, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.records import checksum_of_rows
@@ -16,9 +18,7 @@ from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tr
 from pyro_vae.study.pairs import make_pair, split_data
 from pyro_vae.study.parts import Parts
 from pyro_vae.svi import Fit
-from pyro_vae.svi.checkpoint import settle
-from pyro_vae.svi.devices import resolve_device
-from pyro_vae.svi.progress import progress_bar
+from pyro_vae.svi.state.saved import settle
 
 if TYPE_CHECKING:
     import xarray as xr

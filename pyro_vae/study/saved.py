@@ -9,7 +9,7 @@ from pyro_vae.report.findings import MEASURES, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.netcdf import read_dataset, read_tree, write_netcdf
-from pyro_vae.svi.checkpoint import read_history
+from pyro_vae.svi.state.saved import read_history
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -1,42 +1,16 @@
 """What the arguments of a fit must be."""
 
-import inspect
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 from pyro.optim import PyroOptim
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.svi.engines import ENGINES
-from pyro_vae.svi.objective import Objective
+from pyro_vae.svi.engines.captured import ENGINES
+from pyro_vae.svi.objectives.elbo import Objective
 
-__all__ = [
-    "check_choices",
-    "check_numbers",
-    "check_optimizer",
-    "check_programs",
-    "check_schedule",
-    "parameters_of",
-]
-
-OPTIONAL = ("epochs", "steps", "patience", "max_norm")
-SEEDS = 2**63
-
-
-def check_programs(**programs: Any) -> None:
-    """Raise a TypeError that names the first argument that is not a Pyro program."""
-    for name, program in programs.items():
-        if isinstance(program, type):
-            raise TypeError(
-                f"{name} is the class {program.__name__}; call it, {name}={program.__name__}(...)"
-            )
-        if not callable(program):
-            raise TypeError(
-                f"{name} is a {type(program).__name__}; give a Pyro program: a PyroModule or a function"
-            )
+__all__ = ["check_choices", "check_optimizer", "check_schedule"]
 
 
 def check_choices(
@@ -80,24 +54,3 @@ def check_schedule(made: Any) -> None:
         raise TypeError(
             f"schedule made a {type(made).__name__}; let it return a torch.optim.lr_scheduler.LRScheduler"
         )
-
-
-def check_numbers(**numbers: Any) -> None:
-    """Raise a ValueError that names the first argument that is not the number it has to be."""
-    for name, value in numbers.items():
-        if value is None and name in OPTIONAL:
-            continue
-        whole, seed = name not in ("lr", "max_norm"), name.startswith("seed")
-        good = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-        if good and math.isfinite(value) and (0 <= value < SEEDS if seed else value > 0):
-            continue
-        needed = f"a positive {'integer' if whole else 'number'}"
-        if seed:
-            needed = "an integer of at least 0 and less than 2**63"
-        raise ValueError(f"{name} is {value!r}; give {needed}")
-
-
-def parameters_of(function: Any) -> list[str]:
-    """The names of a function's keyword-only arguments."""
-    signature = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]

@@ -9,41 +9,34 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.poutine import Trace
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.flop_counter import FlopCounterMode
 
+from pyro_vae.arguments import check_numbers, check_programs
+from pyro_vae.batches.batches import Batches, as_batches, as_tensors
+from pyro_vae.batches.shares import share_of
+from pyro_vae.devices import resolve_device
 from pyro_vae.guides.heads import raw_parameters
-from pyro_vae.svi.arguments import (
-    check_choices,
-    check_numbers,
-    check_optimizer,
-    check_programs,
-    check_schedule,
-)
-from pyro_vae.svi.batches import Batch, Batches, as_batches, as_tensors
-from pyro_vae.svi.devices import forked_streams, resolve_device
-from pyro_vae.svi.distributed import joined
-from pyro_vae.svi.engine_choice import check_engine, make_engine
-from pyro_vae.svi.engines import EagerEngine
-from pyro_vae.svi.first_run import check_support, traced_pair
-from pyro_vae.svi.fitted import Fit
+from pyro_vae.pairs.isolation import Program, empty_store, isolated, owner, training_mode
+from pyro_vae.pairs.parameters import bound, trainable_parameters
+from pyro_vae.pairs.placement import placed
+from pyro_vae.pairs.running import check_support, float_dtype, run_once, set_up
+from pyro_vae.progress import progress_bar
+from pyro_vae.svi.arguments import check_choices, check_optimizer, check_schedule
+from pyro_vae.svi.engines.captured import EagerEngine
+from pyro_vae.svi.engines.choice import check_engine, make_engine
+from pyro_vae.svi.engines.threads import threads_for
 from pyro_vae.svi.history import EpochRecord
-from pyro_vae.svi.identity import identity_of
-from pyro_vae.svi.isolation import empty_store, isolated, modules_of, owner
-from pyro_vae.svi.launch import local_device
-from pyro_vae.svi.loop import EarlyStopping, Loop, training_mode
-from pyro_vae.svi.objective import ELBO, Objective, Program, observation_count
-from pyro_vae.svi.parameters import bound, trainable_parameters
-from pyro_vae.svi.placement import placed
-from pyro_vae.svi.progress import progress_bar
-from pyro_vae.svi.resuming import Checkpoint, as_checkpoint, open_checkpoint
-from pyro_vae.svi.shares import share_of
-from pyro_vae.svi.threads import threads_for
+from pyro_vae.svi.loop import EarlyStopping, Loop
+from pyro_vae.svi.objectives.elbo import ELBO, Objective
+from pyro_vae.svi.parallel.launch import local_device
+from pyro_vae.svi.parallel.ranks import joined
+from pyro_vae.svi.result import Fit
+from pyro_vae.svi.state.identity import identity_of
+from pyro_vae.svi.state.resuming import Checkpoint, as_checkpoint, open_checkpoint
 
-__all__ = ["fit", "fit_length", "float_dtype", "make_optimizer", "run_once", "set_up"]
+__all__ = ["fit", "fit_length", "make_optimizer"]
 
 
 def fit(
@@ -115,10 +108,10 @@ def fit(
         graph, which starts each with one call; it has only been tested without a GPU. All take the same
         steps, the compiled ones up to rounding. ``"auto"`` is the CUDA graph on CUDA; on the CPU it is native
         if the fit is long enough to pay for the build (about 6,500 small steps, fewer large ones:
-        :func:`~pyro_vae.svi.many_steps.build_pays`) and captured otherwise. What cannot be native, compiled
-        or recorded is captured, what cannot be captured runs eagerly, and the log says why. A graph is
-        compared with Pyro when it is built, when a plain attribute of the modules has changed, and every 250
-        steps (whole steps: 2,000).
+        :func:`~pyro_vae.svi.engines.many_steps.build_pays`) and captured otherwise. What cannot be native,
+        compiled or recorded is captured, what cannot be captured runs eagerly, and the log says why. A graph
+        is compared with Pyro when it is built, when a plain attribute of the modules has changed, and every
+        250 steps (whole steps: 2,000).
     validation
         Held-out data in the form of ``data`` (no loaders); its loss is evaluated after every epoch with the
         same noise.
@@ -205,7 +198,15 @@ def fit(
         return as_batches(data, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
 
     optional = device == "auto" and engine != "cuda-graph" and not distributed
-    resolved, batches = placed(model, guide, objective, batches_on, resolved, seed=seed, optional=optional)
+    resolved, batches = placed(
+        model,
+        guide,
+        lambda batch: objective.estimate(model, guide, batch),
+        batches_on,
+        resolved,
+        seed=seed,
+        optional=optional,
+    )
     held_out = (
         None
         if validation is None
@@ -283,24 +284,6 @@ def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:
     return int(min(steps or math.inf, (epochs or math.inf) * batches))
 
 
-def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
-    """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
-    operations."""
-    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        full = observation_count(run_once(model, guide, batch))
-    forward_and_backward = 3.0 * counter.get_total_flops()
-    return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
-
-
-def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:
-    """The model's trace on a batch, with Pyro's own checks on and the stream left alone. From then on, lazy
-    parameters exist."""
-    with forked_streams(), training_mode((model, guide), training=False):
-        model_trace, _ = traced_pair(model, guide, batch, name)
-    return model_trace
-
-
 def make_optimizer(
     factory: Callable[..., Optimizer] | None,
     parameters: dict[str, Tensor],
@@ -343,12 +326,3 @@ def _raw_slopes(guide: Program) -> dict[int, float]:
         if module is None
         else {id(parameter): slope for parameter, slope in raw_parameters(module).values()}
     )
-
-
-def float_dtype(model: Program, guide: Program) -> torch.dtype:
-    """The dtype of a pair's parameters; data are cast to it."""
-    for module in modules_of(model, guide):
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                return parameter.dtype
-    return torch.get_default_dtype()

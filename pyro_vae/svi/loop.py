@@ -4,7 +4,6 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,19 +13,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.svi.batches import Batch, Batches, GatheredEpoch
-from pyro_vae.svi.devices import forked_streams
-from pyro_vae.svi.distributed import OneProcess
-from pyro_vae.svi.engines import CaptureError, EagerEngine, Engine
+from pyro_vae.batches.batches import Batch, Batches, GatheredEpoch
+from pyro_vae.devices import forked_streams
+from pyro_vae.pairs.isolation import Program, modules_of, training_mode
+from pyro_vae.pairs.parameters import copy_tensors, named_tensors, restore_tensors
+from pyro_vae.svi.engines.captured import CaptureError, EagerEngine, Engine
+from pyro_vae.svi.engines.many_steps import ManySteps
+from pyro_vae.svi.engines.updates import Update, clipped, make_update, restore_optimizer, total_norm
 from pyro_vae.svi.history import EpochRecord, Recorder
-from pyro_vae.svi.isolation import modules_of
-from pyro_vae.svi.many_steps import ManySteps
 from pyro_vae.svi.nonfinite import NonFiniteError, explain
-from pyro_vae.svi.objective import Objective, Program
-from pyro_vae.svi.parameters import copy_tensors, named_tensors, restore_tensors
-from pyro_vae.svi.updates import Update, clipped, make_update, restore_optimizer, total_norm
+from pyro_vae.svi.objectives.elbo import Objective
+from pyro_vae.svi.parallel.ranks import OneProcess
 
-__all__ = ["EarlyStopping", "Loop", "training_mode"]
+__all__ = ["EarlyStopping", "Loop"]
 
 logger = logging.getLogger(__name__)
 BAD_STEPS_IN_A_ROW = 3
@@ -282,17 +281,3 @@ class EarlyStopping:
 
     def restore_best(self, tensors: dict[str, Tensor]) -> None:
         restore_tensors(tensors, self.snapshot)
-
-
-@contextmanager
-def training_mode(programs: Sequence[Any], *, training: bool) -> Iterator[None]:
-    """Sets every module's training flag inside, and gives each back as it was."""
-    modules = [module for root in modules_of(*programs) for module in root.modules()]
-    flags = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = training
-        yield
-    finally:
-        for module, flag in zip(modules, flags, strict=True):
-            module.training = flag

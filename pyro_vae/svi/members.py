@@ -9,17 +9,16 @@ import torch
 from pyro.params.param_store import StateDict
 from torch import Tensor, fx
 
-from pyro_vae.svi.arguments import check_programs
-from pyro_vae.svi.batches import ArrayBatches, Batch, as_tensors
-from pyro_vae.svi.capture import capture_step, gradient_step, untouched_buffers
-from pyro_vae.svi.devices import forked_streams
-from pyro_vae.svi.first_run import check_support
-from pyro_vae.svi.fitted import Fit
-from pyro_vae.svi.fitting import float_dtype, run_once, set_up
+from pyro_vae.arguments import check_programs
+from pyro_vae.batches.batches import ArrayBatches, Batch, as_tensors
+from pyro_vae.devices import forked_streams
+from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, untouched_buffers
+from pyro_vae.pairs.parameters import bound, trainable_parameters
+from pyro_vae.pairs.running import check_support, float_dtype, run_once, set_up
+from pyro_vae.svi.engines.graph.capture import capture_step, gradient_step
 from pyro_vae.svi.history import Recorder
-from pyro_vae.svi.isolation import empty_store, isolated, one_at_a_time
-from pyro_vae.svi.objective import Objective, Program
-from pyro_vae.svi.parameters import bound, trainable_parameters
+from pyro_vae.svi.objectives.elbo import Objective
+from pyro_vae.svi.result import Fit
 
 __all__ = [
     "MakePair",

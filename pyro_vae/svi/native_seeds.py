@@ -10,13 +10,13 @@ from torch import Tensor, fx
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.svi.batches import Batch
+from pyro_vae.batches.batches import Batch
+from pyro_vae.svi.engines.native import BuildError, NativeSteps
+from pyro_vae.svi.engines.rates import RatesAhead
+from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.trial import gives
 from pyro_vae.svi.members import Member, OneByOneError, by_pyro, captured
-from pyro_vae.svi.native import BuildError, NativeSteps
-from pyro_vae.svi.objective import Objective
-from pyro_vae.svi.rates import RatesAhead
-from pyro_vae.svi.steps import UnsupportedError
-from pyro_vae.svi.trial import gives
+from pyro_vae.svi.objectives.elbo import Objective
 
 __all__ = ["NativeSeeds"]
 

@@ -10,10 +10,9 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.heads import HasRawParameters, ScaleHead
-from pyro_vae.svi.devices import forked_streams, making_tensors_on
-from pyro_vae.svi.isolation import owner
-from pyro_vae.svi.objective import Program
+from pyro_vae.pairs.isolation import Program, owner
 
 __all__ = ["NonFiniteError", "explain"]
 

@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.svi.arguments import check_choices, check_numbers, parameters_of
-from pyro_vae.svi.batches import Batch
-from pyro_vae.svi.devices import resolve_device
-from pyro_vae.svi.fitted import Fit
+from pyro_vae.arguments import check_numbers, parameters_of
+from pyro_vae.batches.batches import Batch
+from pyro_vae.batches.files import is_mapped
+from pyro_vae.devices import resolve_device
+from pyro_vae.pairs.isolation import training_mode
+from pyro_vae.svi.arguments import check_choices
+from pyro_vae.svi.engines.many_steps import build_pays
+from pyro_vae.svi.engines.threads import WORTH_A_SECOND_THREAD, threads_for
 from pyro_vae.svi.fitting import fit, fit_length, make_optimizer
-from pyro_vae.svi.loop import BAD_STEPS_IN_A_ROW, training_mode
-from pyro_vae.svi.many_steps import build_pays
-from pyro_vae.svi.mapped import is_mapped
+from pyro_vae.svi.loop import BAD_STEPS_IN_A_ROW
 from pyro_vae.svi.members import MakePair, Member, OneByOneError, make_members, seeded_pair, set_up_members
 from pyro_vae.svi.native_seeds import NativeSeeds
-from pyro_vae.svi.objective import ELBO
-from pyro_vae.svi.threads import WORTH_A_SECOND_THREAD, threads_for
+from pyro_vae.svi.objectives.elbo import ELBO
+from pyro_vae.svi.result import Fit
 from pyro_vae.svi.vectorized import VectorizedSteps
 
 __all__ = ["sweep"]
@@ -53,8 +55,8 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
 
     1. **Threads over the native function**, one fit each: where it can express the graph, there is a C++
        compiler, and the steps of all seeds together are worth its build
-       (:func:`~pyro_vae.svi.many_steps.build_pays`) or ``engine="native"`` is given. 8 seeds of a 64-128-8
-       network, 1,000 steps each on 2 cores, take 0.3 of the time of captured fits one after another,
+       (:func:`~pyro_vae.svi.engines.many_steps.build_pays`) or ``engine="native"`` is given. 8 seeds of a
+       64-128-8 network, 1,000 steps each on 2 cores, take 0.3 of the time of captured fits one after another,
        with an empty cache of builds 0.45 (``benchmarks/results/sweep.md``).
     2. **All seeds in one step**, the captured graph vectorized over them, for steps of less than 100 MFLOP
        whose graph draws only normal noise and changes no buffers; larger ones fill the processor already.

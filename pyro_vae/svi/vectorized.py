@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.svi.batches import Batch
+from pyro_vae.batches.batches import Batch
+from pyro_vae.svi.engines.graph.replay import make_replay
+from pyro_vae.svi.engines.graph.simplification import simplify
+from pyro_vae.svi.engines.updates import make_update
+from pyro_vae.svi.engines.verification import close
 from pyro_vae.svi.members import Member, OneByOneError, by_pyro, captured
 from pyro_vae.svi.noise_inputs import NoiseError, noise_as_inputs
-from pyro_vae.svi.objective import Objective
-from pyro_vae.svi.replay import make_replay
-from pyro_vae.svi.simplification import simplify
-from pyro_vae.svi.updates import make_update
-from pyro_vae.svi.verification import close
+from pyro_vae.svi.objectives.elbo import Objective
 
 __all__ = ["VectorizedSteps"]
 

@@ -1,6 +1,6 @@
 """CUDA graphs against eager CUDA; run on a machine that has a GPU: ``python -m pytest tests/gpu``.
 
-What the same steps do without one is in ``tests/svi/test_recorded_steps.py``.
+What the same steps do without one is in ``tests/svi/engines/test_recorded.py``.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from torch.utils.data import TensorDataset
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE
 from pyro_vae.svi import ELBO, IWAE, STL, Fit, NonFiniteError
+from tests.svi.engines.test_many_steps import fitted, halving, warming_up
+from tests.svi.engines.test_recorded import EXACT_LR
 from tests.svi.pairs import Pair, observations
-from tests.svi.test_many_steps import fitted, halving, warming_up
-from tests.svi.test_recorded_steps import EXACT_LR
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

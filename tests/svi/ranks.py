@@ -12,7 +12,7 @@ import pyro
 import torch
 
 SECONDS = 60.0
-PRELOADED = ["tests.svi.test_distributed", "torch._dynamo", "torch._inductor", "torch.onnx", "xarray"]
+PRELOADED = ["tests.svi.parallel.test_ranks", "torch._dynamo", "torch._inductor", "torch.onnx", "xarray"]
 """What a fit imports when it needs it."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pyro_vae.svi.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import UnsupportedError
 
 aten = torch.ops.aten
 WAITS = (aten._local_scalar_dense.default, aten.item.default, aten.nonzero.default, aten.equal.default)
@@ -52,7 +52,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """In the place of :class:`~pyro_vae.svi.cuda.CudaRecorder`."""
+    """In the place of :class:`~pyro_vae.svi.engines.cuda.CudaRecorder`."""
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cpu"

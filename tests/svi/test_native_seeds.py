@@ -11,9 +11,9 @@ from torch import nn
 from torch.optim import lr_scheduler as schedules
 
 from pyro_vae.svi import ELBO, NonFiniteError, fit, sweep
-from tests.svi.native.cases import needs_compiler
+from tests.svi.engines.native.cases import needs_compiler
+from tests.svi.engines.test_many_steps import conditional, with_zeros
 from tests.svi.pairs import PAIRS, Pair, observations
-from tests.svi.test_many_steps import conditional, with_zeros
 from tests.svi.test_vectorized import OPTIONS, amortized, maker
 
 pytestmark = needs_compiler

@@ -1,0 +1,281 @@
+"""Data as minibatches on the device: every source looks the same to the fit."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pyro_vae.batches.files import MappedRows, is_file_array, is_mapped, row_chunks
+from pyro_vae.devices import making_tensors_on
+
+__all__ = [
+    "ArrayBatches",
+    "Batch",
+    "Batches",
+    "GatheredEpoch",
+    "LoaderBatches",
+    "MappedBatches",
+    "Rows",
+    "as_batches",
+    "as_rows",
+    "as_tensors",
+    "epoch_order",
+    "epoch_seed",
+]
+
+Batch = tuple[Tensor, ...]
+Rows = Tensor | MappedRows
+
+
+class Batches(Protocol):
+    """What a fit asks of its data."""
+
+    observations: int
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def first(self) -> Batch:
+        """A batch to set up with; the same as the first of ``epoch`` in shapes and types."""
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """The batches of one pass; the order depends on the seed and the index alone, so a fit can be
+        resumed."""
+
+
+def as_tensors(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = "data") -> Batch:
+    """A tensor, an array, or a tuple of them, on the device; floating point becomes ``dtype``, integers stay
+    what they are.
+
+    Raises
+    ------
+    TypeError
+        If an element is neither.
+    ValueError
+        If it is empty, has NaN or infinite values, or the lengths differ.
+    """
+    rows = as_rows(data, device=device, dtype=dtype, name=name)
+    return tuple(part[:] if isinstance(part, MappedRows) else part for part in rows)
+
+
+def as_rows(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = "data") -> tuple[Rows, ...]:
+    """As :func:`as_tensors`, but memory-mapped arrays stay in their files."""
+    parts = data if isinstance(data, tuple) else (data,)
+    if not parts:
+        raise ValueError(f"{name} is an empty tuple; give a tensor, a numpy array, or a tuple of them")
+    labels = [f"{name}[{i}]" if isinstance(data, tuple) else name for i in range(len(parts))]
+    rows = tuple(_as_rows(part, label, device, dtype) for part, label in zip(parts, labels, strict=True))
+    lengths = {len(part) for part in rows}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"the parts of {name} have {sorted(lengths)} observations; they must have equally many"
+        )
+    return rows
+
+
+def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) -> Rows:
+    if isinstance(part, np.ndarray) or is_file_array(part):
+        if part.dtype.kind not in "fiub":
+            raise TypeError(f"{label} is an array of dtype {part.dtype}; give numbers")
+    elif not torch.is_tensor(part):
+        raise TypeError(
+            f"{label} is a {type(part).__name__}; give a tensor, a numpy array, or a tuple of them"
+            + _hint(part)
+        )
+    elif part.is_complex():
+        raise TypeError(f"{label} is a tensor of dtype {part.dtype}, complex; give numbers that are real")
+    elif part.layout is not torch.strided:
+        raise TypeError(f"{label} is a sparse tensor; give {label}.to_dense()")
+    if part.ndim == 0 or part.shape[0] == 0:
+        raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no observation in it")
+    if 0 in part.shape:
+        raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no number in it")
+    rows = _placed(part, device, dtype)
+    for chunk in row_chunks(rows):
+        values = rows[chunk]
+        if not values.is_floating_point() or bool(torch.isfinite(values).all()):
+            continue
+        where = tuple(int(i) for i in (~torch.isfinite(values)).nonzero()[0])
+        where = (chunk.start + where[0], *where[1:])
+        value = float(part[where])
+        remedy = (
+            f"it overflows {dtype}: rescale the data"
+            if math.isfinite(value)
+            else "remove or impute what is not finite"
+        )
+        raise ValueError(f"{label} is {value} at index {where}; {remedy}")
+    return rows
+
+
+def _placed(part: Any, device: torch.device, dtype: torch.dtype) -> Rows:
+    if is_mapped(part) or is_file_array(part):
+        return MappedRows(part, device, dtype)
+    if isinstance(part, np.ndarray):
+        # torch knows neither arrays that must not be written to nor foreign byte orders
+        foreign = not part.flags.writeable or not part.dtype.isnative
+        part = torch.from_numpy(np.array(part, dtype=part.dtype.newbyteorder("=")) if foreign else part)
+    placed: Tensor = part.to(device=device, dtype=dtype if part.is_floating_point() else None)
+    return placed
+
+
+def _hint(part: Any) -> str:
+    """Where the array lies, of things that are often given in its place."""
+    if isinstance(part, str):
+        return "; pyro_vae.data.load reads files and data sets by name"
+    if hasattr(part, "to_numpy"):
+        return ": its .to_numpy()"
+    return ": its .x" if hasattr(part, "x") else ""
+
+
+class GatheredEpoch(Iterator[Batch]):
+    """One pass over tensors in some order: the batches one by one, or the rows of many for whoever gathers
+    them himself."""
+
+    def __init__(self, tensors: Batch, order: Tensor, batch_size: int) -> None:
+        self.tensors, self.batch_size = tensors, batch_size
+        self._ahead = order
+
+    def __next__(self) -> Batch:
+        if not len(self._ahead):
+            raise StopIteration
+        rows = self._ahead[: self.batch_size]
+        self._ahead = self._ahead[self.batch_size :]
+        return self.gather(rows)
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The observations of these rows."""
+        return tuple(tensor.index_select(0, rows) for tensor in self.tensors)
+
+    def full_batches(self) -> Tensor:
+        """The rows of the batches ahead that are not smaller than the others: (batches, batch size)."""
+        count = len(self._ahead) // self.batch_size
+        return self._ahead[: count * self.batch_size].view(count, self.batch_size)
+
+    def rest(self) -> Tensor:
+        """The rows of the last, smaller batch, when no full one is ahead: (1, size), of size 0 at the end."""
+        return self._ahead[None]
+
+    def skip(self, batches: int) -> None:
+        """Go on behind so many batches."""
+        self._ahead = self._ahead[batches * self.batch_size :]
+
+
+class ArrayBatches:
+    """Tensors that stay on the device; each batch is gathered there.
+
+    The order is a permutation drawn from a generator of its own, so the noise of the fit does not depend on
+    how data are shuffled.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], batch_size: int, seed: int) -> None:
+        self.tensors = tuple(tensor.contiguous() for tensor in tensors)
+        self.observations = len(self.tensors[0])
+        self.batch_size = min(batch_size, self.observations)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return math.ceil(self.observations / self.batch_size)
+
+    def first(self) -> Batch:
+        return tuple(tensor[: self.batch_size] for tensor in self.tensors)
+
+    def epoch(self, index: int) -> GatheredEpoch:
+        order = epoch_order(self.observations, self.seed, index).to(self.tensors[0].device)
+        return GatheredEpoch(self.tensors, order, self.batch_size)
+
+
+class MappedBatches:
+    """Batches that are read from memory-mapped arrays one by one, in the order of :class:`ArrayBatches`."""
+
+    def __init__(self, rows: Sequence[Rows], batch_size: int, seed: int) -> None:
+        self.rows = tuple(rows)
+        self.observations = len(self.rows[0])
+        self.batch_size = min(batch_size, self.observations)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return math.ceil(self.observations / self.batch_size)
+
+    def first(self) -> Batch:
+        return tuple(part[: self.batch_size] for part in self.rows)
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        order = epoch_order(self.observations, self.seed, index)
+        for chosen in order.split(self.batch_size):
+            yield tuple(part.index_select(0, chosen.to(part.device)) for part in self.rows)
+
+
+class LoaderBatches:
+    """Batches from a ``DataLoader``, moved to the device one by one.
+
+    Raises
+    ------
+    TypeError
+        If its data set has no length.
+    ValueError
+        If that is empty.
+    """
+
+    def __init__(self, loader: DataLoader[Any], device: torch.device, dtype: torch.dtype, seed: int) -> None:
+        _require_length(loader.dataset)
+        self.loader, self.device, self.dtype, self.seed = loader, device, dtype, seed
+        self.observations = len(loader.dataset)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def first(self) -> Batch:
+        return next(self.epoch(0))
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        # A loader draws its order from torch's stream when it starts; give it a stream of its own, so that
+        # the order follows from the seed and the noise of the fit does not depend on it.
+        # torch's samplers draw on the CPU only, and fail where another device is the default.
+        on_cpu = torch.device("cpu")
+        with torch.random.fork_rng(devices=[]), making_tensors_on(on_cpu):
+            torch.default_generator.manual_seed(epoch_seed(self.seed, index))
+            batches = iter(self.loader)
+            batch = next(batches, None)
+        while batch is not None:
+            parts = tuple(batch) if isinstance(batch, list | tuple) else batch
+            yield as_tensors(parts, device=self.device, dtype=self.dtype, name="a batch of data")
+            with making_tensors_on(on_cpu):
+                batch = next(batches, None)
+
+
+def as_batches(data: Any, *, batch_size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Batches:
+    """The batches of whatever ``fit`` takes as data."""
+    if isinstance(data, DataLoader):
+        return LoaderBatches(data, device, dtype, seed)
+    if isinstance(data, Dataset):
+        _require_length(data)
+        return LoaderBatches(DataLoader(data, batch_size, shuffle=True), device, dtype, seed)
+    rows = as_rows(data, device=device, dtype=dtype)
+    tensors = [part for part in rows if isinstance(part, Tensor)]
+    if len(tensors) < len(rows):
+        return MappedBatches(rows, batch_size, seed)
+    return ArrayBatches(tensors, batch_size, seed)
+
+
+def _require_length(dataset: Any) -> None:
+    try:
+        length = len(dataset)
+    except TypeError:
+        raise TypeError(f"data is a {type(dataset).__name__} without a length; define __len__") from None
+    if length == 0:
+        raise ValueError(f"data is a {type(dataset).__name__} of length 0, so there is no observation in it")
+
+
+def epoch_order(observations: int, seed: int, epoch: int) -> Tensor:
+    """The rows of all observations in the order of an epoch."""
+    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+    return torch.randperm(observations, generator=generator, device="cpu")
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Distinct streams for distinct (seed, epoch) pairs."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,1 @@
+"""A model and a guide, run: isolated, placed, with their parameters."""

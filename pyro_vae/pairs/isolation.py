@@ -1,0 +1,169 @@
+"""Running a model and a guide without touching, or being touched by, the rest of the process.
+
+Pyro keeps parameters in one global store. Two pairs whose modules share names then train each other's
+tensors, silently. Everything in this library therefore calls users' code inside :func:`isolated`.
+"""
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.params.param_store import StateDict
+from torch import nn
+
+from pyro_vae.devices import forked_streams
+
+__all__ = [
+    "Program",
+    "empty_store",
+    "isolated",
+    "modules_of",
+    "one_at_a_time",
+    "owner",
+    "training_mode",
+    "untouched_buffers",
+]
+
+Program = Callable[..., Any]
+
+logger = logging.getLogger(__name__)
+
+_TURN = threading.RLock()
+SECONDS_OF_SILENCE = 1.0
+
+
+def empty_store() -> StateDict:
+    """The state of a parameter store that holds nothing."""
+    return {"params": {}, "constraints": {}}
+
+
+def owner(program: Callable[..., Any]) -> nn.Module | None:
+    """The module whose code this is: a module itself, or the module of a bound method such as ``vae.model``.
+
+    >>> owner(nn.Linear(2, 3))
+    Linear(in_features=2, out_features=3, bias=True)
+    >>> owner(print) is None
+    True
+    """
+    candidate = getattr(program, "__self__", program)
+    return candidate if isinstance(candidate, nn.Module) else None
+
+
+def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
+    """The distinct modules behind some models and guides, outermost only."""
+    found: dict[int, nn.Module] = {}
+    for program in programs:
+        module = owner(program)
+        if module is not None:
+            found.setdefault(id(module), module)
+    return list(found.values())
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Holds back other threads: Pyro's handlers, its parameter store and torch's random stream belong to the
+    whole process, so that two fits at once would draw from each other's streams. They take turns instead, and
+    the log says so."""
+    if not _TURN.acquire(timeout=SECONDS_OF_SILENCE):
+        logger.info(
+            "this thread waits for another that runs a model: Pyro's handlers, its parameter store and the "
+            "random stream belong to the whole process; use processes to fit at the same time"
+        )
+        _TURN.acquire()
+    try:
+        yield
+    finally:
+        _TURN.release()
+
+
+@contextmanager
+def isolated(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    state: StateDict | None = None,
+    seed: int | None = None,
+) -> Iterator[StateDict]:
+    """A parameter store and a random stream of one's own, Pyro's validation off; given back as they were.
+
+    Threads take turns: see :func:`one_at_a_time`.
+
+    Parameters
+    ----------
+    model, guide
+        The pair that will run inside.
+    state
+        What the parameter store holds inside. By default it is empty, or, where the model or the guide is a
+        plain function (whose parameters can be nowhere else), a copy of what the user's store holds now.
+    seed
+        Seeds torch's generators inside; ``None`` goes on with the current stream. Either way the stream
+        outside does not move.
+
+    Yields
+    ------
+    StateDict
+        Filled with the store's contents when the block ends without an error.
+
+    Examples
+    --------
+    >>> def model():
+    ...     pyro.param("a", torch.zeros(()))
+    >>> with isolated(model, model, state=empty_store()) as inside:
+    ...     model()
+    >>> list(inside["params"]), list(pyro.get_param_store())
+    (['a'], [])
+    """
+    with one_at_a_time():
+        yield from _isolated(model, guide, state, seed)
+
+
+def _isolated(
+    model: Callable[..., Any], guide: Callable[..., Any], state: StateDict | None, seed: int | None
+) -> Iterator[StateDict]:
+    store = pyro.get_param_store()
+    if state is None:
+        functions = owner(model) is None or owner(guide) is None
+        state = store.get_state() if functions else empty_store()
+    with (
+        forked_streams(),
+        pyro.validation_enabled(False),
+        store.scope(state),
+        warnings.catch_warnings(),
+    ):
+        # Pyro says so of every frozen parameter; to freeze a model and fit a guide to it is no mistake.
+        warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield state
+
+
+@contextmanager
+def training_mode(programs: Sequence[Any], *, training: bool) -> Iterator[None]:
+    """Sets every module's training flag inside, and gives each back as it was."""
+    modules = [module for root in modules_of(*programs) for module in root.modules()]
+    flags = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = training
+        yield
+    finally:
+        for module, flag in zip(modules, flags, strict=True):
+            module.training = flag
+
+
+@contextmanager
+def untouched_buffers(*programs: Program) -> Iterator[None]:
+    """Gives buffers (batch norm's running statistics) their values back at the end."""
+    buffers = [buffer for module in modules_of(*programs) for buffer in module.buffers()]
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)

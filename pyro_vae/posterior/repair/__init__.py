@@ -1,0 +1,1 @@
+"""What to do where k̂ says no."""

@@ -1,0 +1,321 @@
+"""Better draws where the guide's cannot be believed: a ladder from reweighting to NUTS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from torch import Tensor
+
+from pyro_vae.pairs.isolation import modules_of
+from pyro_vae.posterior.arguments import check_request, require_count
+from pyro_vae.posterior.drawing import CHUNK, Pair
+from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, khat_threshold, pareto_smooth
+from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.posterior.reference import (
+    LARGEST_RHAT,
+    SMALLEST_ESS_PER_CHAIN,
+    convergence_of,
+    posterior_tree,
+)
+from pyro_vae.posterior.repair.mode import fit_mode
+from pyro_vae.posterior.repair.nuts import whitened_nuts
+from pyro_vae.posterior.repair.proposals import Proposal, adapt, effective_draws, matched, round_draws
+from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.progress import progress_bar
+
+__all__ = ["repair"]
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Draws = dict[str, Tensor]
+
+STEPS = ("guide", "resample", "local", "nuts")
+
+LARGEST_KHAT = 0.5
+"""Of weights whose draws are believed, or the threshold of so few draws, if that is lower. Up to 0.7 weighted
+averages can still be computed, but only below 0.5 is the variance of the weights finite, and with it the
+error of resampled draws; a guide too narrow by half passes as 0.7 now and then (Yao, Vehtari, Simpson and
+Gelman, 2018, "Yes, but did it work?: Evaluating variational inference")."""
+
+UNWEIGHTED_SHARE = 0.95
+"""Of draws that are believed without weights, how many are effective at least. A guide that is far too wide
+has the best k̂, because reweighting mends it, but its own draws are wrong nevertheless. The means of q and
+posterior differ by at most √(S / ESS − 1) standard deviations of q (Cauchy and Schwarz), here 0.23."""
+
+SMALLEST_ESS = 4 * SMALLEST_ESS_PER_CHAIN
+"""Effective candidates behind resampled draws, as many as of four chains, unless fewer draws are wanted."""
+
+MORE = 5
+"""Candidates for each draw that is kept by resampling."""
+
+GROUP = 5_000_000
+"""Coordinates of candidates that are held at once."""
+
+NUTS_GROUP = 25
+"""Observations that NUTS moves together: all of them share one step size."""
+
+
+def repair(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    draws: int = 1000,
+    seed: int = 0,
+    *,
+    observations: Sequence[int] | None = None,
+    steps: Sequence[str] = ("resample", "local", "nuts"),
+    chains: int = 4,
+    warmup: int = 300,
+    chunk: int = CHUNK,
+    progress: bool = False,
+) -> xr.DataTree:
+    """Posterior draws that can be believed, as cheaply as each observation allows.
+
+    Observations with a good k̂, at most 0.5, whose guide needs no weights (ESS at least 95% of the draws),
+    keep the guide's draws and cost nothing more. The others climb, each step with those only that the step
+    before left, and diagnosed by draws that no earlier decision has seen:
+
+    1. ``resample``: importance resampling from a multivariate Student-t on the reals that adapts itself to
+       the observation. Starting with the guide's weighted draws, its location and covariance follow those of
+       its own weighted draws, round after round (Cappé, Guillin, Marin and Robert, 2004, "Population Monte
+       Carlo"; Paananen, Piironen, Bürkner and Vehtari, 2021, "Implicitly adaptive importance sampling");
+    2. ``local``: the same, starting with the mode of this one posterior and the curvature there, which
+       gradients find from further away and in more dimensions;
+    3. ``nuts``: NUTS on the latents, whitened by the covariance found so far. Believed if R-hat is at most
+       1.01 and the effective sample size at least 100 per chain.
+
+    Resampled draws are believed if k̂ is at most 0.5 and at least 400 candidates (or as many as there are
+    draws, if fewer) are effective. What no step repairs keeps the draws of the last step tried and is marked.
+
+    Parameters
+    ----------
+    model, guide, data, draws, seed, chunk
+        As in :func:`~pyro_vae.posterior.importance.diagnose`.
+    observations
+        Which to draw for; by default all.
+    steps
+        Which steps of the ladder to take, in this order. NUTS takes seconds to minutes for ten observations.
+    chains, warmup
+        Of NUTS.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    xr.DataTree
+        Group ``posterior`` as in :func:`~pyro_vae.posterior.tree.from_pyro_svi`; group ``repair`` over
+        ``observation``: ``step``, from which the draws come; ``believable``; ``khat`` and ``ess`` of the
+        weights over (tried, observation), NaN where a step was not tried, with five candidates for each draw
+        after the guide's; ``rhat`` of NUTS; ``log_evidence`` in nats and ``log_evidence_se``, as in
+        ``diagnose`` but from the weights of the last step that had any, so far better where the guide is
+        bad. Attributes ``khat_threshold`` (of ``draws``) and ``latent_dim``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`~pyro_vae.posterior.importance.diagnose`, for an unknown step, and for a discrete latent.
+
+    Examples
+    --------
+    >>> import torch, pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     right, wrong = 0.5**0.5, 0.1
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(x / 2, torch.where(x > 0, right, wrong)))
+    >>> tree = repair(model, guide, torch.tensor([1.0, -1.0]))
+    >>> tree["repair"]["step"].values
+    array(['guide', 'resample'], dtype='<U8')
+    >>> [round(sd.item(), 1) for sd in tree["posterior"]["z"].std(("chain", "draw"))]  # both √½
+    [0.7, 0.7]
+    """
+    check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
+    _check_steps(steps, chains, warmup)
+    index, subset = select(data, observations)
+    pair = prepare(model, guide, subset)
+    for module in modules_of(pair.model):
+        module.requires_grad_(False)  # a copy; only latents and proposals move
+    ladder = _Ladder(pair, draws, seed, chunk, chains, warmup)
+    with progress_bar(len(index), "believable posteriors", enabled=progress) as show:
+        ladder.stand()
+        show(int(ladder.believable.sum()), "guide")
+        for group in ladder.groups():
+            for step in ladder.climb(group, steps):
+                show(int(ladder.believable.sum()), step)
+    tree = posterior_tree({site: value[None] for site, value in ladder.values.items()}, index, "repair", seed)
+    tree["repair"] = xr.DataTree(dataset=ladder.report(index))
+    return tree
+
+
+class _Ladder:
+    """What is known of each observation so far, and the climb of those that are left."""
+
+    def __init__(self, pair: Pair, draws: int, seed: int, chunk: int, chains: int, warmup: int) -> None:
+        n = pair.observations
+        self.pair, self.draws, self.seed, self.chunk = pair, draws, seed, chunk
+        self.chains, self.warmup = chains, warmup
+        self.values: Draws = {}
+        self.log_weight = np.empty((n, draws))
+        self.step = np.full(n, STEPS[0], dtype=f"<U{max(map(len, STEPS))}")
+        self.believable = np.zeros(n, dtype=bool)
+        self.khat, self.ess = ({step: np.full(n, np.nan) for step in STEPS[:-1]} for _ in range(2))
+        self.rhat, self.log_evidence, self.log_evidence_se = (np.full(n, np.nan) for _ in range(3))
+
+    def stand(self) -> None:
+        """The guide's own draws, and who can stay with them."""
+        for block in self.pair.blocks(self.draws, self.seed, self.chunk):
+            self.log_weight[block.observations, block.draws] = block.log_weight.numpy().T
+            for site, value in block.latents.items():
+                if site not in self.values:
+                    shape = (self.draws, self.pair.observations, *value.shape[2:])
+                    self.values[site] = value.new_empty(shape)
+                self.values[site][block.draws, block.observations] = value
+        everyone = np.arange(self.pair.observations)
+        self._judge("guide", everyone, self.log_weight, UNWEIGHTED_SHARE * self.draws)
+
+    def climb(self, group: Rows, steps: Sequence[str]) -> Iterator[str]:
+        """Take the steps with some observations, each with those only that the one before left."""
+        posterior, free = UnconstrainedPosterior.of(
+            self.pair, group, {site: value[:, group] for site, value in self.values.items()}, self.chunk
+        )
+        reached = _Reached(
+            matched(free, torch.from_numpy(self.log_weight[group].T)), free[: self.chains].clone()
+        )
+        left = np.arange(len(group))
+        for step in steps:
+            if step == "nuts":
+                for few in np.array_split(left, -(-len(left) // NUTS_GROUP)):
+                    self._move(posterior.part(few), reached.part(few), group[few])
+            else:
+                now = self._weigh(step, posterior.part(left), reached.part(left).proposal, group[left])
+                reached = reached.replaced(left, now)
+            yield step
+            left = left[~self.believable[group[left]]]
+            if len(left) == 0:
+                return
+
+    def groups(self) -> Iterator[Rows]:
+        """The observations that are left, few enough at a time."""
+        left = np.flatnonzero(~self.believable)
+        size = sum(value[0, 0].numel() for value in self.values.values())
+        most = max(1, GROUP // (size * max(MORE * self.draws, round_draws(size))))
+        for start in range(0, len(left), most):
+            yield left[start : start + most]
+
+    def report(self, index: Rows) -> xr.Dataset:
+        """What happened to each observation."""
+
+        def tried(values: dict[str, Array]) -> tuple[tuple[str, str], Array]:
+            return ("tried", "observation"), np.stack(list(values.values()))
+
+        return xr.Dataset(
+            {
+                "step": ("observation", self.step),
+                "believable": ("observation", self.believable),
+                "khat": tried(self.khat),
+                "ess": tried(self.ess),
+                "rhat": ("observation", self.rhat),
+                "log_evidence": ("observation", self.log_evidence),
+                "log_evidence_se": ("observation", self.log_evidence_se),
+            },
+            {"observation": index, "tried": list(self.khat)},
+            {
+                "khat_threshold": khat_threshold(self.draws),
+                "latent_dim": sum(value[0, 0].numel() for value in self.values.values()),
+                "draws": self.draws,
+            },
+        )
+
+    def _weigh(self, step: str, posterior: UnconstrainedPosterior, start: Proposal, rows: Rows) -> _Reached:
+        """Resampled draws of a proposal that adapts itself, from where the step before or a fit left it."""
+        generators = [np.random.default_rng([self.seed, STEPS.index(step), row]) for row in rows.tolist()]
+        if step == "local":
+            start = fit_mode(posterior, start)
+        proposal = adapt(posterior, start, generators)
+        points = posterior.at(proposal.draw(MORE * self.draws, generators))
+        log_weight = (points.log_density - proposal.log_density(points.free)).numpy().T
+        smooth = self._judge(step, rows, log_weight, min(SMALLEST_ESS, self.draws))
+        chosen = _resample(smooth, self.draws, generators)
+        each = torch.arange(len(rows), device="cpu")
+        self._keep(rows, {site: value[chosen, each] for site, value in points.values.items()})
+        return _Reached(proposal, points.free[chosen[: self.chains], each])
+
+    def _move(self, posterior: UnconstrainedPosterior, reached: _Reached, rows: Rows) -> None:
+        """Chains from draws of the step before."""
+        each = 2 * max(-(-self.draws // self.chains), SMALLEST_ESS_PER_CHAIN)
+        key = (self.seed, STEPS.index("nuts"), int(rows[0]))
+        free = whitened_nuts(posterior, reached.proposal, reached.start, each, self.warmup, key)
+        values = posterior.at(free.flatten(0, 1)).values
+        chained = {site: value.unflatten(0, free.shape[:2]) for site, value in values.items()}
+        convergence = convergence_of(posterior_tree(chained, rows, "nuts", self.seed))
+        self.rhat[rows] = convergence["rhat"].max("latent").values
+        enough = convergence["ess"].min("latent").values >= SMALLEST_ESS_PER_CHAIN * self.chains
+        self.believable[rows] = (self.rhat[rows] <= LARGEST_RHAT) & enough
+        self.step[rows] = "nuts"
+        thin = np.random.default_rng(key).permutation(self.chains * each)[: self.draws]
+        self._keep(rows, {site: value[thin] for site, value in values.items()})
+
+    def _judge(self, step: str, rows: Rows, log_weight: Array, least: float) -> Array:
+        """Note what weights (observations, draws) say; smoothed, they are returned."""
+        candidates = log_weight.shape[1]
+        smooth, khat = pareto_smooth(log_weight)
+        ess = effective_draws(torch.from_numpy(log_weight.T)).numpy()
+        trusted = khat <= min(LARGEST_KHAT, khat_threshold(candidates))
+        self.step[rows], self.khat[step][rows], self.ess[step][rows] = step, khat, ess
+        self.believable[rows] = trusted & (ess >= least)
+        with np.errstate(all="ignore"):  # weights that are all zero or no numbers
+            self.log_evidence[rows] = logsumexp(log_weight, axis=1) - np.log(candidates)
+            relative = np.maximum(candidates / ess - 1, 0) / (candidates - 1)
+            self.log_evidence_se[rows] = np.sqrt(relative)
+        return smooth
+
+    def _keep(self, rows: Rows, values: Draws) -> None:
+        for site, value in values.items():
+            self.values[site][:, rows] = value
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """Where a group of observations stands: a proposal and a few draws, (chains, observations, size)."""
+
+    proposal: Proposal
+    start: Tensor
+
+    def part(self, rows: Rows) -> _Reached:
+        return _Reached(self.proposal.part(torch.from_numpy(rows)), self.start[:, rows])
+
+    def replaced(self, rows: Rows, other: _Reached) -> _Reached:
+        at = torch.from_numpy(rows)
+        return _Reached(self.proposal.replaced(at, other.proposal), self.start.index_copy(1, at, other.start))
+
+
+def _resample(log_weight: Array, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
+    """Systematic resampling, independent for each observation, in random order: (draws, observations)."""
+    chosen = []
+    for row, generator in zip(log_weight, generators, strict=True):
+        finite = np.nan_to_num(np.exp(row))
+        total = np.cumsum(finite / finite.sum()) if finite.sum() > 0 else np.linspace(0, 1, len(row) + 1)[1:]
+        points = (np.arange(draws) + generator.uniform()) / draws
+        chosen.append(generator.permutation(np.searchsorted(total, points).clip(max=len(row) - 1)))
+    return torch.from_numpy(np.stack(chosen, axis=1))
+
+
+def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:
+    if isinstance(steps, str):
+        raise TypeError(f"steps is {steps!r}; give a sequence, ({steps!r},)")
+    unknown = [step for step in steps if step not in STEPS[1:]]
+    if unknown:
+        raise ValueError(f"steps has {unknown[0]!r}; the steps are {list(STEPS[1:])}")
+    if "nuts" in steps:
+        require_count("chains", chains, 2, ", so that they can agree")
+    require_count("warmup", warmup, 1)

@@ -1,0 +1,1 @@
+"""The graph of a step that Pyro leaves behind."""

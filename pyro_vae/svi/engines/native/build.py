@@ -1,0 +1,158 @@
+"""C++ source to a loaded function, by the machine's own compiler, once: builds are kept in a cache folder."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.svi.engines.native.cache import BUILDING, cache_folder, mark_used, prune
+
+__all__ = ["BuildError", "has_compiler", "key_of", "load"]
+
+TIMEOUT = 120.0
+"""Seconds; such a source takes one to ten."""
+
+
+class BuildError(Exception):
+    """There is no compiler, or it failed; the message says which."""
+
+
+def load(source: str) -> Any:
+    """The library of a source: from the cache, or built now.
+
+    An entry's name holds a digest of all that decides its content (source, flags, compiler, processor) and a
+    digest of the content, so an entry that is truncated or changed is seen and built again. A file appears
+    under its name only when it is whole; two processes that build at once both succeed. Each build keeps the
+    cache within its bound.
+
+    Raises
+    ------
+    BuildError
+        If there is no C++ compiler, or it fails, or what it has built cannot be kept and loaded.
+    """
+    key, folder = key_of(source), cache_folder()
+    for entry in folder.glob(f"{key}-*.so"):
+        library = _kept(entry)
+        if library is not None:
+            return library
+    try:
+        library = _built(source, key, folder)
+    except OSError as error:
+        raise BuildError(f"a build cannot be kept and loaded in {folder}: {error}") from error
+    prune(folder)
+    return library
+
+
+def _kept(entry: Path) -> Any:
+    """The library of an entry, or None if there is none any more; one that is damaged is removed."""
+    with suppress(OSError):  # where another process has removed it meanwhile
+        if entry.stem.split("-")[1] == _digest(entry.read_bytes()):
+            library = ctypes.CDLL(str(entry))
+            mark_used(entry)
+            return library
+        entry.unlink()
+    return None
+
+
+def _built(source: str, key: str, folder: Path) -> Any:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=BUILDING) as building:
+        built = _compile(source, [*_compiler(), *_flags()], Path(building))
+        library = ctypes.CDLL(str(built))  # while nobody else knows it, and could prune it
+        built.replace(folder / f"{key}-{_digest(built.read_bytes())}.so")
+    return library
+
+
+def key_of(source: str) -> str:
+    """A digest of all that decides what is built, and how fast it is: source, flags, compiler, processor.
+
+    Raises
+    ------
+    BuildError
+        If there is no C++ compiler.
+    """
+    command = [*_compiler(), *_flags()]
+    return _digest("\0".join([source, *command, _version(command[0]), _processor()]).encode())
+
+
+def has_compiler() -> bool:
+    """Whether this machine can build at all."""
+    try:
+        return bool(_compiler())
+    except BuildError:
+        return False
+
+
+def _compiler() -> list[str]:
+    chosen = os.environ.get("CXX")
+    if chosen:
+        return shlex.split(chosen)
+    for name in ("g++", "clang++", "c++"):
+        path = shutil.which(name)
+        if path:
+            return [path]
+    raise BuildError("there is no C++ compiler: install g++ or clang++, or name one in the variable CXX")
+
+
+def _flags() -> list[str]:
+    """Never -ffast-math: it lets NaN be ignored, and older gcc then link code that rounds the tiny numbers of
+    the whole process to zero."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return [
+        *("-std=c++17", "-O2", "-shared", "-fPIC"),
+        *(("-march=native", "-mprefer-vector-width=512") if x86 else ("-mcpu=native",)),
+        *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffp-contract=fast"),
+        "-fopenmp" if platform.system() == "Linux" else "-fopenmp-simd",
+    ]
+
+
+def _compile(source: str, command: list[str], folder: Path) -> Path:
+    written, built = folder / "step.cpp", folder / "step.so"
+    written.write_text(source)
+    try:
+        done = subprocess.run(
+            [*command, str(written), "-o", str(built)],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the compiler {command[0]} did not run: {error}") from error
+    if done.returncode or not built.exists():
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise BuildError(f"the compiler {command[0]} failed: {errors[0] if errors else done.returncode}")
+    return built
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    try:
+        return subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the compiler {compiler} did not run: {error}") from error
+
+
+@functools.cache
+def _processor() -> str:
+    """What -march=native looks at: a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    told = ("flags", "Features", "model name", "cpu family", "model", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.split(":")[0].strip() in told}))

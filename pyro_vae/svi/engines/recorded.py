@@ -1,0 +1,214 @@
+"""Whole steps as tensor operations on fixed memory, which a device records once and repeats by itself."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx
+from torch.optim import Optimizer
+
+from pyro_vae.svi.engines.graph.simplification import mutates
+from pyro_vae.svi.engines.rates import constant_rates
+from pyro_vae.svi.engines.steps import StepTerms, UnsupportedError
+from pyro_vae.svi.engines.updates import guarded_adam, total_norm
+
+__all__ = ["RecordedSteps", "Recorder"]
+
+STEPS_PER_CALL = 100
+"""The host looks at the device once per call, and Python handles an interrupt only between calls."""
+
+
+class Recorder(Protocol):
+    """What a device offers for repeating work without the host
+    (:class:`~pyro_vae.svi.engines.cuda.CudaRecorder`)."""
+
+    generator: torch.Generator
+    """Whose noise the recorded work draws."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What repeats the tensor operations of ``work`` on the same memory. ``work`` itself is run a few
+        times before, and its effects are kept."""
+
+    def rewind(self, before: Tensor, ran: int, asked: int) -> None:
+        """Set the stream to where it was after ``ran`` of the ``asked`` repetitions since ``before``."""
+
+
+class RecordedSteps:
+    """Steps of Adam that a device takes without being told each operation again.
+
+    A step gathers its rows of the data, computes loss and gradients by the graph, measures and clips the
+    gradient and moves the parameters, all on the device. What differs from step to step (rows, weight of the
+    KL, learning rates) lies in tables there, and the step counts for itself where it is. So the host starts
+    one recording per step, and looks at the results once per call. A step whose loss or gradient is not
+    finite changes no parameter and is counted; after ``most_bad`` of them in a row the rest of a call does
+    nothing. The optimizer's state is the one that its own steps would have left.
+
+    Parameters
+    ----------
+    graph
+        What :func:`~pyro_vae.svi.engines.graph.capture.capture_step` returns.
+    parameters
+        The graph's leading inputs.
+    batch
+        The graph's last inputs, for their shapes: the recording is for batches of this size alone.
+    optimizer
+        ``torch.optim.Adam(…, fused=True)`` over these parameters, without amsgrad or hooks.
+    recorder
+        Of the device that all tensors are on.
+    max_norm
+        Clips the norm of the whole gradient.
+    most_bad
+        So many steps in a row that are not finite end a call.
+
+    Raises
+    ------
+    UnsupportedError
+        If the optimizer is another one.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        parameters: Sequence[Tensor],
+        batch: Sequence[Tensor],
+        optimizer: Optimizer,
+        recorder: Recorder,
+        *,
+        max_norm: float | None = None,
+        most_bad: int = 3,
+    ) -> None:
+        self.graph, self.parameters, self.optimizer = graph, list(parameters), optimizer
+        self.recorder, self.generator = recorder, recorder.generator
+        self.batch_size, self.dtype = len(batch[0]), parameters[0].dtype
+        self.max_norm = math.inf if max_norm is None else max_norm
+        self.most_bad, self.bad_in_a_row = most_bad, 0
+        self.steps_per_call = STEPS_PER_CALL
+        self._update = guarded_adam(optimizer, self.parameters)
+        self._buffers = _changed_in_place(graph)
+        self._replay: Callable[[], None] | None = None
+        self._data: tuple[Tensor, ...] = ()
+        device, count, groups = parameters[0].device, STEPS_PER_CALL, len(optimizer.param_groups)
+        self._rows = torch.zeros(count, self.batch_size, dtype=torch.int64, device=device)
+        self._kl_weight = torch.ones(count, dtype=self.dtype, device=device)
+        # CUDA's Adam reads a rate from the device in single precision only.
+        self._rates = torch.zeros(count, groups, dtype=torch.float32, device=device)
+        self._terms = torch.zeros(count, len(StepTerms._fields), dtype=torch.float64, device=device)
+        self._ran, self._taken, self._bad = (
+            torch.zeros(1, dtype=torch.int64, device=device) for _ in range(3)
+        )
+
+    @torch.no_grad()
+    def run(
+        self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor | None = None
+    ) -> StepTerms:
+        """As many steps as ``index`` has rows, or fewer if ``most_bad`` in a row were not finite.
+
+        Parameters
+        ----------
+        data
+            The tensors that batches are gathered from, by their first axis; others than at the last call are
+            recorded anew.
+        index
+            (steps, batch size), int64: the rows of each batch.
+        kl_weight
+            (steps,): the weight of the KL at each step.
+        lr
+            (steps, groups of the optimizer): row j is for the j-th step that is taken, since a schedule does
+            not move at a step that is not finite. By default the optimizer's own throughout.
+        """
+        if lr is None:
+            lr = constant_rates(self.optimizer, len(index))
+        done = good = 0
+        parts = []
+        while done < len(index) and self.bad_in_a_row < self.most_bad:
+            rows = index[done : done + self.steps_per_call]
+            terms = self._call(data, rows, kl_weight[done : done + len(rows)], lr[good : good + len(rows)])
+            done, good = done + len(terms), good + int((terms[:, -1] == 0).sum())
+            parts.append(terms)
+        loss, kl, reconstruction, norm, bad = torch.cat(parts).unbind(1)
+        return StepTerms(loss, kl, reconstruction, norm, bad != 0)
+
+    def _call(self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor) -> Tensor:
+        """So many repetitions, and one look at what they gave: (steps that ran, terms)."""
+        replay = self._recorded(tuple(data))
+        for table, values in ((self._rows, index), (self._kl_weight, kl_weight), (self._rates, lr)):
+            table[: len(values)].copy_(values)
+        self._begin_to_count(self.bad_in_a_row)
+        before = self.generator.get_state()
+        for _ in range(len(index)):
+            replay()
+        ran, self.bad_in_a_row = torch.cat([self._ran, self._bad]).tolist()
+        if ran < len(index):
+            self.recorder.rewind(before, ran, len(index))
+        return self._terms[:ran].cpu()
+
+    def _recorded(self, data: tuple[Tensor, ...]) -> Callable[[], None]:
+        known = len(data) == len(self._data) and all(a is b for a, b in zip(data, self._data, strict=True))
+        if self._replay is None or not known:
+            self._begin_to_count(self.most_bad)  # so what is run before it is recorded changes nothing
+            stream = self.generator.get_state()
+            self._replay = self.recorder.record(lambda: self._step(data))
+            self.generator.set_state(stream)
+            self._data = data
+        return self._replay
+
+    def _begin_to_count(self, bad_in_a_row: int) -> None:
+        self._ran.zero_()
+        self._taken.zero_()
+        self._bad.fill_(bad_in_a_row)
+
+    @torch.no_grad()
+    def _step(self, data: Sequence[Tensor]) -> None:
+        """One step. Nothing in it may ask the device for a number, or make a tensor of one of the host's."""
+        now = self._ran
+        rows = self._rows.index_select(0, now).squeeze(0)
+        kl_weight = self._kl_weight.index_select(0, now).squeeze(0)
+        rates = self._rates.index_select(0, self._taken).squeeze(0)
+        ended = (self._bad >= self.most_bad).squeeze(0)
+        buffers = [buffer.clone() for buffer in self._buffers]
+        loss, kl, reconstruction, *gradients = self.graph(
+            *self.parameters, kl_weight, *(part.index_select(0, rows) for part in data)
+        )
+        for buffer, value in zip(self._buffers, buffers, strict=True):
+            buffer.copy_(torch.where(ended, value, buffer))
+        norm = total_norm(gradients).to(loss.dtype)
+        bad = (loss - loss) + (norm - norm) != 0  # NaN, unless both are finite
+        # Where the steps have ended this row is one behind the last, which nobody reads.
+        terms = torch.stack([loss, kl, reconstruction, norm, bad.to(loss.dtype)])
+        self._terms.index_copy_(0, now, terms.double().unsqueeze(0))
+        self._update(self._clipped(gradients, norm), rates, bad | ended)
+        torch.where(ended, self._bad, (self._bad + 1) * bad, out=self._bad)
+        self._ran.add_(ended.logical_not())
+        self._taken.add_((bad | ended).logical_not())
+
+    def _clipped(self, gradients: Sequence[Tensor], norm: Tensor) -> Sequence[Tensor]:
+        """As :func:`~pyro_vae.svi.engines.updates.clipped`, with a norm that only the device knows."""
+        if self.max_norm == math.inf:
+            return gradients
+        share = (self.max_norm / norm.double()).clamp(max=1)
+        return torch._foreach_mul(list(gradients), share.to(norm.dtype))
+
+
+def _changed_in_place(graph: fx.GraphModule) -> list[Tensor]:
+    """The tensors of the modules that a graph may change. Not only the first argument of an operation in
+    place: batch norm's change their statistics without saying so in their schema."""
+    changed = {}
+    for node in graph.graph.nodes:
+        if not mutates(node) and "batch_norm" not in str(node.target):
+            continue
+        for argument in map(_owner, node.all_input_nodes):
+            if argument.op == "get_attr":
+                changed[str(argument.target)] = getattr(graph, str(argument.target))
+        if mutates(node) and _owner(node.all_input_nodes[0]).op == "placeholder":
+            raise UnsupportedError(f"{node.target} changes an input of the step in place")
+    return list(changed.values())
+
+
+def _owner(node: fx.Node) -> fx.Node:
+    """Whose memory a node shows: its own, or that of a node before."""
+    while node.op == "call_function" and (schema := getattr(node.target, "_schema", None)) is not None:
+        if not node.all_input_nodes or all(value.alias_info is None for value in schema.returns):
+            break
+        node = node.all_input_nodes[0]
+    return node

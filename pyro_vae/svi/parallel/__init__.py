@@ -1,0 +1,1 @@
+"""A fit on many processes."""

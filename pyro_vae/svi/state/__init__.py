@@ -1,0 +1,1 @@
+"""A fit on disk, to load or to resume."""
