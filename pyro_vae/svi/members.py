@@ -15,7 +15,7 @@ from pyro_vae.devices import forked_streams
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, untouched_buffers
 from pyro_vae.pairs.parameters import bound, trainable_parameters
 from pyro_vae.pairs.running import check_support, float_dtype, run_once, set_up
-from pyro_vae.svi.engines.graph.capture import capture_step, gradient_step
+from pyro_vae.svi.engines.gradients import capture_step, gradient_step
 from pyro_vae.svi.history import Recorder
 from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.result import Fit

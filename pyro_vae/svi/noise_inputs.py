@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Size, Tensor, fx
 
-from pyro_vae.svi.engines.graph.simplification import has_effect, mutates
+from pyro_vae.graphs.simplification import has_effect, mutates
 
 __all__ = ["NoiseError", "noise_as_inputs"]
 

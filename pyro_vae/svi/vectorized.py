@@ -9,8 +9,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.batches.batches import Batch
-from pyro_vae.svi.engines.graph.replay import make_replay
-from pyro_vae.svi.engines.graph.simplification import simplify
+from pyro_vae.graphs.replay import make_replay
+from pyro_vae.graphs.simplification import simplify
 from pyro_vae.svi.engines.updates import make_update
 from pyro_vae.svi.engines.verification import close
 from pyro_vae.svi.members import Member, OneByOneError, by_pyro, captured

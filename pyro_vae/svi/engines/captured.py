@@ -9,9 +9,9 @@ from torch import Tensor, fx
 
 from pyro_vae.batches.batches import Batch
 from pyro_vae.devices import forked_streams
+from pyro_vae.graphs.replay import make_replay
 from pyro_vae.pairs.isolation import Program, modules_of, untouched_buffers
-from pyro_vae.svi.engines.graph.capture import capture_step, gradient_step
-from pyro_vae.svi.engines.graph.replay import make_replay
+from pyro_vae.svi.engines.gradients import capture_step, gradient_step
 from pyro_vae.svi.engines.verification import agree, changed_settings, settings_of
 from pyro_vae.svi.objectives.elbo import Objective
 

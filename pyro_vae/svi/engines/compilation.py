@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.graphs.simplification import mutates
 from pyro_vae.svi.engines.captured import CapturedEngine
 from pyro_vae.svi.engines.cuda import CudaRecorder
-from pyro_vae.svi.engines.graph.simplification import mutates
 from pyro_vae.svi.engines.verification import agree
 
 __all__ = ["CudaGraphEngine", "InductorEngine"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.optim import Optimizer
 
-from pyro_vae.svi.engines.graph.simplification import mutates
+from pyro_vae.graphs.simplification import mutates
 from pyro_vae.svi.engines.rates import constant_rates
 from pyro_vae.svi.engines.steps import StepTerms, UnsupportedError
 from pyro_vae.svi.engines.updates import guarded_adam, total_norm
@@ -47,7 +47,7 @@ class RecordedSteps:
     Parameters
     ----------
     graph
-        What :func:`~pyro_vae.svi.engines.graph.capture.capture_step` returns.
+        What :func:`~pyro_vae.svi.engines.gradients.capture_step` returns.
     parameters
         The graph's leading inputs.
     batch

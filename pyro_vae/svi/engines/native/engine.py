@@ -45,7 +45,7 @@ class NativeSteps:
     Parameters
     ----------
     graph
-        What :func:`~pyro_vae.svi.engines.graph.capture.capture_step` returns: ``graph(*parameters,
+        What :func:`~pyro_vae.svi.engines.gradients.capture_step` returns: ``graph(*parameters,
         kl_weight, *batch)`` gives loss, KL, reconstruction and a gradient for each parameter.
     parameters
         The graph's leading inputs; contiguous, on the CPU, float32 or float64.

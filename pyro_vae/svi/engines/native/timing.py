@@ -8,7 +8,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.svi.engines.graph.replay import make_replay
+from pyro_vae.graphs.replay import make_replay
 from pyro_vae.svi.engines.native.cache import cache_folder
 from pyro_vae.svi.engines.native.engine import NativeSteps
 from pyro_vae.svi.engines.trial import as_it_was

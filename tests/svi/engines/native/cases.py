@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from pyro_vae import guides, models
 from pyro_vae.models import likelihoods
 from pyro_vae.pairs.isolation import empty_store, isolated
-from pyro_vae.svi.engines.graph.capture import capture_step, gradient_step
+from pyro_vae.svi.engines.gradients import capture_step, gradient_step
 from pyro_vae.svi.engines.native import NativeSteps
 from pyro_vae.svi.engines.steps import StepTerms
 from pyro_vae.svi.objectives.elbo import ELBO

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.svi.engines.graph.simplification import simplify
+from pyro_vae.graphs.simplification import simplify
 
 aten = torch.ops.aten
 X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

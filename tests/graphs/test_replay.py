@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.svi.engines.graph.replay import make_replay
+from pyro_vae.graphs.replay import make_replay
 
 aten = torch.ops.aten
 X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

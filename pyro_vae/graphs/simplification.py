@@ -8,7 +8,7 @@ which is much where a step takes a few hundred. Numbers stay what they are, up t
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.svi.engines.graph.rewriting import (
+from pyro_vae.graphs.rewriting import (
     Rule,
     apply_rules,
     as_node,

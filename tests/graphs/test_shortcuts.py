@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.svi.engines.graph.shortcuts import take_shortcuts
-from tests.svi.engines.graph.test_simplification import operations
+from pyro_vae.graphs.shortcuts import take_shortcuts
+from tests.graphs.test_simplification import operations
 
 aten = torch.ops.aten
 X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.svi.engines.graph.shortcuts import take_shortcuts
+from pyro_vae.graphs.shortcuts import take_shortcuts
 
 __all__ = ["make_replay"]
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.svi.engines.graph.rewriting import apply_rules, first, instead, replace
-from pyro_vae.svi.engines.graph.simplification import has_effect, merge_equal, mutates
+from pyro_vae.graphs.rewriting import apply_rules, first, instead, replace
+from pyro_vae.graphs.simplification import has_effect, merge_equal, mutates
 
 __all__ = ["take_shortcuts"]
 
@@ -23,7 +23,7 @@ _ELEMENTWISE = (aten.exp.default, aten.log.default, aten.neg.default, *_PAIRWISE
 def take_shortcuts(graph: fx.GraphModule) -> fx.GraphModule:
     """A copy of a graph that shares its tensors, with the rules of this module applied.
 
-    As in :func:`~pyro_vae.svi.engines.graph.simplification.simplify`, a graph that changes tensors in place
+    As in :func:`~pyro_vae.graphs.simplification.simplify`, a graph that changes tensors in place
     keeps its operations.
     """
     shorter = fx.GraphModule(graph, copy.deepcopy(graph.graph))

@@ -1,0 +1,67 @@
+"""A function runs once; a graph of tensor operations comes out.
+
+``make_fx`` traces it: no handlers, no Python of the user's, no autograd are left. Tensors named as ``lifted``
+become leading inputs of the graph, so it sees every change of them; other tensors that the function holds
+(buffers, data closed over) stay live references. Numbers that are not tensors are frozen at the value that
+they had: whoever replays a graph compares it with the function now and then.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.graphs.simplification import has_effect, simplify
+
+__all__ = ["capture"]
+
+_IDENTITIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+"""Copies of nothing: without autograd they are only overhead."""
+
+
+def capture(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], lifted: Sequence[Tensor] = ()
+) -> fx.GraphModule:
+    """Return the graph ``g(*lifted, *inputs)`` of ``function(*inputs)`` for inputs of these shapes.
+
+    The function really runs, so it may move the random stream and change buffers. Raises whatever tracing
+    raises where it cannot be expressed as a graph: a branch on a tensor's value, ``.item()``, numpy.
+
+    Examples
+    --------
+    >>> weight = torch.tensor(3.0)
+    >>> graph = capture(lambda x: (weight * x,), [torch.ones(2)], lifted=[weight])
+    >>> graph(torch.tensor(5.0), torch.ones(2))[0]
+    tensor([5., 5.])
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracers warn of constants: comparing finds the ones that matter
+        graph = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+    _lift(graph, lifted)
+    _drop_dead_code(graph)
+    graph.recompile()
+    return simplify(graph)
+
+
+def _lift(graph: fx.GraphModule, parameters: Sequence[Tensor]) -> None:
+    """Turn the parameters, which the tracer kept as attributes, into leading inputs."""
+    first = next(iter(graph.graph.nodes))
+    position = {id(parameter): i for i, parameter in enumerate(parameters)}
+    with graph.graph.inserting_before(first):
+        inputs = [graph.graph.placeholder(f"parameter_{i}") for i in range(len(parameters))]
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            index = position.get(id(getattr(graph, str(node.target))))
+            if index is not None:
+                node.replace_all_uses_with(inputs[index])
+                graph.graph.erase_node(node)
+
+
+def _drop_dead_code(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target in _IDENTITIES:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code(is_impure_node=has_effect)

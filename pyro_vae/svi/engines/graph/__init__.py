@@ -1,1 +1,0 @@
-"""The graph of a step that Pyro leaves behind."""
