@@ -62,6 +62,14 @@ Gaps = Annotated[
 Device = Annotated[str | None, _setting(tell="auto, cpu, cuda, cuda:1 or mps", default="auto")]
 Root = Annotated[Path | None, typer.Option(help="Folder with the data set's IDX files")]
 Likelihood = Annotated[str | None, typer.Option(help="Instead of the one that the data suggest")]
+Label = Annotated[str | None, typer.Option(help="Column of a table that holds labels")]
+Columns = Annotated[
+    list[str] | None, typer.Option(help="Columns of a table to model, once for each or between commas")
+]
+Header = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="Whether a .csv file's first line names the columns")
+]
+Separator = Annotated[str | None, typer.Option(help="Between the fields of a .csv file: , ; tab space")]
 Config = Annotated[
     Path | None, typer.Option(help="TOML file, or run.json of a run, with any of these; options win")
 ]
@@ -101,6 +109,10 @@ def compare(
     device: Device = None,
     root: Root = None,
     likelihood: Likelihood = None,
+    label: Label = None,
+    columns: Columns = None,
+    header: Header = None,
+    separator: Separator = None,
     config: Config = None,
     out: Out = None,
     as_json: AsJson = False,
@@ -137,6 +149,10 @@ def fit(
     device: Device = None,
     root: Root = None,
     likelihood: Likelihood = None,
+    label: Label = None,
+    columns: Columns = None,
+    header: Header = None,
+    separator: Separator = None,
     config: Config = None,
     out: Out = None,
     as_json: AsJson = False,
@@ -147,6 +163,7 @@ def fit(
     [bold]Examples[/bold]
       pyro-vae fit digits --out runs/softplus
       pyro-vae fit counts.csv --scale logvar --likelihood poisson
+      pyro-vae fit iris.csv --label species
     """
     _run_study({"scales": ["softplus"], "seeds": 1}, locals())
 
