@@ -1,9 +1,10 @@
-"""The parts of ``gpu_check.sh`` that are Python: versions, the README's lines, posteriors and long fits on a GPU.
+"""The parts of ``gpu_check.sh`` that are Python: versions, README, posteriors and long fits on a GPU.
 
 python benchmarks/gpu_check.py readme cuda
 python benchmarks/gpu_check.py posterior cuda FOLDER_WITH_MNIST
 """
 
+import argparse
 import importlib.metadata
 import re
 import sys
@@ -103,6 +104,21 @@ def published(device: str, folder: str) -> None:
         print(f"{name}: {fitted.engine}, {fitted.steps_per_second:.0f} steps/s", flush=True)
 
 
+PARTS: dict[str, Callable[..., None]] = {
+    "versions": versions,
+    "readme": readme,
+    "posterior": posterior,
+    "published": published,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("arguments", nargs="*", metavar="DEVICE FOLDER")
+    options = parser.parse_args()
+    PARTS[options.part](*options.arguments)
+
+
 if __name__ == "__main__":
-    part, *arguments = sys.argv[1:]
-    {"versions": versions, "readme": readme, "posterior": posterior, "published": published}[part](*arguments)
+    main()
