@@ -1,6 +1,14 @@
 """A data set with what a model must know of it."""
 
-__all__ = ["STANDARDIZED", "DataSet", "FloatArray", "require_data_set", "require_seed", "split", "standardize"]
+__all__ = [
+    "STANDARDIZED",
+    "DataSet",
+    "FloatArray",
+    "require_data_set",
+    "require_seed",
+    "split",
+    "standardize",
+]
 
 import dataclasses
 import math

@@ -43,16 +43,13 @@ def load_file(
     y: npt.NDArray[Any] | None = None
     left_out: Mapping[str, str] = {}
     suffix = path.suffix.lower()
-    text = {name: value for name, value in options.given.items() if name in ("header", "separator")}
-    belongs = {".csv": options.given, ".parquet": {**options.given, **dict.fromkeys(text)}}.get(suffix, {})
-    for name, value in options.given.items():
-        if belongs.get(name) is None:
-            told = f"belongs to a .csv file, and {path} is none" if name in text else (
-                f"names {'a column' if name == 'label' else 'columns'} of a table, and {path} holds arrays"
-            )
-            raise ValueError(f"{name}={value!r} {told}: leave it out.")
+    _require_table(path, suffix, options)
     if suffix in {".csv", ".parquet"}:
-        frame = read_csv(path, **text) if suffix == ".csv" else read_parquet(path)
+        frame = (
+            read_csv(path, separator=options.separator, header=options.header)
+            if suffix == ".csv"
+            else read_parquet(path)
+        )
         table = table_of_numbers(frame, path, options.label, options.columns)
         array, columns, y, left_out = table.x, table.columns, table.y, table.left_out
     else:
@@ -68,11 +65,21 @@ def load_file(
         arguments.setdefault("categories", max(2, int(x.max()) + 1))
     if x.dtype != np.float32 and suggested not in STANDARDIZED:
         raise ValueError(
-            f"{path} holds values whose differences float32 loses ({_lost_column(array, x, columns)}), and a "
+            f"{path} holds values whose differences float32 loses ({_lost_column(x, columns)}), and a "
             f"{suggested} likelihood takes them as they are: subtract a constant, leave the column out by "
             "columns=[...] (--columns), or give likelihood='normal' (--likelihood normal)."
         )
     return DataSet(path.stem, x, y, suggested, arguments, image_shape, columns, why, left_out)
+
+
+def _require_table(path: Path, suffix: str, options: TableOptions) -> None:
+    """Refuse what is said of a table where the file holds none."""
+    for name, value in options.given.items():
+        if name in ("header", "separator") and suffix != ".csv":
+            raise ValueError(f"{name}={value!r} is for .csv files, and {path} is none: leave it out.")
+        if suffix not in {".csv", ".parquet"}:
+            named = "a column" if name == "label" else "columns"
+            raise ValueError(f"{name}={value!r} names {named} of a table, and {path} holds arrays.")
 
 
 def _image_shape(array: npt.NDArray[Any], path: Path) -> tuple[int, ...] | None:
@@ -124,7 +131,7 @@ def _as_rows(array: npt.NDArray[Any], path: Path, columns: Sequence[str] | None)
     return x
 
 
-def _lost_column(array: npt.NDArray[Any], x: npt.NDArray[Any], columns: Sequence[str] | None) -> str:
+def _lost_column(x: npt.NDArray[Any], columns: Sequence[str] | None) -> str:
     column = lost_columns(x)[0]
     return f"column {columns[column] if columns else column!r}, near {float(x[0, column]):g}"
 

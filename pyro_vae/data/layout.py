@@ -69,14 +69,14 @@ def layout_of(path: Path, separator: str | None, header: bool | None) -> Layout:
     lines = lines[blank:]
     chosen = _separator(path, lines, separator)
     rows = _fields(lines, chosen)
-    decimal = _decimal(path, rows, chosen)
+    decimal = _decimal(path, rows)
     numbers = [[_with_point(cell, decimal) for cell in row] for row in rows]
     has_header = _has_header(path, numbers) if header is None else header
     first, body = rows[0], rows[1:]
     if has_header and body and len(body[0]) != len(first):
         raise ValueError(
-            f"{path} has {len(first)} names in its header and {len(body[0])} fields in the row below it: name "
-            f"every column, leave no separator at the ends of lines{_or_no_header(numbers[0])}."
+            f"{path} has {len(first)} names in its header and {len(body[0])} fields in the row below it: "
+            f"name every column, leave no separator at the ends of lines{_or_no_header(numbers[0])}."
         )
     if not has_header:
         return Layout(chosen, decimal, None, blank)
@@ -150,7 +150,7 @@ def _separator(path: Path, lines: Sequence[str], asked: str | None) -> str:
     return next(iter(body_only), ",")
 
 
-def _decimal(path: Path, rows: Sequence[Row], separator: str) -> str:
+def _decimal(path: Path, rows: Sequence[Row]) -> str:
     """The sign that numbers have; pandas takes one for the whole file."""
     cells = [cell for row in rows for cell in row]
     with_comma = [cell for cell in cells if _COMMA_NUMBER.fullmatch(cell)]
@@ -199,9 +199,8 @@ def _has_header(path: Path, rows: Sequence[Row]) -> bool:
 
 def _numbers_are_names(path: Path, first: Row, columns: Sequence[Sequence[str]]) -> bool:
     """Whether a first row of numbers names the columns: 0, 1, 2, … as pandas does, or 2019, 2020, …"""
-    if first[0] == "" and len(first) > 1 and all(map(_INTEGER.fullmatch, first[1:])):
-        if [int(cell) for cell in first[1:]] == list(range(len(first) - 1)):
-            return True  # to_csv writes an index without a name
+    if len(first) > 1 and first == ["", *map(str, range(len(first) - 1))]:
+        return True  # to_csv writes an index without a name
     if not all(is_number(cell) and cell.lower() not in _BOOLEANS for cell in first):
         return False
     values = [float(cell) for cell in first]
@@ -209,9 +208,7 @@ def _numbers_are_names(path: Path, first: Row, columns: Sequence[Sequence[str]])
         return False
     whole = all(map(_INTEGER.fullmatch, first))
     counts = whole and values in ([*range(len(values))], [*range(1, len(values) + 1)])
-    fractions = any(
-        is_number(cell) and not _INTEGER.fullmatch(cell) for column in columns for cell in column
-    )
+    fractions = any(is_number(cell) and not _INTEGER.fullmatch(cell) for column in columns for cell in column)
     if counts and (len(values) >= SURELY_COUNTED or (fractions and values[0] == 0)):
         return True
     steps = {round(b - a, 9) for a, b in itertools.pairwise(values)}
@@ -234,9 +231,10 @@ def _are_numbers(column: Sequence[str]) -> bool:
 
 def _ask(path: Path, first: Row) -> ValueError:
     shown = ",".join(first)
+    shown = shown if len(shown) < 60 else f"{shown[:57]}..."
     return ValueError(
-        f"{path} begins with {shown if len(shown) < 60 else shown[:57] + '...'!r}, which may name the columns "
-        "or be data: give header=True (--header) or header=False (--no-header)."
+        f"{path} begins with {shown!r}, which may name the columns or be data: give header=True (--header) "
+        "or header=False (--no-header)."
     )
 
 

@@ -32,6 +32,8 @@ def lost_columns(x: npt.NDArray[Any]) -> list[int]:
         rounded = values.astype(np.float32)
         if np.abs(values - rounded).max() <= TOLERATED * values.std():
             continue
-        if not np.array_equal(rounded.astype(str).astype(np.float64), values):  # else it was float32's own text
+        if not np.array_equal(
+            rounded.astype(str).astype(np.float64), values
+        ):  # else it was float32's own text
             found.append(int(column))
     return found

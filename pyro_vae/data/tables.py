@@ -58,7 +58,8 @@ def read_csv(path: Path, *, separator: str | None = None, header: bool | None = 
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame(columns=list(layout.names or ()))
     except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a table: {str(error).strip('. \n')}.") from error
+        reason = str(error).strip(". \n")
+        raise ValueError(f"{path} cannot be read as a table: {reason}.") from error
     names = layout.names or tuple(str(i) for i in range(len(frame.columns)))
     if len(names) != len(frame.columns):
         raise ValueError(
@@ -176,8 +177,8 @@ def _numbers_rows(column: "pd.Series[Any]", name: str, path: Path) -> bool:
     distinct = values.dtype.kind in "iuO" and len(set(values.tolist())) == len(values)
     if not distinct:
         raise ValueError(
-            f"the first column of {path} has no name, and its values do not number the rows: name it, or name "
-            "the columns to keep as columns=[...] (--columns)."
+            f"the first column of {path} has no name, and its values do not number the rows: name it, or "
+            "name the columns to keep as columns=[...] (--columns)."
         )
     return True
 

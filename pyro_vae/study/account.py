@@ -1,5 +1,6 @@
 """What a study has read, said before anything is fitted: in the log, the page and ``run.json``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pyro_vae.data import DataSet
@@ -34,7 +35,7 @@ def account_of(everything: DataSet, train: DataSet, held_out: DataSet) -> dict[s
     }
 
 
-def told(account: dict[str, Any]) -> str:
+def told(account: Mapping[str, Any]) -> str:
     """The account in a sentence."""
     sentence = (
         f"{account['name']}: {account['description']}; {account['train']} rows to train on, "

@@ -28,9 +28,9 @@ def split_data(everything: data_sets.DataSet, share: float) -> tuple[data_sets.D
         least = math.ceil(100 * FEWEST_HELD_OUT / max(1, len(everything))) / 100
         remedy = f"give held_out={least:g} (--held-out {least:g})" if enough else "give more rows"
         raise ValueError(
-            f"held_out is {share:g} and {everything.name} has {len(everything)} rows, so {count} would be held "
-            f"out and {len(everything) - count} trained on; at least {FEWEST_HELD_OUT} and {FEWEST_TO_TRAIN} "
-            f"are needed; {remedy}"
+            f"held_out is {share:g} and {everything.name} has {len(everything)} rows, so {count} would be "
+            f"held out and {len(everything) - count} trained on; at least {FEWEST_HELD_OUT} "
+            f"and {FEWEST_TO_TRAIN} are needed; {remedy}"
         )
     train, held_out = data_sets.split(everything, share, seed=0)
     if everything.likelihood in STANDARDIZED:
