@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyro_vae import __version__
 from pyro_vae.arguments import check_numbers
 from pyro_vae.posterior.arguments import check_request, require_tree
 from pyro_vae.posterior.drawing import CHUNK, Block
@@ -167,7 +167,7 @@ def align_draws(
 
 def library_attrs() -> dict[str, str]:
     """Who made the draws, in the words of ArviZ."""
-    return {"inference_library": "pyro_vae", "inference_library_version": __version__}
+    return {"inference_library": "pyro_vae", "inference_library_version": version("pyro-vae")}
 
 
 def _values(block: Block) -> dict[str, dict[str, Array]]:
