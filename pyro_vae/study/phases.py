@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae import data as data_sets
 from pyro_vae.devices import resolve_device
@@ -12,6 +12,7 @@ from pyro_vae.progress import progress_bar
 from pyro_vae.report.findings import MEASURES, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.records import checksum_of_rows
+from pyro_vae.study.account import account_of
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
@@ -39,6 +40,8 @@ class Material:
     held_out: data_sets.DataSet
     checksum: str
     """Of the observations."""
+    account: Mapping[str, Any]
+    """What was read, and how it was divided."""
 
 
 def prepare(config: StudyConfig, device: str | None = None) -> Material:
@@ -50,9 +53,18 @@ def prepare(config: StudyConfig, device: str | None = None) -> Material:
         If the data cannot be loaded, or there is no such device.
     """
     resolved = str(resolve_device(config.device if device is None else device))
-    everything = data_sets.load(config.data, root=config.root, likelihood=config.likelihood)
+    everything = data_sets.load(
+        config.data,
+        root=config.root,
+        likelihood=config.likelihood,
+        label=config.label,
+        columns=config.columns,
+        header=config.header,
+        separator=config.separator,
+    )
     parts = split_data(everything, config.held_out)
-    return Material(config, resolved, everything, *parts, checksum_of_rows(everything.x))
+    account = account_of(everything, *parts)
+    return Material(config, resolved, everything, *parts, checksum_of_rows(everything.x), account)
 
 
 def fit_missing(
