@@ -56,8 +56,8 @@ def render_page(
         sections=[(name, list(group)) for name, group in groupby(pictures, lambda p: p.section)],
         command=command,
         config={name: _told(value) for name, value in config.items() if value is not None},
-        device=record["device"],
-        versions=record["versions"],
+        device=record.get("device", "a device that is not known"),
+        versions=record.get("versions", {}),
         failures=list(findings.failures.values()),
     )
 
