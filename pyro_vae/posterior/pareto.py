@@ -68,7 +68,8 @@ def effective_draws(log_weight: Array) -> Array:
     """
     with np.errstate(invalid="ignore"):  # rows of zero weights are worth nothing
         effective = np.exp(2 * logsumexp(log_weight, axis=1) - logsumexp(2 * log_weight, axis=1))
-    return np.nan_to_num(effective, nan=0.0)
+    known: Array = np.nan_to_num(effective, nan=0.0)
+    return known
 
 
 def pareto_khat(log_weight: Array) -> Array:
