@@ -4,7 +4,7 @@
     python -m evidence.long train --mnist FOLDER --device cuda --runs VAE-logvar IWAE-logstd
     python -m evidence.long test --mnist FOLDER         # what is trained, into evidence/results/long.csv
 
-Each run keeps its checkpoint and its fit in a folder of its own: it may be stopped at any time, and a run that
+Each run keeps its checkpoint and its fit in a folder of its own: it may be stopped at any time, and one that
 was trained elsewhere is tested where its folder is brought.
 """
 
