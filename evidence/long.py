@@ -33,7 +33,7 @@ RUNS = {
 }
 """Draws per step, and the map."""
 
-TESTED, DRAWS, REFINED_DRAWS = 1_000, 5_000, 1_000
+TESTED, DRAWS = 1_000, 5_000
 OUT = Path("runs/evidence-long")
 RESULTS = Path(__file__).parent / "results" / "long.csv"
 
@@ -88,12 +88,11 @@ def test(name: str, root: Path, out: Path, *, tested: int, draws: int) -> Row:
         rows = np.random.default_rng(0).permutation(len(held_out))[:tested]
         everywhere = pyro_vae.diagnose(model, guide, held_out, draws=30)["elbo"]
         by_guide = pyro_vae.diagnose(model, guide, held_out[rows], draws=draws)
-        refined = pyro_vae.diagnose(model, guide, held_out[rows], draws=REFINED_DRAWS, refined=True)
     mean, here = float(everywhere.mean()), by_guide["elbo"].values
     row: Row = {"run": name, "particles": particles, "map": scale, "images": tested, "draws": draws}
     row |= json.loads((folder / "about.json").read_text())
     row |= {"engine": fitted.engine, "steps_per_second": round(fitted.steps_per_second), "neg_elbo": -mean}
-    for kind, found in (("nll", by_guide), ("nll_refined", refined)):
+    for kind, found in (("nll", by_guide),):
         # Images differ by tens of nats in log p(x) and by few in the gain over the ELBO.
         gain = found["log_evidence"].values - here
         row |= {kind: -(mean + gain.mean()), f"{kind}_se": gain.std(ddof=1) / np.sqrt(tested)}
