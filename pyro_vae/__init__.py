@@ -24,6 +24,7 @@ _HOME = {
     "log_weights": "pyro_vae.posterior",
     "posterior_error": "pyro_vae.posterior",
     "reference_posterior": "pyro_vae.posterior",
+    "refine": "pyro_vae.posterior",
     "repair": "pyro_vae.posterior",
     "resume_study": "pyro_vae.study",
     "run_study": "pyro_vae.study",
@@ -56,6 +57,7 @@ __all__ = [
     "posterior",
     "posterior_error",
     "reference_posterior",
+    "refine",
     "repair",
     "resume_study",
     "run_study",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
         log_weights,
         posterior_error,
         reference_posterior,
+        refine,
         repair,
     )
     from pyro_vae.study import Study, StudyConfig, resume_study, run_study
