@@ -61,8 +61,11 @@ GUIDE_SHARE = 0.2
 SMALLEST_SHARE = 0.01
 """Of the mass of a mode that draws must have visited."""
 
-MORE = 5
-"""Candidates for each draw that is kept by resampling."""
+ENOUGH = 2.0
+"""Effective candidates for each draw that is kept by resampling, as far as the rounds of adaptation tell."""
+
+MOST_DOUBLINGS = 4
+"""Of the number of draws: at most 16 candidates for each."""
 
 GROUP = 5_000_000
 """Coordinates of candidates that are held at once."""
@@ -217,11 +220,16 @@ class _Ladder:
             yield step
             left = left[~self.believable[group[left]]]
 
+    @property
+    def latent_dim(self) -> int:
+        """Latent numbers of one observation."""
+        return sum(value[0, 0].numel() for value in self.values.values())
+
     def groups(self) -> Iterator[Rows]:
         """All observations, few enough at a time."""
         n = self.pair.observations
-        size = sum(value[0, 0].numel() for value in self.values.values())
-        most = max(1, GROUP // (size * max(MORE * self.draws, round_draws(size))))
+        size = self.latent_dim
+        most = max(1, GROUP // (size * max(4 * self.draws, round_draws(size))))
         for start in range(0, n, most):
             yield np.arange(start, min(start + most, n))
 
@@ -245,7 +253,7 @@ class _Ladder:
             {"observation": index, "tried": list(self.khat)},
             {
                 "khat_threshold": khat_threshold(self.draws),
-                "latent_dim": sum(value[0, 0].numel() for value in self.values.values()),
+                "latent_dim": self.latent_dim,
                 "draws": self.draws,
             },
         )
@@ -280,16 +288,45 @@ class _Ladder:
         mixture = start.mixture
         if step == "local":
             mixture = Mixture.of(fit_mode(posterior, start.unit)).joined(mixture, 0.5)
-        mixture, least = adapt_mixture(posterior, mixture.joined(Mixture.of(start.guide), GUIDE_SHARE), generators)
-        proposal = mixture.joined(Mixture.of(start.guide), GUIDE_SHARE)
-        points = posterior.at(proposal.draw(MORE * self.draws, generators))
-        log_weight = (points.log_density - proposal.log_density(points.free)).numpy().T
+        mixture, worth, least, at_once = adapt_mixture(
+            posterior, mixture.joined(Mixture.of(start.guide), GUIDE_SHARE), generators
+        )
+        hard = (~at_once).nonzero()[:, 0]
+        if len(hard):
+            begin = start.mixture.part(hard).joined(Mixture.of(start.guide.part(hard)), GUIDE_SHARE)
+            again = adapt_mixture(posterior.part(hard.numpy()), begin, [generators[i] for i in hard.tolist()])
+            mixture = mixture.replaced(hard, mixture.part(hard).joined(again.mixture, 0.5))
+            least[hard] = torch.maximum(least[hard], again.least)
+            worth[hard] = torch.minimum(worth[hard], again.worth)
         self.least_evidence[rows] = np.fmax(self.least_evidence[rows], least.numpy())
+        proposal = mixture.joined(Mixture.of(start.guide), GUIDE_SHARE)
+        for few, candidates in self._batches(worth):
+            self._draw(step, posterior.part(few), proposal.part(torch.from_numpy(few)), rows[few], candidates)
+        return replace(start, mixture=mixture)
+
+    def _batches(self, worth: Tensor) -> Iterator[tuple[Rows, int]]:
+        """Observations that take about as many candidates, of which such a share is effective, and how many."""
+        wanted = ENOUGH * self.draws / worth.clamp_min(1e-9).numpy()
+        more = np.ceil(np.log2(wanted / self.draws)).clip(0, MOST_DOUBLINGS).astype(int)
+        for doublings in np.unique(more):
+            few = np.flatnonzero(more == doublings)
+            candidates = self.draws * 2 ** int(doublings)
+            size = max(1, GROUP // (candidates * self.latent_dim))
+            for start in range(0, len(few), size):
+                yield few[start : start + size], candidates
+
+    def _draw(
+        self, step: str, posterior: UnconstrainedPosterior, proposal: Mixture, rows: Rows, candidates: int
+    ) -> None:
+        """Judge candidates, and keep as many of them as draws are wanted, by their weights."""
+        key = (self.seed, STEPS.index(step), 1)
+        generators = [np.random.default_rng([*key, row]) for row in rows.tolist()]
+        points = posterior.at(proposal.draw(candidates, generators))
+        log_weight = (points.log_density - proposal.log_density(points.free)).numpy().T
         smooth = self._judge(step, rows, log_weight, min(SMALLEST_ESS, self.draws))
-        chosen = _resample(smooth, self.draws, generators)
+        chosen = _resample(smooth, points.log_density.numpy().T, self.draws, generators)
         each = torch.arange(len(rows), device="cpu")
         self._keep(rows, {site: value[chosen, each] for site, value in points.values.items()})
-        return replace(start, mixture=mixture)
 
     def _move(self, posterior: UnconstrainedPosterior, reached: _Reached, rows: Rows) -> None:
         """Chains from draws of every component, the guide's among them."""
@@ -364,14 +401,18 @@ def _all_reached(modes: Modes, free: Tensor, log_evidence: Array) -> NDArray[np.
     return reached
 
 
-def _resample(log_weight: Array, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
-    """Systematic resampling, independent for each observation, in random order: (draws, observations)."""
+def _resample(
+    log_weight: Array, log_density: Array, draws: int, generators: Sequence[np.random.Generator]
+) -> Tensor:
+    """Systematic resampling along the density, so that the tails get their share; independent for each
+    observation, and in random order: (draws, observations)."""
     chosen = []
-    for row, generator in zip(log_weight, generators, strict=True):
-        finite = np.nan_to_num(np.exp(row))
+    for row, height, generator in zip(log_weight, log_density, generators, strict=True):
+        order = np.argsort(height)
+        finite = np.nan_to_num(np.exp(row[order]))
         total = np.cumsum(finite / finite.sum()) if finite.sum() > 0 else np.linspace(0, 1, len(row) + 1)[1:]
         points = (np.arange(draws) + generator.uniform()) / draws
-        chosen.append(generator.permutation(np.searchsorted(total, points).clip(max=len(row) - 1)))
+        chosen.append(generator.permutation(order[np.searchsorted(total, points).clip(max=len(row) - 1)]))
     return torch.from_numpy(np.stack(chosen, axis=1))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -156,44 +157,58 @@ class Mixture:
         )
 
 
+class Adapted(NamedTuple):
+    """What the rounds of an adaptation came to, for each observation.
+
+    Attributes
+    ----------
+    mixture
+        Of the round whose draws were worth most.
+    worth
+        The share of its draws that were effective.
+    least
+        The largest of the rounds' log evidences less four standard errors: a later one may not be lower.
+    at_once
+        Whether the first round was enough.
+    """
+
+    mixture: Mixture
+    worth: Tensor
+    least: Tensor
+    at_once: Tensor
+
+
 def adapt_mixture(
     posterior: UnconstrainedPosterior, mixture: Mixture, generators: Sequence[np.random.Generator]
-) -> tuple[Mixture, Tensor]:
+) -> Adapted:
     """Move the components to where the weights of their draws are, observation by observation, until these
     are worth enough.
 
     The draws of these rounds choose the proposal, so they must not judge it: draw anew for a diagnosis.
-
-    Returns
-    -------
-    mixture
-        The adapted one.
-    log_evidence
-        The largest of the rounds' estimates, less four of its standard errors, (observations): no later
-        estimate may be lower than that.
     """
     draws = round_draws(posterior.size)
     left = torch.arange(len(mixture.share))
-    known = torch.full((len(left),), -torch.inf, dtype=torch.float64)
-    best, best_worth = mixture, torch.full((len(left),), -1.0, dtype=torch.float64)
-    for _ in range(ROUNDS):
+    least = torch.full((len(left),), -torch.inf, dtype=torch.float64)
+    best, worth, at_once = mixture, torch.full_like(least, -1.0), torch.zeros_like(least, dtype=torch.bool)
+    for turn in range(ROUNDS):
         now = mixture.part(left)
         free = now.draw(draws, [generators[i] for i in left.tolist()])
         densities = now.log_densities(free)
         log_weight = posterior.part(left.numpy()).at(free).log_density - densities.logsumexp(-1)
-        worth = effective_draws(log_weight)
-        known[left] = torch.maximum(known[left], least_log_evidence(log_weight))
-        better = (worth > best_worth[left]).nonzero()[:, 0]
+        effective = effective_draws(log_weight) / draws
+        least[left] = torch.maximum(least[left], least_log_evidence(log_weight))
+        better = (effective > worth[left]).nonzero()[:, 0]
         if len(better):
             best = best.replaced(left[better], now.part(better))
-            best_worth[left[better]] = worth[better]
-        unsettled = (worth < SETTLED_SHARE * draws).nonzero()[:, 0]
+            worth[left[better]] = effective[better]
+        if turn == 0:
+            at_once = effective >= SETTLED_SHARE
+        unsettled = (effective < SETTLED_SHARE).nonzero()[:, 0]
         if len(unsettled) == 0:
             break
         left = left[unsettled]
-        moved = _moved(now, free, log_weight, densities, unsettled)
-        mixture = mixture.replaced(left, moved)
-    return best, known
+        mixture = mixture.replaced(left, _moved(now, free, log_weight, densities, unsettled))
+    return Adapted(best, worth, least, at_once)
 
 
 def least_log_evidence(log_weight: Tensor) -> Tensor:

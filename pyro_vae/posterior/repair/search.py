@@ -26,7 +26,7 @@ __all__ = ["FROM_EACH", "STARTS", "Modes", "find_modes", "stretched"]
 FROM_EACH = 96
 """Starts from each source: the prior, other observations, the stretched guide."""
 
-STRETCHES = (2.0, 30.0)
+STRETCHES = (1.0, 30.0)
 """How far from its centre the guide's draws are moved, as a multiple of their distance."""
 
 STARTS = 16

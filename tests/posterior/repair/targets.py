@@ -7,7 +7,7 @@ of the guide, so that one Pyro pair serves all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,8 +42,8 @@ class Target:
     sd: Array
     loc: Array
     scale: Array
-    reached: bool = True
-    """Whether the guide's draws reach every mode."""
+    reached: NDArray[np.bool_] | None = None
+    """Of which observations a thousand draws of the guide are likely to visit every mode; all by default."""
     bounded: bool = False
     """Whether latents lie in (0, 1) and the guide's Normals are logistic."""
 
@@ -86,29 +86,38 @@ class Rate(NamedTuple):
     total: int
     of_exact: float
 
+    @property
+    def excess(self) -> float:
+        """By how much the share of wrong among the believed is above that of exact draws."""
+        return self.wrong / max(self.believed, 1) - self.of_exact
+
     def __str__(self) -> str:
         return (
-            f"{self.name:44} believed {self.believed:3} of {self.total:3}, wrong {self.wrong:3} "
-            f"(exact draws {self.of_exact:.0%})"
+            f"{self.name:44} believed {self.believed:4} of {self.total:4}, wrong {self.wrong:3} "
+            f"(exact draws {self.of_exact:.1%})"
         )
 
+    @classmethod
+    def of_all(cls, name: str, rates: Sequence[Rate]) -> Rate:
+        """Of several targets together; exact draws of what is believed."""
+        believed = sum(rate.believed for rate in rates)
+        exact = sum(rate.of_exact * rate.believed for rate in rates) / max(believed, 1)
+        return cls(name, sum(rate.wrong for rate in rates), believed, sum(r.total for r in rates), exact)
 
-def false_believable(target: Target, tree: Any, seed: int = 0) -> Rate:
-    """Of what ``repair`` returned for a target: the rate of wrong draws among those it believes."""
+
+def false_believable(target: Target, tree: Any, seed: int = 0) -> tuple[Rate, Rate]:
+    """Of what ``repair`` returned for a target: the rate of wrong draws among those it believes, where the
+    guide's draws reach every mode and where they do not."""
     draws = tree["posterior"]["z"].values[0]
     believed = tree["repair"]["believable"].values
-    exact = np.mean(
-        [target.wrong(target.draw(np.random.default_rng([seed, i]), len(draws))) for i in range(4)]
-    )
+    generator = np.random.default_rng(seed)
+    exact = np.mean([target.wrong(target.draw(generator, len(draws))) for _ in range(10)], axis=0)
     wrong = target.wrong(draws) & believed
-    return Rate(target.name, int(wrong.sum()), int(believed.sum()), len(believed), float(exact))
-
-
-def excess(rates: list[Rate]) -> float:
-    """By how much the share of wrong among all believed is above that of exact draws."""
-    believed = sum(rate.believed for rate in rates)
-    expected = sum(rate.of_exact * rate.believed for rate in rates)
-    return (sum(rate.wrong for rate in rates) - expected) / max(believed, 1)
+    reached = np.ones(len(wrong), dtype=bool) if target.reached is None else target.reached
+    return tuple(
+        Rate(name, int(wrong[rows].sum()), int(believed[rows].sum()), int(rows.sum()), float(exact.mean()))
+        for name, rows in ((target.name, reached), (f"{target.name}, out of reach", ~reached))
+    )
 
 
 def modes(K: int, d: int, apart: float, guide: str, n: int = 20, seed: int = 0) -> Target:
@@ -142,8 +151,12 @@ def modes(K: int, d: int, apart: float, guide: str, n: int = 20, seed: int = 0) 
     else:
         loc, scale = mean, sd * rng.uniform(0.5, 1.5, (n, 1))
     parameters = np.concatenate([np.log(share), where.reshape(n, -1), width.reshape(n, -1)], axis=1)
+    draws = loc + scale * rng.normal(size=(1000, n, d))
+    away = ((draws[:, :, None] - where) / width) ** 2
+    visits = (away.sum(-1) < stats.chi2(d).ppf(0.9)).sum(0)
     name = f"{K} modes, d {d}, {apart} apart, guide {guide}"
-    return Target(name, log_density, parameters, draw, mean, sd, loc, scale, guide != "one mode")
+    reached = ((visits >= 3) | (share < 0.02)).all(1)
+    return Target(name, log_density, parameters, draw, mean, sd, loc, scale, reached)
 
 
 def banana(d: int, bend: float = 0.5, n: int = 20, seed: int = 0) -> Target:
