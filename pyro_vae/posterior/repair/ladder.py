@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -198,11 +199,13 @@ class _Ladder:
         self._judge("guide", everyone, self.log_weight, UNWEIGHTED_SHARE * self.draws)
 
     def climb(self, group: Rows, steps: Sequence[str]) -> Iterator[str]:
-        """Look around some observations, then take the steps, each with those only that the one before left."""
+        """Look around some observations, then take the steps, each with those that the one before left."""
         values = {site: value[:, group] for site, value in self.values.items()}
         posterior, free = UnconstrainedPosterior.of(self.pair, group, values, self.chunk)
         log_weight = torch.from_numpy(self.log_weight[group].T)
-        modes = find_modes(posterior, matched(free, log_weight), self._pool(posterior, free, group))
+        evidence = torch.from_numpy(self.log_evidence[group])
+        pool = self._pool(posterior, free, group)
+        modes = find_modes(posterior, matched(free, log_weight), evidence, pool)
         self.modes[group] = (modes.share > SMALLEST_SHARE).sum(1)
         self.believable[group] &= _all_reached(modes, free, self.log_evidence[group])
         reached = _Reached(modes.mixture(), matched(free, torch.zeros_like(log_weight)))
@@ -263,10 +266,8 @@ class _Ladder:
         key = [STEPS.index("guide"), 1]
         generators = [np.random.default_rng([self.seed, *key, row]) for row in rows.tolist()]
         parts = [stretched(free, generators)]
-        try:
+        with suppress(Exception):  # a prior or a likelihood that cannot be drawn from
             parts.append(posterior.from_prior(FROM_EACH, self.seed, *key))
-        except Exception:
-            pass
         n = self.pair.observations
         if n > 1:
             others = np.stack(
@@ -305,7 +306,7 @@ class _Ladder:
         return replace(start, mixture=mixture)
 
     def _batches(self, worth: Tensor) -> Iterator[tuple[Rows, int]]:
-        """Observations that take about as many candidates, of which such a share is effective, and how many."""
+        """Observations that take as many candidates, by the share of them that is effective, and how many."""
         wanted = ENOUGH * self.draws / worth.clamp_min(1e-9).numpy()
         more = np.ceil(np.log2(wanted / self.draws)).clip(0, MOST_DOUBLINGS).astype(int)
         for doublings in np.unique(more):

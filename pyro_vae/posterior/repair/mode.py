@@ -1,4 +1,4 @@
-"""Modes of each posterior: many starts climb by gradients, one is found with its curvature by Newton's method."""
+"""Modes of each posterior: starts climb by gradients, and Newton's method finds the curvature."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def _gradient(posterior: UnconstrainedPosterior, unit: Proposal, white: Tensor) 
 def _height_and_slope(
     posterior: UnconstrainedPosterior, unit: Proposal, white: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The log density (points, observations), −∞ where it is no number, and its gradient with respect to white
-    coordinates (points, observations, size), zero where it is not finite."""
+    """The log density (points, observations), −∞ where it is no number, and its gradient in white coordinates
+    (points, observations, size), zero where it is not finite."""
     height, gradient = posterior.value_and_gradient(unit.from_white(white))
     slope = torch.einsum("nij,sni->snj", unit.tril, gradient)
     height = torch.nan_to_num(height, nan=-torch.inf)

@@ -90,9 +90,7 @@ class Proposal:
     def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
         """(draws, observations, size). Each observation has a generator of its own, so its draws do not
         depend on which others are drawn for."""
-        noise = torch.from_numpy(
-            np.stack([self.noise(draws, generator) for generator in generators], axis=1)
-        )
+        noise = torch.from_numpy(np.stack([self.noise(draws, generator) for generator in generators], axis=1))
         return self.from_white(noise)
 
     def log_density(self, free: Tensor) -> Tensor:

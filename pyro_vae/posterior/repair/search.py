@@ -79,7 +79,7 @@ class Modes:
 
     def mixture(self) -> Mixture:
         """To begin with."""
-        share = self.share
+        share = torch.nan_to_num(self.share, nan=1.0)
         floored = torch.where(share > math.exp(SMALLEST_MASS), share.clamp_min(LEAST_SHARE), 0.0)
         return Mixture.of(*self.proposals, share=floored / floored.sum(1, keepdim=True))
 
@@ -100,12 +100,13 @@ def stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor
     return torch.stack(rows, dim=1)
 
 
-def find_modes(posterior: UnconstrainedPosterior, own: Proposal, pool: Tensor) -> Modes:
-    """Modes that starts from a pool (starts, observations, size) lead to, beside one's own."""
+def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: Tensor, pool: Tensor) -> Modes:
+    """Modes that starts from a pool (starts, observations, size) lead to, beside one's own, which is known to
+    have that log evidence."""
     height = torch.nan_to_num(posterior.at(pool).log_density, nan=-torch.inf)
     starts = torch.cat([own.loc[None], _best_of_each_neighbourhood(own, pool, height)])
     ends, height = climb(posterior, own, starts)
-    known = Modes((own,), (height[0] - own.log_density(ends[:1])[0])[:, None])
+    known = Modes((own,), torch.nan_to_num(log_evidence, nan=-torch.inf)[:, None])
     lowest = height.amax(0) - LOWEST - LOWER_BY_SIZE * ends.shape[-1]
     height = torch.where(height > lowest, height, -torch.inf)
     for _ in range(MOST_MODES):

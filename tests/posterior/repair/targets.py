@@ -1,4 +1,4 @@
-"""Hard posteriors whose moments, evidence and draws are known, and how often draws of them are wrongly believed.
+"""Hard posteriors whose moments, evidence and draws are known, and how often wrong draws are believed.
 
 Each target holds several posteriors, one for each observation: the data are the parameters of its density and
 of the guide, so that one Pyro pair serves all.
@@ -50,7 +50,7 @@ class Target:
     @property
     def pair(self) -> tuple[Callable[..., Any], Callable[..., Any], Tensor]:
         """Model, guide and data. The log evidence is 0 everywhere."""
-        n, d = self.loc.shape
+        d = self.loc.shape[1]
         k = self.parameters.shape[1]
         data = torch.from_numpy(np.concatenate([self.parameters, self.loc, self.scale], axis=1))
         zero, one = torch.zeros(d), torch.ones(d)
@@ -233,7 +233,9 @@ def skew(d: int, shape: float = 1.0, n: int = 20, seed: int = 0) -> Target:
 
     def draw(rng, count):
         # of a small shape as Gamma(shape + 1) · U^(1 / shape): logarithms stay finite
-        own = np.log(rng.gamma(shape + 1, size=(count, n, d))) + np.log(rng.uniform(size=(count, n, d))) / shape
+        own = (
+            np.log(rng.gamma(shape + 1, size=(count, n, d))) + np.log(rng.uniform(size=(count, n, d))) / shape
+        )
         return own @ turn.T
 
     mean = np.broadcast_to(special.digamma(shape) * turn.sum(1), (n, d))
