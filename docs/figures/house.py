@@ -16,17 +16,22 @@ PACKAGE = Path(pyro_vae.__file__).parent
 
 # Column and floor of each room. The arrows are not written down: they are the imports.
 PLACES = {
-    "cli": (1, 5),
-    "study": (1, 4),
-    "report": (0, 3),
-    "run_folder": (1, 3),
-    "data": (2, 3),
-    "posterior": (0, 2),
-    "svi": (0, 1),
-    "storage": (1, 0),
-    "guides": (0, 0),
-    "models": (2, 0),
+    "cli": (1, 6),
+    "study": (1, 5),
+    "report": (0, 4),
+    "run_folder": (1, 4),
+    "data": (3, 4),
+    "posterior": (0, 3),
+    "svi": (2, 3),
+    "models": (3, 3),
+    "pairs": (0, 2),
+    "storage": (1, 2),
+    "graphs": (2, 2),
+    "guides": (3, 2),
+    "batches": (0, 1),
 }
+# Single files that every room may import: one strip below all the others, without arrows.
+GROUND = ("arguments", "devices", "progress")
 WIDTH, HEIGHT, COLUMN, FLOOR, MARGIN = 260, 76, 310, 118, 16
 
 
@@ -36,9 +41,9 @@ def sources(room: str) -> list[Path]:
 
 
 def rooms() -> list[str]:
-    """The parts of the package, without its two entrances and the tests' set-up."""
+    """The parts of the package, without the ground, its two entrances and the tests' set-up."""
     names = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
-    return sorted(names - {"__init__", "__main__", "conftest"})
+    return sorted(names - {"__init__", "__main__", "conftest", *GROUND})
 
 
 def imports(room: str) -> set[str]:
@@ -96,6 +101,24 @@ def box(room: str) -> str:
     )
 
 
+def strip() -> str:
+    """The ground: what each of its files is for."""
+    y, width = MARGIN + max(floor for _, floor in PLACES.values()) * FLOOR, picture_width() - 2 * MARGIN
+    lines = [f"{name}: {summary(name)}" for name in GROUND]
+    text = "".join(
+        f'<text x="{MARGIN + 12}" y="{y + 20 + 18 * i}" font-size="11.5" fill="#444">{escape(line)}</text>'
+        for i, line in enumerate(lines)
+    )
+    return (
+        f'<rect x="{MARGIN}" y="{y}" width="{width}" height="{HEIGHT}" rx="6" fill="#f7f7f7" '
+        f'stroke="#999"/>{text}'
+    )
+
+
+def picture_width() -> int:
+    return 2 * MARGIN + max(column for column, _ in PLACES.values()) * COLUMN + WIDTH
+
+
 def arrow(upper: str, lower: str) -> str:
     (x1, y1), (x2, y2) = corner(upper), corner(lower)
     shift = 60 if x2 > x1 else -60 if x2 < x1 else 0
@@ -111,7 +134,7 @@ def svg() -> str:
     missing = {*rooms()} ^ {*PLACES}
     if missing:
         raise ValueError(f"give PLACES the rooms of the package: {', '.join(sorted(missing))} differ")
-    width = 2 * MARGIN + 2 * COLUMN + WIDTH
+    width = picture_width()
     height = 2 * MARGIN + max(floor for _, floor in PLACES.values()) * FLOOR + HEIGHT
     told = "; ".join(f"{upper} imports {lower}" for upper, lower in arrows())
     parts = [
@@ -123,6 +146,7 @@ def svg() -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
         *(arrow(upper, lower) for upper, lower in arrows()),
         *(box(room) for room in rooms()),
+        strip(),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"

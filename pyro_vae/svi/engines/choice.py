@@ -37,6 +37,9 @@ ten seconds is longer than most fits."""
 MOST_BUILDS, MOST_RECORDINGS = 3, 20
 """A program that needs more changes all the time, and they take longer than they are good for."""
 
+STEPS_WORTH_FUSING = 50_000
+"""A step that inductor has fused saves some 0.2 ms, and the build takes about ten seconds."""
+
 MOST_BAD = BAD_STEPS_IN_A_ROW - 1
 """The step that may be the last is taken alone, by an engine that can say what broke."""
 
@@ -70,6 +73,8 @@ class RecordedMaker:
     optimizer: Optimizer
     max_norm: float | None
     recorder: Recorder
+    fuse: bool
+    """Whether the fit is long enough for a compiler."""
     name: str = "cuda-graph"
     most: int = MOST_RECORDINGS
     any_size: bool = True
@@ -83,6 +88,7 @@ class RecordedMaker:
             self.recorder,
             max_norm=self.max_norm,
             most_bad=MOST_BAD,
+            fuse=self.fuse,
         )
 
 
@@ -113,7 +119,8 @@ def make_engine(loop: Loop, batches: Batches, name: str, *, steps: int, flops: f
     recorded = name == "cuda-graph" or (name == "auto" and device.type == "cuda")
     if native or recorded:
         try:
-            loop.many_steps = _many_steps(loop, batches, name, None if native else CudaRecorder(device))
+            recorder = None if native else CudaRecorder(device)
+            loop.many_steps = _many_steps(loop, batches, name, recorder, steps)
         except UnsupportedError as error:
             if recorded:
                 logger.info("this fit records loss and gradients alone as a CUDA graph: %s", error)
@@ -126,7 +133,7 @@ def _engine(loop: Loop, kind: type[EagerEngine | CapturedEngine]) -> EagerEngine
     return kind(loop.objective, loop.model, loop.guide, list(loop.parameters.values()))
 
 
-def _many_steps(loop: Loop, batches: Batches, name: str, recorder: Recorder | None) -> ManySteps:
+def _many_steps(loop: Loop, batches: Batches, name: str, recorder: Recorder | None, steps: int) -> ManySteps:
     """Recorded steps or, without a recorder, native ones."""
     if loop.ranks.size > 1:
         raise UnsupportedError("its gradients are summed over processes")
@@ -136,7 +143,8 @@ def _many_steps(loop: Loop, batches: Batches, name: str, recorder: Recorder | No
     if recorder is None:
         make = NativeMaker(loop.optimizer, loop.max_norm, batches.tensors, by_name=name == "native")
     elif is_plain_fused_adam(loop.optimizer):
-        make = RecordedMaker(loop.optimizer, loop.max_norm, recorder)
+        fuse = steps >= STEPS_WORTH_FUSING
+        make = RecordedMaker(loop.optimizer, loop.max_norm, recorder, fuse)
     else:
         raise UnsupportedError(f"its optimizer {type(loop.optimizer).__name__} is not fused Adam")
     by_name = name != "auto"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.graphs.simplification import mutates
+from pyro_vae.graphs.compilation import compiled
 from pyro_vae.svi.engines.captured import CapturedEngine
 from pyro_vae.svi.engines.cuda import CudaRecorder
 from pyro_vae.svi.engines.verification import agree
@@ -38,13 +38,13 @@ class _CompiledEngine(CapturedEngine):
 
     @staticmethod
     def _checked(
-        compiled: Callable[..., Sequence[Tensor]], graph: fx.GraphModule, inputs: Sequence[Tensor]
+        made: Callable[..., Sequence[Tensor]], graph: fx.GraphModule, inputs: Sequence[Tensor]
     ) -> Callable[..., Sequence[Tensor]]:
         """The compiled step, if it has the numbers of the graph from the same random stream."""
         with torch.no_grad():
-            if not agree(lambda: graph.forward(*inputs), lambda: compiled(*inputs)):
+            if not agree(lambda: graph.forward(*inputs), lambda: made(*inputs)):
                 raise ValueError("it gives other numbers than uncompiled, from the same random stream")
-        return compiled
+        return made
 
 
 class InductorEngine(_CompiledEngine):
@@ -61,12 +61,7 @@ class InductorEngine(_CompiledEngine):
         if self.graphs:
             replay: Callable[..., Sequence[Tensor]] = graph.forward
             return replay
-        if any(mutates(node) for node in graph.graph.nodes):
-            raise NotImplementedError("it changes tensors in place, as batch norm does its statistics")
-        with torch._inductor.config.patch(fallback_random=True), torch.no_grad():
-            compiled: Callable[..., Sequence[Tensor]] = torch._inductor.compile(graph, list(inputs))
-            compiled(*inputs)  # builds what is built at the first call
-        return compiled
+        return compiled(graph, inputs)
 
 
 class CudaGraphEngine(_CompiledEngine):

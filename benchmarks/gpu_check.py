@@ -1,0 +1,124 @@
+"""The parts of ``gpu_check.sh`` that are Python: versions, README, posteriors and long fits on a GPU.
+
+python benchmarks/gpu_check.py readme cuda
+python benchmarks/gpu_check.py posterior cuda FOLDER_WITH_MNIST
+"""
+
+import argparse
+import importlib.metadata
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """How long a call takes, the device's own work included."""
+    started = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def versions() -> None:
+    for package in ("torch", "pyro-ppl", "arviz", "jax", "numpyro", "numpy"):
+        try:
+            print(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            print(package, "is not installed")
+    print("Python", sys.version.split()[0], "CUDA", torch.version.cuda)
+
+
+def readme(device: str) -> None:
+    """The README's first Python block, with the device named."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
+    code = re.sub(r"(pyro_vae\.fit\([^\n]*)\)\n", rf'\1, device="{device}")\n', code)
+    print(code)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def mnist_fit(device: str, folder: str, steps: int) -> tuple[object, torch.Tensor]:
+    import pyro_vae
+    from pyro_vae.data import binarize, load
+    from pyro_vae.models import VAE, MLPDecoder, MLPEncoder
+
+    train = torch.from_numpy(binarize(load("mnist", root=folder, part="train", likelihood="normal").x))
+    test = torch.from_numpy(binarize(load("mnist", root=folder, part="test", likelihood="normal").x))
+    model = VAE(MLPDecoder(20, [400], 784), 20, "bernoulli")
+    guide = pyro_vae.guides.AmortizedNormal(model, MLPEncoder(784, [400]), scale="softplus")
+    fitted = pyro_vae.fit(model, guide, train, steps=steps, device=device, progress=False)
+    print(f"{steps} steps of 784-400-20 by {fitted.engine}: {fitted.steps_per_second:.0f} steps/s")
+    return fitted, test
+
+
+def posterior(device: str, folder: str) -> None:
+    """``refine`` and ``diagnose`` of MNIST's test images, beside the bare products of the same size."""
+    import pyro_vae
+
+    small = device == "cpu"
+    fitted, test = mnist_fit(device, folder, 200 if small else 20_000)
+    test = test[: 200 if small else 10_000].to(device)
+    for draws in (100,) if small else (100, 1000):
+        taken = seconds(lambda d=draws: pyro_vae.diagnose(fitted.model, fitted.guide, test, draws=d), device)
+        print(f"diagnose of {len(test)} images, {draws} draws: {taken:.2f} s")
+    refine = getattr(pyro_vae, "refine", None)
+    if refine is None:
+        print("refine is not there")
+        return
+    for name in ("first", "again"):
+        taken = seconds(lambda: refine(fitted.model, fitted.guide, test), device)
+        print(f"refine of {len(test)} images, {name}: {taken:.2f} s")
+    refined = refine(fitted.model, fitted.guide, test)
+    found = pyro_vae.diagnose(fitted.model, refined, test, draws=200)
+    bad = float((found["khat"] > 0.5).mean())
+    print(f"with the refined guide: evidence {float(found['log_evidence'].mean()):.2f}, khat > 0.5 {bad:.3f}")
+
+
+def published(device: str, folder: str) -> None:
+    """Speed of the published architecture, 784-200-200-50 at batch 100."""
+    import pyro_vae
+    from evidence.experiments.published import make_pair
+    from pyro_vae.data import load
+    from pyro_vae.svi import ELBO, IWAE
+
+    train = load("mnist", root=folder, part="train", likelihood="normal").x
+    for name, objective in (("VAE", ELBO()), ("IWAE-5", IWAE(5))):
+        model, guide = make_pair("logstd", train)
+        steps = 50 if device == "cpu" else 5_000
+        binary = (torch.rand(train.shape) < torch.from_numpy(train)).float()
+        fitted = pyro_vae.fit(
+            model,
+            guide,
+            binary,
+            steps=steps,
+            batch_size=100,
+            objective=objective,
+            device=device,
+            progress=False,
+        )
+        print(f"{name}: {fitted.engine}, {fitted.steps_per_second:.0f} steps/s", flush=True)
+
+
+PARTS: dict[str, Callable[..., None]] = {
+    "versions": versions,
+    "readme": readme,
+    "posterior": posterior,
+    "published": published,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("arguments", nargs="*", metavar="DEVICE FOLDER")
+    options = parser.parse_args()
+    PARTS[options.part](*options.arguments)
+
+
+if __name__ == "__main__":
+    main()
