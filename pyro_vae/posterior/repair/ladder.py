@@ -91,21 +91,27 @@ def repair(
 ) -> xr.DataTree:
     """Posterior draws that can be believed, as cheaply as each observation allows.
 
-    Observations with a good k̂, at most 0.5, whose guide needs no weights (ESS at least 95% of the draws),
-    keep the guide's draws and cost nothing more. The others climb, each step with those only that the step
-    before left, and diagnosed by draws that no earlier decision has seen:
+    First all look around: draws from the prior, draws for other observations and the guide's own, stretched
+    away from their centre, are where a search for modes elsewhere starts. Observations with a good k̂, at
+    most 0.5, whose guide needs no weights (ESS at least 95% of the draws) and has visited every mode found,
+    keep the guide's draws. The others climb, each step with those only that the step before left, and
+    diagnosed by draws that no earlier decision has seen:
 
-    1. ``resample``: importance resampling from a multivariate Student-t on the reals that adapts itself to
-       the observation. Starting with the guide's weighted draws, its location and covariance follow those of
-       its own weighted draws, round after round (Cappé, Guillin, Marin and Robert, 2004, "Population Monte
-       Carlo"; Paananen, Piironen, Bürkner and Vehtari, 2021, "Implicitly adaptive importance sampling");
-    2. ``local``: the same, starting with the mode of this one posterior and the curvature there, which
-       gradients find from further away and in more dimensions;
-    3. ``nuts``: NUTS on the latents, whitened by the covariance found so far. Believed if R-hat is at most
-       1.01 and the effective sample size at least 100 per chain.
+    1. ``resample``: importance resampling from a mixture of multivariate Student-t's on the reals that adapts
+       itself to the observation. It starts with the guide's weighted draws and the modes found, and its
+       components follow its own weighted draws, round after round (Cappé, Douc, Guillin, Marin and Robert,
+       2008, "Adaptive importance sampling in general mixture classes"). A fifth of the last candidates come
+       from where the guide is, so that what it had visited is not lost;
+    2. ``local``: the same, starting also with the mode of this one posterior and the curvature there;
+    3. ``nuts``: NUTS on the latents, whitened by the covariance found so far, its chains started in different
+       components. Believed if R-hat is at most 1.01 and the effective sample size at least 100 per chain.
 
-    Resampled draws are believed if k̂ is at most 0.5 and at least 400 candidates (or as many as there are
-    draws, if fewer) are effective. What no step repairs keeps the draws of the last step tried and is marked.
+    Resampled draws are believed if k̂ is at most 0.5, at least 400 candidates (or as many as there are draws,
+    if fewer) are effective, and the evidence is not lower than an earlier step had shown. What no step
+    repairs keeps the draws of the last step tried and is marked.
+
+    A mode to which none of the starts leads stays unseen, and draws without it are believed: one that is
+    narrow beside the others in many dimensions, or far from all that prior, guide and other posteriors cover.
 
     Parameters
     ----------
@@ -125,8 +131,8 @@ def repair(
     xr.DataTree
         Group ``posterior`` as in :func:`~pyro_vae.posterior.tree.from_pyro_svi`; group ``repair`` over
         ``observation``: ``step``, from which the draws come; ``believable``; ``khat`` and ``ess`` of the
-        weights over (tried, observation), NaN where a step was not tried, with five candidates for each draw
-        after the guide's; ``rhat`` of NUTS; ``log_evidence`` in nats and ``log_evidence_se``, as in
+        weights over (tried, observation), NaN where a step was not tried; ``rhat`` of NUTS; ``modes``, how
+        many were found that hold 1% or more; ``log_evidence`` in nats and ``log_evidence_se``, as in
         ``diagnose`` but from the weights of the last step that had any, so far better where the guide is
         bad. Attributes ``khat_threshold`` (of ``draws``) and ``latent_dim``.
 
