@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Check",
+    "DrawnAnew",
     "GatheredEpoch",
     "LoaderBatches",
     "MappedBatches",
@@ -52,6 +53,18 @@ class Batches(Protocol):
     def epoch(self, index: int) -> Iterator[Batch]:
         """The batches of one pass; the order depends on the seed and the index alone, so a fit can be
         resumed."""
+
+
+@runtime_checkable
+class DrawnAnew(Protocol):
+    """Data of which every batch is drawn anew from fixed tensors, by operations on tensors alone."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What batches are gathered from."""
+
+    def draw(self, *batch: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """One draw of a batch that was gathered."""
 
 
 def as_tensors(
@@ -301,7 +314,9 @@ def as_batches(
     """
     if isinstance(data, DataLoader):
         return LoaderBatches(data, device, dtype, seed, floats, check)
-    if isinstance(data, Dataset):
+    if isinstance(data, DrawnAnew):
+        data, check = data.tensors, None  # what is drawn is looked at by nobody, and it is not these
+    elif isinstance(data, Dataset):
         _require_length(data)
         return LoaderBatches(DataLoader(data, batch_size, shuffle=True), device, dtype, seed, floats, check)
     rows = as_rows(data, device=device, dtype=dtype, floats=floats)

@@ -24,7 +24,13 @@ from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sampl
 __all__ = ["as_parts", "prepare", "select"]
 
 
-def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
+def prepare(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+) -> Pair:
     """Make a pair ready: copies in evaluation mode and float64, and the fastest right way to run them.
 
     Integers are tried as they are, and then as floating point.
@@ -38,6 +44,13 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
       the first way, because a network may broadcast wrongly without an error;
     - ``broadcast`` with all observations at once, for guides with parameters of their own for each
       observation (Pyro's autoguides).
+
+    Parameters
+    ----------
+    model, guide, data
+        As in :func:`~pyro_vae.posterior.importance.log_weights`.
+    dtypes
+        To try in this order with two modules; None is their own.
 
     Raises
     ------
@@ -54,7 +67,7 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
     errors: list[Exception] = []
     whole = [i for i, part in enumerate(parts) if not is_floating(part)]
     for floats in subsets(whole):
-        pair = _prepared(model, guide, data, floats, errors)
+        pair = _prepared(model, guide, data, dtypes, floats, errors)
         if pair is not None:
             return pair
         if any(isinstance(error, PairError) for error in errors):
@@ -74,11 +87,12 @@ def _prepared(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     data: Any,
+    dtypes: Sequence[torch.dtype | None],
     floats: Collection[int],
     errors: list[Exception],
 ) -> Pair | None:
     """The pair with the integers of some parts as floating point, if it runs on them."""
-    for candidate in _copies(model, guide, data, floats):
+    for candidate in _copies(model, guide, data, dtypes, floats):
         two = slice(0, min(2, candidate.observations))
         rows = _attempt(replace(candidate, layout="rows"), two, errors)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
@@ -120,16 +134,20 @@ def _agree(a: Block, b: Block) -> bool:
 
 
 def _copies(
-    model: Callable[..., Any], guide: Callable[..., Any], data: Any, floats: Collection[int]
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    dtypes: Sequence[torch.dtype | None],
+    floats: Collection[int],
 ) -> Iterator[Pair]:
-    """The pair in float64 if both programs are modules, then in the dtype that it has."""
+    """The pair in each dtype if both programs are modules, else in the one that it has."""
     store = pyro.get_param_store().get_state()
     modules = [module for module in (owner(model), owner(guide)) if module is not None]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     own = floating[0] if floating else torch.get_default_dtype()
     device = tensors[0].device if tensors else _device(data)
-    for dtype in (torch.float64, None) if len(modules) == 2 else (None,):
+    for dtype in dtypes if len(modules) == 2 else (None,):
         shared: dict[int, Any] = {}
         programs = [_evaluation_copy(program, dtype, shared) for program in (model, guide)]
         states = [_state(store, owner(program), dtype) for program in programs]

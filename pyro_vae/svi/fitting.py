@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.arguments import check_numbers, check_programs
-from pyro_vae.batches.batches import Batches, as_batches, as_tensors
+from pyro_vae.batches.batches import Batches, DrawnAnew, as_batches, as_tensors
 from pyro_vae.batches.shares import share_of
 from pyro_vae.devices import resolve_device
 from pyro_vae.guides.heads import raw_parameters
@@ -30,6 +30,7 @@ from pyro_vae.svi.engines.choice import check_engine, make_engine
 from pyro_vae.svi.engines.threads import threads_for
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
+from pyro_vae.svi.objectives.augmented import Augmented
 from pyro_vae.svi.objectives.elbo import ELBO, Objective
 from pyro_vae.svi.parallel.launch import local_device
 from pyro_vae.svi.parallel.ranks import joined
@@ -186,6 +187,8 @@ def fit(
         patience=patience,
         max_norm=max_norm,
     )
+    if isinstance(data, DrawnAnew):
+        objective = Augmented(objective, data.draw)
     if patience is not None and validation is None:
         raise ValueError(
             f"patience is {patience}, but there is no validation data to be patient about; give validation="
@@ -233,7 +236,8 @@ def fit(
     ):
         share = share_of(batches, ranks.rank, ranks.size)
         first = share.first()
-        count, flops = set_up(model, guide, first)
+        drawn = objective.batch(first) if isinstance(objective, Augmented) else first
+        count, flops = set_up(model, guide, drawn)
         if held_out is not None:
             with torch.no_grad():
                 run_once(model, guide, held_out, "validation")

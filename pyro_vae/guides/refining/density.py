@@ -142,7 +142,7 @@ class LocalDensity:
         try:
             natural = self._by_pyro(free, None, gradient=False)[0]
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            if str(error).startswith(("the model draws", "latent '", "site '")):
+            if str(error).startswith(("the model ", "latent '", "site '")):
                 raise
             reason = str(error).strip().split("\n")[0].rstrip(".")
             raise ValueError(

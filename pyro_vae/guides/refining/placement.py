@@ -80,6 +80,11 @@ def log_joint(
         If the model draws a latent that has no coordinates here, or the plate has other rows.
     """
     trace, placement = placed_trace(model, free, args, kwargs)
+    if not any(site["type"] == "sample" and site["is_observed"] for site in trace.nodes.values()):
+        raise ValueError(
+            "the model observes nothing, so its latents have no posterior; give the whole model, not the part "
+            "of it that poutine.block leaves to a guide"
+        )
     total: Any = sum(placement.log_jacobian.values())
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
