@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Fit": "pyro_vae.svi",
+    "SVI": "pyro_vae.svi",
     "Study": "pyro_vae.study",
     "StudyConfig": "pyro_vae.study",
     "active_units": "pyro_vae.posterior",
@@ -38,6 +39,7 @@ _MODULES = {
     "svi": "pyro_vae.svi",
 }
 __all__ = [
+    "SVI",
     "Fit",
     "Study",
     "StudyConfig",
@@ -81,7 +83,7 @@ if TYPE_CHECKING:
         repair,
     )
     from pyro_vae.study import Study, StudyConfig, resume_study, run_study
-    from pyro_vae.svi import Fit, fit, sweep
+    from pyro_vae.svi import SVI, Fit, fit, sweep
 
 
 def __getattr__(name: str) -> Any:
