@@ -69,7 +69,7 @@ class NativeSteps:
     UnsupportedError
         If the graph or the optimizer is not of these, by the name of what is not known.
     BuildError
-        If there is no C++ compiler or it fails.
+        If there is no C++ compiler, it fails, or what it makes is not such a library.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class NativeSteps:
         self.generator = torch.default_generator if generator is None else generator
         source = emit(self.program)
         self.key = key_of(source)
-        self._library = load(source)
+        self._library = load(source, "run", "arena_size", "packing_size", "squares_size")
         self._library.run.restype = ctypes.c_int64
         self._arena = torch.zeros(self._size("arena_size"), dtype=self.program.dtype)
         self._packing = torch.zeros(choices[-1] * self._size("packing_size"), dtype=self.program.dtype)
