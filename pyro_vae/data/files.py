@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_vae.arguments import brief, cut
+from pyro_vae.arrays import lost_columns
 from pyro_vae.data.arrays import read_npy, read_npz
 from pyro_vae.data.dataset import STANDARDIZED, DataSet, FloatArray
-from pyro_vae.data.precision import lost_columns
 from pyro_vae.data.tables import read_csv, read_parquet, table_of_numbers
 
 SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
