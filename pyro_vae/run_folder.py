@@ -16,7 +16,7 @@
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -143,7 +143,8 @@ class RunFolder:
         """Remove what killed processes have left behind."""
         for path in self.root.rglob(".*"):
             if _is_passing(path.name) and path != self.root / LOCK:
-                path.unlink(missing_ok=True)
+                with suppress(IsADirectoryError, PermissionError):
+                    path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove everything but the record, and make the places anew."""
@@ -169,9 +170,11 @@ def read_run_record(path: Path, *, strict: bool = True) -> dict[str, Any]:
     unknown = sorted(content.keys() - _ENTRIES)
     if unknown:
         raise ValueError(f"{path} has an entry {unknown[0]!r}, which no run has; it is damaged or foreign")
-    for part in ("config", "result", "files"):
-        if not isinstance(content.get(part, {} if part == "files" else None), dict):
+    for part in ("config", "result", "files", "versions", "read"):
+        if not isinstance(content.get(part, None if part in ("config", "result") else {}), dict):
             raise ValueError(f"{path} has no {part!r}; it is damaged or foreign")
+    if not isinstance(content.get("device", ""), str):
+        raise ValueError(f"{path} has a device that is no text; it is damaged or foreign")
     return content
 
 

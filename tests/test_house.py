@@ -12,9 +12,10 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"arguments", "devices", "progress"}
+GROUND = {"arguments", "arrays", "devices", "progress"}
 MAY_KNOW: dict[str, set[str]] = {
     "arguments": set(),
+    "arrays": set(),
     "devices": set(),
     "progress": set(),
     "graphs": set(),
@@ -26,7 +27,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "data": {*GROUND, "models"},
     "svi": {*GROUND, *["storage", "graphs", "guides", "models", "batches", "pairs"]},
     "posterior": {*GROUND, *["graphs", "guides", "models", "batches", "pairs"]},
-    "report": {*GROUND, "guides", "models", "pairs", "svi", "posterior"},
+    "report": {*GROUND, "storage", "guides", "models", "pairs", "svi", "posterior"},
     "run_folder": {"storage"},
     "study": {
         *GROUND,

@@ -24,10 +24,21 @@ from torch import Tensor
 
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
+from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import isolated
 from pyro_vae.progress import progress_bar
 
-__all__ = ["CHUNK", "Block", "Layout", "Pair", "PairError", "StoreState", "coordinate_names", "sample_sites"]
+__all__ = [
+    "CHUNK",
+    "Block",
+    "Layout",
+    "Pair",
+    "PairError",
+    "StoreState",
+    "coordinate_names",
+    "drawn_sites",
+    "sample_sites",
+]
 
 CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
@@ -166,7 +177,19 @@ class Pair:
 
     def run_guide(self, args: tuple[Tensor, ...], count: int) -> Any:
         """The guide's trace of ``count`` draws for each observation in ``args``."""
-        return self._run(self.guide, self.guide_state, args, count)
+        guide = self.guide
+        if isinstance(guide, LocalGuide) and self.layout == "rows":
+            guide = self._with_parameters_once(guide, args, count)
+        return self._run(guide, self.guide_state, args, count)
+
+    def _with_parameters_once(
+        self, guide: LocalGuide, args: tuple[Tensor, ...], count: int
+    ) -> Callable[..., Any]:
+        """The guide on repeated observations, with parameters that are computed once for each of them."""
+        with pyro.get_param_store().scope(self.guide_state), making_tensors_on(args[0].device):
+            parameters = guide.local_parameters(*args)
+        repeated = {k: v.repeat(count, *[1] * (v.dim() - 1)) for k, v in parameters.items()}
+        return lambda *many: guide.sample_sites(repeated, *many)
 
     def run_model(
         self,
@@ -203,7 +226,7 @@ class Pair:
 
     def _read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
         rows, count = observations.stop - observations.start, draws.stop - draws.start
-        guide_sites, model_sites = sample_sites(guide_trace), sample_sites(model_trace)
+        guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
         latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
         observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
         _check_sites(guide_sites, latents)
@@ -295,6 +318,12 @@ def sample_sites(trace: Any) -> dict[str, Any]:
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
     }
+
+
+def drawn_sites(trace: Any) -> dict[str, Any]:
+    """The sites that a guide draws. What it observes or adds by ``pyro.factor``, as losses of a classifier
+    are written, is no part of log q."""
+    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
 def _check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:

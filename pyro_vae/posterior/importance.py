@@ -6,26 +6,29 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from pyro_vae.batches.batches import epoch_seed
 from pyro_vae.batches.streams import is_stream, stream
+from pyro_vae.guides.refining.density import CHUNK as ROWS
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Block, Pair
+from pyro_vae.posterior.evidence import evidence_columns
+from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.refinement import refine_rows
+from pyro_vae.progress import progress_bar
 
-__all__ = ["diagnose", "khat_threshold", "log_weights", "pareto_khat"]
+__all__ = ["diagnose", "diagnose_pair", "log_weights"]
 
 Array = NDArray[np.float64]
 
 FEWEST_DRAWS = 30
 """Below this no Pareto tail can be fitted."""
 FEWEST_ADVICE = " for a Pareto tail, and 1000 is a good number"
-
-EQUAL = 1e-4
-"""Nats. Log weights of a tail that lie closer together are equal: in float32 this is their rounding error."""
 
 
 def log_weights(
@@ -102,6 +105,7 @@ def diagnose(
     draws: int = 1000,
     seed: int = 0,
     *,
+    refined: bool = False,
     chunk: int = CHUNK,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -112,6 +116,10 @@ def diagnose(
     model, guide, data, draws, seed, chunk, progress
         As in :func:`log_weights`; data may also be a ``Dataset`` or a ``DataLoader``, which is read in order,
         batch by batch.
+    refined
+        Whether to refine the guide's Normal of each observation first (:func:`pyro_vae.refine`), and to draw
+        around it from a Student-t with wide tails, with rounds of two to four times as many draws for those
+        observations that need them. The evidence is then that of the model alone, whatever the guide.
 
     Returns
     -------
@@ -122,12 +130,19 @@ def diagnose(
           draws: E_q log p(x|z) and E_q [log q(z|x) − log p(z)];
         - ``log_evidence``: log of the mean weight, unsmoothed, because Pareto smoothing truncates and so
           biases it low;
-        - ``log_evidence_se``: its standard error by the delta method, √((S Σw̄² − 1) / (S − 1)) for
-          normalized weights w̄. It is itself unreliable where k̂ is above the threshold;
+        - ``log_evidence_se``: its standard error, by the delta method and with what the tail of the weights
+          may lack: 95% intervals cover 90–97% where it is finite. +inf where no honest number exists: k̂ above
+          the threshold or too near it for so few draws, or fewer than 25 effective draws;
         - ``khat``: the Pareto shape of the largest weights (Vehtari, Simpson, Gelman, Yao and Gabry, 2024,
-          "Pareto smoothed importance sampling"). −inf where all weights are equal (an exact guide), +inf
-          where a weight is not a number or too few are finite;
-        - ``ess``: effective number of importance draws, 1 / Σw̄².
+          "Pareto smoothed importance sampling"). −inf, no alarm, where the largest weights are equal up to
+          0.05 nats (an exact guide) or tied and drawn often; +inf, an alarm, where the weights cannot be
+          judged: one is not a number, one carries more than half of the sum, too few are finite or different;
+        - ``ess``: effective number of importance draws, 1 / Σw̄² for normalized weights w̄. Believe the
+          evidence where k̂ is at most the threshold *and* 25 draws are effective.
+
+        With ``refined`` the ELBO, KL and reconstruction are those of the refined Normals, k̂, ESS and evidence
+        those of the last round; and there are ``rounds``, how many that was, ``elbo_guide``, the ELBO of the
+        guide's own Normal (by the cubature rule), and ``converged``.
 
         Attributes: ``draws`` (S), ``seed``, ``latent_dim``, and ``khat_threshold``, min(1 − 1/log10 S, 0.7).
         k̂ is biased upward as the latent dimension grows, so compare it between guides of one dimension.
@@ -155,10 +170,14 @@ def diagnose(
     0.667
     """
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
+    of_pair, dtypes = (diagnose_refined, (None,)) if refined else (diagnose_pair, (torch.float64, None))
     if not is_stream(data):
-        return diagnose_pair(prepare(model, guide, data), draws, seed, chunk, progress=progress)
+        pair = prepare(model, guide, data, dtypes=dtypes)
+        return of_pair(pair, draws, seed, chunk, progress=progress)
     parts = [
-        diagnose_pair(prepare(model, guide, batch), draws, epoch_seed(seed, i), chunk, progress=progress)
+        of_pair(
+            prepare(model, guide, batch, dtypes=dtypes), draws, epoch_seed(seed, i), chunk, progress=progress
+        )
         for i, batch in enumerate(stream(data))
     ]
     whole = xr.concat(parts, "observation", combine_attrs="override")
@@ -179,55 +198,19 @@ def diagnose_pair(
     return xr.Dataset(columns, {"observation": np.arange(pair.observations)}, attrs)
 
 
-def khat_threshold(draws: int) -> float:
-    """The k̂ above which S draws are too few to believe the weights: min(1 − 1/log10 S, 0.7).
-
-    >>> khat_threshold(10_000)
-    0.7
-    """
-    return float(min(1 - 1 / np.log10(draws), 0.7))
-
-
-def pareto_khat(log_weight: Array) -> Array:
-    """k̂ for each row of log weights, of shape (observations, draws).
-
-    >>> pareto_khat(np.zeros((1, 100)))
-    array([-inf])
-    """
-    return pareto_smooth(log_weight)[1]
-
-
-def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
-    """Normalized log weights with the largest ones smoothed, and k̂, for each row (observations, draws).
-
-    The cases that a Pareto fit cannot answer are answered here: equal weights are −inf (nothing to fit, the
-    guide is exact), weights that are not numbers are +inf, and so is a tail that reaches down to weights of
-    zero.
-    """
-    from arviz_stats import base
-
-    array_stats: Any = base.array_stats  # type: ignore[attr-defined]
-    n, draws = log_weight.shape
-    tail = int(3 * np.sqrt(draws)) if draws > 225 else draws // 5
-    ordered = np.sort(log_weight, axis=1)
-    cutoff, largest = ordered[:, draws - tail - 1], ordered[:, -1]
-    usable = np.isfinite(cutoff) & np.isfinite(largest) & ~np.isnan(log_weight).any(axis=1)
-    flat = np.zeros(n, dtype=bool)
-    flat[usable] = largest[usable] - cutoff[usable] < EQUAL
-    khat = np.full(n, np.inf)
-    khat[flat] = -np.inf
-    fit = usable & ~flat
-    with np.errstate(all="ignore"):  # what is not finite or tied ends as k̂ = inf, not as a warning
-        normalized = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
-        smooth = normalized.copy()
-        if fit.any():
-            # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides look
-            # perfect
-            smooth[fit], khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
-    broken = np.isnan(smooth).any(axis=1)  # a tail of ties has no Pareto fit
-    smooth[broken] = normalized[broken]
-    khat[np.isnan(khat)] = np.inf  # NaN would count as good: it is not above any threshold
-    return smooth, khat
+def diagnose_refined(
+    pair: Pair, draws: int, seed: int, chunk: int = CHUNK, *, progress: bool = False
+) -> xr.Dataset:
+    """:func:`diagnose` of refined Normals, for a pair that is ready in its own dtype."""
+    parts, latent_dim = [], 0
+    with progress_bar(pair.observations, "refined evidence", enabled=progress) as show:
+        for rows in refine_rows(pair, seed=seed, chunk=min(chunk, ROWS)):
+            parts.append(evidence_columns(pair, rows, draws, seed))
+            latent_dim = rows.latent_dim
+            show(rows.observations.stop, "")
+    columns = {name: ("observation", np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    attrs = {"draws": draws, "seed": seed, "latent_dim": latent_dim, "khat_threshold": khat_threshold(draws)}
+    return xr.Dataset(columns, {"observation": np.arange(pair.observations)}, attrs | {"refined": 1})
 
 
 def _complete(
@@ -244,16 +227,13 @@ def _complete(
 
 
 def _summary(weights: Array, kl: Array) -> dict[str, Array]:
-    draws = weights.shape[1]
-    total = logsumexp(weights, axis=1)
-    squares = np.exp(logsumexp(2 * weights, axis=1) - 2 * total)
-    elbo, mean_kl = weights.mean(axis=1), kl.mean(axis=1)
+    elbo, mean_kl, khat = weights.mean(axis=1), kl.mean(axis=1), pareto_khat(weights)
     return {
         "elbo": elbo,
-        "log_evidence": total - np.log(draws),
-        "log_evidence_se": np.sqrt(np.maximum(draws * squares - 1, 0) / (draws - 1)),
-        "khat": pareto_khat(weights),
-        "ess": 1 / squares,
+        "log_evidence": logsumexp(weights, axis=1) - np.log(weights.shape[1]),
+        "log_evidence_se": evidence_error(weights, khat),
+        "khat": khat,
+        "ess": effective_draws(weights),
         "kl": mean_kl,
         "reconstruction": elbo + mean_kl,
     }

@@ -57,8 +57,8 @@ def render_page(
         command=command,
         config={name: _told(value) for name, value in config.items() if value is not None},
         reading=_account(record.get("read") or {}),
-        device=record["device"],
-        versions=record["versions"],
+        device=record.get("device", "a device that is not known"),
+        versions=record.get("versions", {}),
         failures=list(findings.failures.values()),
     )
 

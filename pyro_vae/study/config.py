@@ -14,6 +14,7 @@ from pyro_vae.guides import scales
 from pyro_vae.guides.heads import raw_value
 from pyro_vae.run_folder import read_run_record
 from pyro_vae.storage.records import LONGEST, read_bytes
+from pyro_vae.study.costs import check_counts, check_weights
 
 __all__ = ["StudyConfig", "read_config"]
 
@@ -121,6 +122,8 @@ class StudyConfig:
             raw_value(scales.get(name), self.init_scale)  # raises here, not in the first fit
         if not _is_number(self.held_out) or not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out!r}; give a share between 0 and 1, such as 0.2")
+        check_counts(self.seeds, len(self.scales), self.draws)
+        check_weights(self.hidden, self.latent_dim)
 
     def _check_scales(self) -> None:
         if not isinstance(self.scales, tuple) or not all(isinstance(name, str) for name in self.scales):
@@ -216,4 +219,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and float(value) == value
+    except OverflowError:
+        return False

@@ -214,6 +214,9 @@ def diagnose_again(
 ) -> Study:
     """Diagnose the fits of a finished run once more, and write diagnostics, comparison and report anew.
 
+    Until everything is measured the run stays what it was: whoever interrupts it has the old diagnosis, and
+    may ask for another.
+
     Parameters
     ----------
     study
@@ -237,8 +240,6 @@ def diagnose_again(
         record = folder.read_record()
         material = prepare(config, device=str(record["device"]))
         _check_data(material, record, folder)
-        _note(material, folder, "diagnosing")
-        folder.report.unlink(missing_ok=True)
         return _examine_and_write(material, folder, study.findings.guides, study.failures, progress)
 
 
@@ -247,7 +248,13 @@ def report_again(study: Study) -> Path:
     require_study(study)
     folder = RunFolder(study.folder)
     with writing(folder):
-        return _draw_report(study, folder)
+        try:
+            return _draw_report(study, folder)
+        except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(
+                f"the run in {folder.root} cannot be drawn ({error!r:.80}); its files do not fit together: "
+                "it is damaged or foreign"
+            ) from error
 
 
 def _draw_report(study: Study, folder: RunFolder) -> Path:
@@ -289,8 +296,17 @@ def _says_how_to_go_on(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, OSError) as error:
-        error.add_note(f"`pyro-vae resume {shlex.quote(str(folder.root))}` goes on with it")
+        untouched = f"the run in {folder.root} is as it was"
+        resumable = f"`pyro-vae resume {shlex.quote(str(folder.root))}` goes on with it"
+        error.add_note(untouched if _is_whole(folder) else resumable)
         raise
+
+
+def _is_whole(folder: RunFolder) -> bool:
+    try:
+        return folder.report.is_file() and folder.read_record()["result"].get("status") == "done"
+    except (OSError, ValueError):
+        return False
 
 
 def _carry_out(material: Material, folder: RunFolder, options: _Options) -> Study:
@@ -315,6 +331,8 @@ def _examine_and_write(
     parts = Parts(folder.parts, {"draws": config.draws, "gap_observations": config.gap_observations})
     findings = examine(material, folder, guides, failures, parts, progress=progress)
     study = Study(config, folder.root, findings)
+    _note(material, folder, "diagnosing")  # from here on `resume` ends it, with the parts that are measured
+    folder.report.unlink(missing_ok=True)
     files = write_findings(folder, findings)
     result = {
         "status": "done",

@@ -14,14 +14,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.arguments import check_numbers, check_programs
-from pyro_vae.batches.batches import Batches, as_batches, as_tensors
+from pyro_vae.batches.batches import Batches, DrawnAnew, as_batches, as_tensors
 from pyro_vae.batches.shares import share_of
 from pyro_vae.devices import resolve_device
 from pyro_vae.guides.heads import raw_parameters
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, owner, training_mode
+from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
 from pyro_vae.pairs.parameters import bound, trainable_parameters
 from pyro_vae.pairs.placement import placed
-from pyro_vae.pairs.running import check_support, float_dtype, run_once, set_up
+from pyro_vae.pairs.running import check_support, float_dtype, run_once, set_up, support_check
 from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_choices, check_optimizer, check_schedule
 from pyro_vae.svi.engines.captured import EagerEngine
@@ -29,6 +30,7 @@ from pyro_vae.svi.engines.choice import check_engine, make_engine
 from pyro_vae.svi.engines.threads import threads_for
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
+from pyro_vae.svi.objectives.augmented import Augmented
 from pyro_vae.svi.objectives.elbo import ELBO, Objective
 from pyro_vae.svi.parallel.launch import local_device
 from pyro_vae.svi.parallel.ranks import joined
@@ -75,10 +77,11 @@ def fit(
     model, guide
         The pair; modules are trained in place and moved to the device.
     data
-        A tensor or array (observation first), a tuple of them (passed as positional arguments), a ``Dataset``
-        or a ``DataLoader``. Tensors are kept on the device; a memory-mapped array (``numpy.load(path,
-        mmap_mode="r")``) stays in its file and is read batch by batch. Floating point is cast to the dtype of
-        the parameters.
+        A tensor, an array, a data frame or another array-like (observation first; a list of arrays has one
+        for each), a tuple of them (passed as positional arguments), a ``Dataset`` or a ``DataLoader``.
+        Tensors are kept on the device; a memory-mapped array (``numpy.load(path, mmap_mode="r")``) stays in
+        its file and is read batch by batch. Floating point is cast to the dtype of the parameters, and so are
+        integers that the pair does not take as they are.
     epochs, steps
         How long: passes over the data, or optimizer steps; 100 epochs if neither is given, the earlier end if
         both are.
@@ -113,7 +116,7 @@ def fit(
         is compared with Pyro when it is built, when a plain attribute of the modules has changed, and every
         250 steps (whole steps: 2,000).
     validation
-        Held-out data in the form of ``data`` (no loaders); its loss is evaluated after every epoch with the
+        Held-out data in the form of ``data``; its loss is evaluated after every epoch with the
         same noise.
     patience
         Stop when the validation loss has not improved for so many epochs, and go back to the best parameters.
@@ -184,6 +187,8 @@ def fit(
         patience=patience,
         max_norm=max_norm,
     )
+    if isinstance(data, DrawnAnew):
+        objective = Augmented(objective, data.draw)
     if patience is not None and validation is None:
         raise ValueError(
             f"patience is {patience}, but there is no validation data to be patient about; give validation="
@@ -194,8 +199,17 @@ def fit(
     check_engine(engine, resolved)
     dtype = float_dtype(model, guide)
 
+    check = support_check(model)
+
     def batches_on(device: torch.device) -> Batches:
-        return as_batches(data, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
+        return as_batches(
+            data, batch_size=batch_size, seed=seed, device=device, dtype=dtype, floats=meant, check=check
+        )
+
+    meant: Sequence[int] = []
+    if may_hold_integers(data):
+        first = batches_on(torch.device("cpu")).first()
+        meant = meant_as_floats(model, guide, first, dtype, seed=seed)
 
     optional = device == "auto" and engine != "cuda-graph" and not distributed
     resolved, batches = placed(
@@ -210,9 +224,8 @@ def fit(
     held_out = (
         None
         if validation is None
-        else as_tensors(validation, device=resolved, dtype=dtype, name="validation")
+        else as_tensors(validation, device=resolved, dtype=dtype, name="validation", floats=meant)
     )
-    check_support(model, data, "data")
     check_support(model, validation, "validation")
     state = empty_store()
     with (
@@ -223,7 +236,8 @@ def fit(
     ):
         share = share_of(batches, ranks.rank, ranks.size)
         first = share.first()
-        count, flops = set_up(model, guide, first)
+        drawn = objective.batch(first) if isinstance(objective, Augmented) else first
+        count, flops = set_up(model, guide, drawn)
         if held_out is not None:
             with torch.no_grad():
                 run_once(model, guide, held_out, "validation")

@@ -13,6 +13,7 @@ from pyro_vae.arguments import check_programs
 from pyro_vae.batches.batches import ArrayBatches, Batch, as_tensors
 from pyro_vae.devices import forked_streams
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, untouched_buffers
+from pyro_vae.pairs.numbers import meant_as_floats
 from pyro_vae.pairs.parameters import bound, trainable_parameters
 from pyro_vae.pairs.running import check_support, float_dtype, run_once, set_up
 from pyro_vae.svi.engines.gradients import capture_step, gradient_step
@@ -87,7 +88,11 @@ def make_members(make_pair: MakePair, seeds: Sequence[int], data: Any, batch_siz
     for seed in seeds:
         model, guide = seeded_pair(make_pair, seed)
         if not members:
-            tensors = as_tensors(data, device=torch.device("cpu"), dtype=float_dtype(model, guide))
+            on, dtype = torch.device("cpu"), float_dtype(model, guide)
+            whole = as_tensors(data, device=on, dtype=dtype)
+            some = tuple(tensor[:batch_size] for tensor in whole)
+            floats = meant_as_floats(model, guide, some, dtype, seed=seed)
+            tensors = tuple(t.to(dtype) if i in floats else t for i, t in enumerate(whole))
             check_support(model, data, "data")
         batches = ArrayBatches(tensors, batch_size, seed)
         members.append(Member(seed, model, guide, batches, torch.Generator().manual_seed(seed)))

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.arguments import check_numbers, parameters_of
+from pyro_vae.arrays import is_mapped
 from pyro_vae.batches.batches import Batch
-from pyro_vae.batches.files import is_mapped
 from pyro_vae.devices import resolve_device
 from pyro_vae.pairs.isolation import training_mode
 from pyro_vae.svi.arguments import check_choices

@@ -9,14 +9,13 @@ import torch
 from pyro_vae.models import PPCA
 from pyro_vae.posterior import from_pyro_svi, reference
 from pyro_vae.posterior.reference import posterior_error, reference_posterior
-from tests import seeds
 from tests.posterior.gaussians import GaussianGuide, dense, diagonal, observations
 
 pytestmark = pytest.mark.arviz
 
 
 def ppca():
-    weight = torch.randn(5, 2, generator=seeds.generator(0))
+    weight = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     return PPCA(weight, torch.ones(5), 0.7)
 
 

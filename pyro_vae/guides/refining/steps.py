@@ -34,6 +34,9 @@ SMALLEST_CURVATURE, LARGEST_CURVATURE = 1 / 16, 1e4
 FIRST_REGION, LARGEST_REGION = 3.0, 1e3
 """How long a step may be, in standard deviations of q."""
 
+POINTS = 65_536
+"""How many an iteration looks at."""
+
 GROWTH, SHRINKAGE = 2.0, 0.25
 
 SLACK = 1e-3
@@ -168,6 +171,8 @@ class _NewtonSteps(NamedTuple):
 def refined_normals(density: LocalDensity, start: Normals, *, steps: int, stop: float) -> Refinement:
     """Refine a Normal for each observation of ``density``, full or diagonal as the start is.
 
+    Observations go a few thousand points at a time, which bounds the memory.
+
     Parameters
     ----------
     density
@@ -184,6 +189,15 @@ def refined_normals(density: LocalDensity, start: Normals, *, steps: int, stop: 
     Refinement
         By the cubature rule its ELBO is nowhere below that of the start.
     """
+    n, size = start.loc.shape
+    every = torch.arange(n, device=start.loc.device).split(max(1, POINTS // (2 * size)))
+    parts = [_refined(density, rows, start.rows(rows), steps, stop) for rows in every]
+    normals = Normals.joined([part.normals for part in parts])
+    return Refinement(normals, *(torch.cat(columns) for columns in zip(*(p[1:] for p in parts), strict=True)))
+
+
+def _refined(density: LocalDensity, rows: Tensor, start: Normals, steps: int, stop: float) -> Refinement:
+    """Of some observations."""
     points = _cubature(start.loc)
     best, region = start, start.loc.new_full(start.loc.shape[:1], FIRST_REGION)
     elbo = elbo_before = torch.full_like(region, -math.inf)
@@ -192,7 +206,7 @@ def refined_normals(density: LocalDensity, start: Normals, *, steps: int, stop: 
     left, tried = torch.arange(len(region), device=region.device), start
     last: list[tuple[Tensor, Normals]] = []
     for step in range(steps):
-        height, gradient = density.with_gradient(tried.at(points), left)
+        height, gradient = density.with_gradient(tried.at(points), rows[left])
         white, now = tried.whitened(gradient), _elbo(height, tried)
         good = (now > elbo[left] - SLACK) & (white.abs() < STEEPEST).all(-1).all(0)
         if step == 0:
@@ -212,8 +226,8 @@ def refined_normals(density: LocalDensity, start: Normals, *, steps: int, stop: 
         if len(left) == 0:
             break
     last.append((left, tried))
-    index, tried = torch.cat([rows for rows, _ in last]), Normals.joined([normals for _, normals in last])
-    now = _elbo(density(tried.at(points), index), tried)
+    index, tried = torch.cat([which for which, _ in last]), Normals.joined([normals for _, normals in last])
+    now = _elbo(density(tried.at(points), rows[index]), tried)
     good = now > elbo[index]
     best, elbo = best.replaced(index[good], tried.rows(good)), elbo.index_copy(0, index[good], now[good])
     # Slack adds up: the last word is the comparison with the start.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_vae.batches.batches import Batch
 from pyro_vae.svi.engines.steps import Steps
-from pyro_vae.svi.engines.updates import adam_states
+from pyro_vae.svi.engines.updates import adam_states, total_norm
 from pyro_vae.svi.engines.verification import close
 
 __all__ = ["as_it_was", "gives"]
@@ -42,7 +42,7 @@ def gives(steps: Steps, data: Sequence[Tensor], wanted: Callable[[Tensor, Batch]
         steps.generator.set_state(stream)
         terms = steps.run(data, index[None], weight[None], torch.zeros(1, len(groups)))
         if bool(terms.bad[0]):
-            return not all(bool(torch.isfinite(x).all()) for x in (loss, *gradients))
+            return not all(bool(torch.isfinite(x)) for x in (loss, total_norm(gradients)))
         clip = min(1.0, steps.max_norm / max(float(terms.grad_norm[0]), 1e-300))
         first = _first_moments(steps, torch._foreach_mul(gradients, clip))
         pairs = zip([terms.loss[0].to(device), *moments], [loss, *first], strict=True)

@@ -69,7 +69,7 @@ class NativeSteps:
     UnsupportedError
         If the graph or the optimizer is not of these, by the name of what is not known.
     BuildError
-        If there is no C++ compiler or it fails.
+        If there is no C++ compiler, it fails, or what it makes is not such a library.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class NativeSteps:
         self.generator = torch.default_generator if generator is None else generator
         source = emit(self.program)
         self.key = key_of(source)
-        self._library = load(source)
+        self._library = load(source, "run", "arena_size", "packing_size", "squares_size")
         self._library.run.restype = ctypes.c_int64
         self._arena = torch.zeros(self._size("arena_size"), dtype=self.program.dtype)
         self._packing = torch.zeros(choices[-1] * self._size("packing_size"), dtype=self.program.dtype)
@@ -236,13 +236,15 @@ class NativeSteps:
         torch fills 16 normal numbers at a time, so one draw equals many small ones only where every small one
         is a multiple of that.
         """
-        sizes = [buffer.size for buffer in self.program.noise]
+        parts = self.program.noise
+        sizes = [part.size for part in parts]
         noise = torch.empty(steps, sum(sizes), dtype=self.program.dtype)
-        if all(size % 16 == 0 for size in sizes):
+        if all(part.kind == "normal" and part.size % 16 == 0 for part in parts):
             return noise.normal_(generator=self.generator)
         for row in noise:
-            for part in row.split(sizes):
-                part.normal_(generator=self.generator)
+            for part, numbers in zip(parts, row.split(sizes), strict=True):
+                fill = numbers.normal_ if part.kind == "normal" else numbers.uniform_
+                fill(generator=self.generator)
         return noise
 
 
