@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.svi.engines.native.cache import BUILDING, cache_folder, mark_used, prune
+from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = ["BuildError", "has_compiler", "key_of", "load"]
+__all__ = ["has_compiler", "key_of", "load"]
 
 TIMEOUT = 120.0
 """Seconds; such a source takes one to ten."""
-
-
-class BuildError(Exception):
-    """There is no compiler, or it failed; the message says which."""
 
 
 def load(source: str) -> Any:
@@ -35,7 +32,7 @@ def load(source: str) -> Any:
 
     Raises
     ------
-    BuildError
+    CannotError
         If there is no C++ compiler, or it fails, or what it has built cannot be kept and loaded.
     """
     key, folder = key_of(source), cache_folder()
@@ -46,7 +43,7 @@ def load(source: str) -> Any:
     try:
         library = _built(source, key, folder)
     except OSError as error:
-        raise BuildError(f"a build cannot be kept and loaded in {folder}: {error}") from error
+        raise CannotError(f"a build cannot be kept and loaded in {folder}: {error}") from error
     prune(folder)
     return library
 
@@ -75,7 +72,7 @@ def key_of(source: str) -> str:
 
     Raises
     ------
-    BuildError
+    CannotError
         If there is no C++ compiler.
     """
     command = [*_compiler(), *_flags()]
@@ -86,7 +83,7 @@ def has_compiler() -> bool:
     """Whether this machine can build at all."""
     try:
         return bool(_compiler())
-    except BuildError:
+    except CannotError:
         return False
 
 
@@ -98,7 +95,7 @@ def _compiler() -> list[str]:
         path = shutil.which(name)
         if path:
             return [path]
-    raise BuildError("there is no C++ compiler: install g++ or clang++, or name one in the variable CXX")
+    raise CannotError("there is no C++ compiler: install g++ or clang++, or name one in the variable CXX")
 
 
 def _flags() -> list[str]:
@@ -126,10 +123,10 @@ def _compile(source: str, command: list[str], folder: Path) -> Path:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"the compiler {command[0]} did not run: {error}") from error
+        raise CannotError(f"the compiler {command[0]} did not run: {error}") from error
     if done.returncode or not built.exists():
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise BuildError(f"the compiler {command[0]} failed: {errors[0] if errors else done.returncode}")
+        raise CannotError(f"the compiler {command[0]} failed: {errors[0] if errors else done.returncode}")
     return built
 
 
@@ -144,7 +141,7 @@ def _version(compiler: str) -> str:
             [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"the compiler {compiler} did not run: {error}") from error
+        raise CannotError(f"the compiler {compiler} did not run: {error}") from error
 
 
 @functools.cache
