@@ -11,10 +11,10 @@ export XDG_CACHE_HOME := $(CURDIR)/.cache
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help compare test check arviz slow bench evidence docs clean
+.PHONY: help compare test check arviz slow bench evidence evidence-long docs clean
 
 help:  ## the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"pyro-vae needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is {v[0]}.{v[1]}: name another one, make PYTHON=python3.12")'
@@ -48,6 +48,10 @@ bench: $(STAMP)  ## step time, sweep and start against peers, as ratios (NumPyro
 
 evidence: $(STAMP)  ## does the parameterization matter? 20 minutes, into evidence/; QUICK=1: 3, into runs/evidence/; MNIST=FOLDER
 	$(RUN)python -m evidence.run $(if $(QUICK),--quick) $(if $(MNIST),--mnist '$(MNIST)')
+
+evidence-long: $(STAMP)  ## the published runs at full length (hours; starts or resumes), into runs/evidence-long/; MNIST=FOLDER
+	$(RUN)python -m evidence.long train --mnist '$(MNIST)'
+	$(RUN)python -m evidence.long test --mnist '$(MNIST)'
 
 $(DOCS_STAMP): $(STAMP)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

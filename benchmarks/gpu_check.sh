@@ -4,7 +4,8 @@
 #   bash benchmarks/gpu_check.sh OUT [PART ...]       # parts: versions tests readme compare steps posterior published
 #   DEVICE=cpu bash benchmarks/gpu_check.sh OUT       # the rehearsal: the same parts, small
 #
-# Runs from the source tree with the Python of the machine ($PYTHON), and needs no network; $MNIST is a folder with MNIST's
+# Runs with the Python of the machine ($PYTHON), into which the source tree is installed (pip install --no-deps
+# --no-build-isolation -e .), and needs no network; $MNIST is a folder with MNIST's
 # IDX files (parts that need it are left out without it).
 set -u
 out=${1:?'give a folder for the results: bash benchmarks/gpu_check.sh OUT [PART ...]'}

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Fit": "pyro_vae.svi",
+    "SVI": "pyro_vae.svi",
     "Study": "pyro_vae.study",
     "StudyConfig": "pyro_vae.study",
     "active_units": "pyro_vae.posterior",
@@ -23,6 +24,7 @@ _HOME = {
     "log_weights": "pyro_vae.posterior",
     "posterior_error": "pyro_vae.posterior",
     "reference_posterior": "pyro_vae.posterior",
+    "refine": "pyro_vae.posterior",
     "repair": "pyro_vae.posterior",
     "resume_study": "pyro_vae.study",
     "run_study": "pyro_vae.study",
@@ -37,6 +39,7 @@ _MODULES = {
     "svi": "pyro_vae.svi",
 }
 __all__ = [
+    "SVI",
     "Fit",
     "Study",
     "StudyConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "posterior",
     "posterior_error",
     "reference_posterior",
+    "refine",
     "repair",
     "resume_study",
     "run_study",
@@ -75,10 +79,11 @@ if TYPE_CHECKING:
         log_weights,
         posterior_error,
         reference_posterior,
+        refine,
         repair,
     )
     from pyro_vae.study import Study, StudyConfig, resume_study, run_study
-    from pyro_vae.svi import Fit, fit, sweep
+    from pyro_vae.svi import SVI, Fit, fit, sweep
 
 
 def __getattr__(name: str) -> Any:

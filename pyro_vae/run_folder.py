@@ -16,7 +16,7 @@
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +34,7 @@ SCHEMA = 1
 LONGEST_NAME = 255
 """Bytes that file systems take."""
 
-_ENTRIES = {"config", "data", "device", "versions", "result", "files"}
+_ENTRIES = {"config", "data", "read", "device", "versions", "result", "files"}
 _MEASURES = ("diagnostics", "calibration", "units", "latents", "gaps")
 _PARTS = (
     "fits",
@@ -119,10 +119,11 @@ class RunFolder:
         result: Mapping[str, Any],
         *,
         data: str = "",
+        read: Mapping[str, Any] | None = None,
         files: Mapping[str, str] | None = None,
     ) -> None:
-        """Write ``run.json``: the request, what ran it, the checksum of the data, and (when it is known) the
-        result with the checksums of its files."""
+        """Write ``run.json``: the request, what ran it, the checksum of the data and what was read of them,
+        and (when it is known) the result with the checksums of its files."""
         versions = {
             name: version(name) for name in ("torch", "pyro-ppl", "arviz-base", "arviz-stats", "numpy")
         }
@@ -130,6 +131,7 @@ class RunFolder:
             "schema": SCHEMA,
             "config": dict(config),
             "data": data,
+            "read": dict(read or {}),
             "device": device,
             "versions": {"pyro-vae": version("pyro-vae"), "python": sys.version.split()[0], **versions},
             "result": dict(result),
@@ -141,7 +143,8 @@ class RunFolder:
         """Remove what killed processes have left behind."""
         for path in self.root.rglob(".*"):
             if _is_passing(path.name) and path != self.root / LOCK:
-                path.unlink(missing_ok=True)
+                with suppress(IsADirectoryError, PermissionError):
+                    path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove everything but the record, and make the places anew."""
@@ -167,9 +170,11 @@ def read_run_record(path: Path, *, strict: bool = True) -> dict[str, Any]:
     unknown = sorted(content.keys() - _ENTRIES)
     if unknown:
         raise ValueError(f"{path} has an entry {unknown[0]!r}, which no run has; it is damaged or foreign")
-    for part in ("config", "result", "files"):
-        if not isinstance(content.get(part, {} if part == "files" else None), dict):
+    for part in ("config", "result", "files", "versions", "read"):
+        if not isinstance(content.get(part, None if part in ("config", "result") else {}), dict):
             raise ValueError(f"{path} has no {part!r}; it is damaged or foreign")
+    if not isinstance(content.get("device", ""), str):
+        raise ValueError(f"{path} has a device that is no text; it is damaged or foreign")
     return content
 
 
@@ -206,15 +211,25 @@ def writing(folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def claim(root: str | Path, config: Mapping[str, Any], device: str, *, data: str = "") -> Iterator[RunFolder]:
-    """Take a folder for a run and hold it: a new or empty one, or one with an earlier run, which is replaced.
+def claim(
+    root: str | Path,
+    config: Mapping[str, Any],
+    device: str,
+    *,
+    data: str = "",
+    read: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Iterator[RunFolder]:
+    """Take a folder for a run and hold it: a new or empty one, or one with an earlier run that may be
+    replaced.
 
     Raises
     ------
     BlockingIOError
         If another process is writing into it.
     ValueError
-        If the folder holds something that is not a run, or cannot be written; nothing is removed then.
+        If the folder holds a run and ``overwrite`` is false, or something that is not a run, or cannot be
+        written; nothing is removed then.
 
     Examples
     --------
@@ -229,10 +244,15 @@ def claim(root: str | Path, config: Mapping[str, Any], device: str, *, data: str
             folder.root.mkdir(parents=True, exist_ok=True)
             held.enter_context(writing(folder))
             _refuse_strangers(folder)
+            if folder.record.exists() and not overwrite:
+                raise ValueError(
+                    f"the output folder {folder.root} holds another run; name a new folder by out=... "
+                    "(--out), or give overwrite=True (--overwrite) to replace what is there"
+                )
             # Who is killed while clearing must not leave fits of the earlier run, to be taken for its own.
-            folder.write_record(config, device, {"status": "clearing"}, data=data)
+            folder.write_record(config, device, {"status": "clearing"}, data=data, read=read)
             folder.clear()
-            folder.write_record(config, device, {"status": "running"}, data=data)
+            folder.write_record(config, device, {"status": "running"}, data=data, read=read)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -249,7 +269,7 @@ def _refuse_strangers(folder: RunFolder) -> None:
     if strangers or (names and not folder.record.is_file()):
         raise ValueError(
             f"the output folder {folder.root} holds something else ({[*strangers, *names][0]}); name a new "
-            "or empty folder, or one with an earlier run, which is replaced"
+            "or empty folder"
         )
 
 

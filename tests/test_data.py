@@ -103,16 +103,12 @@ def test_binarize_draws_with_the_intensity_as_probability():
         binarize(np.array([[0.0, 255.0]]))
 
 
-def test_dynamic_binarization_draws_anew_from_the_given_stream():
-    intensities = torch.full((50, 3), 0.3)
-    dynamic = DynamicBinarization(intensities)
-    generator = torch.Generator().manual_seed(0)
-    state = torch.get_rng_state()
-    epochs = torch.stack([dynamic.epoch(generator) for _ in range(400)])
-    assert torch.equal(state, torch.get_rng_state())
-    assert (epochs[0] != epochs[1]).any()
-    assert epochs.mean().item() == pytest.approx(0.3, abs=0.01)
-    assert torch.equal(dynamic.epoch(torch.Generator().manual_seed(0)), epochs[0])
+def test_dynamic_binarization_draws_each_pixel_with_its_intensity():
+    intensities = torch.tensor([0.0, 0.3, 0.9, 1.0])
+    draws = torch.stack([DynamicBinarization.draw(intensities) for _ in range(4000)])
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    errors = 4 * (intensities * (1 - intensities) / 4000).sqrt()
+    assert ((draws.mean(0) - intensities).abs() <= errors).all()
     with pytest.raises(ValueError, match="index"):
         DynamicBinarization(torch.tensor([[float("nan")]]))
 
@@ -123,4 +119,3 @@ def test_dynamic_binarization_is_a_torch_dataset():
     assert first.shape == (8, 3)
     assert (first != second).any()
     assert dynamic[[0, 5]].shape == (2, 3)
-    assert len(dynamic.to("cpu")) == 8

@@ -26,7 +26,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "data": {*GROUND, "models"},
     "svi": {*GROUND, *["storage", "graphs", "guides", "models", "batches", "pairs"]},
     "posterior": {*GROUND, *["graphs", "guides", "models", "batches", "pairs"]},
-    "report": {*GROUND, "guides", "models", "pairs", "svi", "posterior"},
+    "report": {*GROUND, "storage", "guides", "models", "pairs", "svi", "posterior"},
     "run_folder": {"storage"},
     "study": {
         *GROUND,

@@ -21,10 +21,15 @@ def test_a_new_folder_is_made_with_its_places(tmp_path: Path) -> None:
     assert folder.fit("logvar", 2) == tmp_path / "runs" / "new" / "fits" / "logvar-2"
 
 
-def test_an_earlier_run_is_replaced_whole(tmp_path: Path) -> None:
+def test_an_earlier_run_is_replaced_whole_if_that_is_said_and_else_left_alone(tmp_path: Path) -> None:
     with claimed(tmp_path / "run", {"epochs": 1}) as folder:
         (folder.root / "fits" / "stale").mkdir()
-    with claimed(tmp_path / "run", {"epochs": 2}):
+    before = folder.record.read_bytes()
+    with pytest.raises(ValueError, match=r"holds another run; name a new folder by out=.*--overwrite"):
+        claimed(tmp_path / "run", {"epochs": 2}).__enter__()
+    assert (folder.root / "fits" / "stale").is_dir()
+    assert folder.record.read_bytes() == before
+    with claim(tmp_path / "run", {"epochs": 2}, "cpu", overwrite=True):
         assert list((tmp_path / "run" / "fits").iterdir()) == []
         assert folder.read_record()["config"] == {"epochs": 2}
 

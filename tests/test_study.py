@@ -1,6 +1,7 @@
 """The main job, small: what it leaves on disk, that it repeats, and what it says."""
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -349,3 +350,96 @@ class TestConfigFile:
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="there is no file"):
             read_config(tmp_path / "study.toml")
+
+
+TINY = StudyConfig(
+    seeds=1,
+    scales=("logvar",),
+    epochs=1,
+    hidden=(4,),
+    latent_dim=1,
+    draws=100,
+    gap_observations=0,
+    device="cpu",
+)
+
+
+class TestWhatIsThere:
+    """A run never replaces another."""
+
+    @pytest.fixture
+    def table(self, tmp_path: Path) -> Path:
+        path = tmp_path / "t.csv"
+        rng = np.random.default_rng(0)
+        frame = pd.DataFrame(rng.normal(size=(20, 2)), columns=["a", "b"]).assign(kind=["x", "y"] * 10)
+        frame.to_csv(path)
+        return path
+
+    def test_the_same_run_is_shown_and_another_one_refused(self, table: Path, tmp_path: Path) -> None:
+        config = dataclasses.replace(TINY, data=str(table), label="kind")
+        first = run_study(config, out=tmp_path / "run", progress=False)
+        stamps = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*") if path.is_file()}
+        again = run_study(config, out=tmp_path / "run", progress=False)
+        assert again.answer == first.answer
+        with pytest.raises(ValueError, match=r"holds another run; name a new folder .*--overwrite"):
+            run_study(dataclasses.replace(config, epochs=2), out=tmp_path / "run", progress=False)
+        table.write_text(table.read_text() + "20,0.5,0.25,x\n")
+        with pytest.raises(ValueError, match="holds another run"):
+            run_study(config, out=tmp_path / "run", progress=False)
+        assert stamps == {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.is_file()}
+        over = run_study(config, out=tmp_path / "run", progress=False, overwrite=True)
+        assert json.loads((over.folder / "run.json").read_text())["read"]["rows"] == 21
+
+    def test_what_was_read_is_said_before_and_kept(
+        self, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = dataclasses.replace(TINY, data=str(table), label="kind")
+        with caplog.at_level("INFO", "pyro_vae"):
+            study = run_study(config, out=tmp_path / "run", progress=False)
+        said = next(message for message in caplog.messages if message.startswith("t: "))
+        told = (
+            "20 rows, 2 columns (a, b)",
+            "'kind' (the label)",
+            "'' (it numbers the rows)",
+            "16 rows to train",
+        )
+        assert all(words in said for words in told), said
+        read = json.loads((study.folder / "run.json").read_text())["read"]
+        assert (read["columns"], read["train"], read["held_out"]) == (["a", "b"], 16, 4)
+        assert (read["likelihood"], read["rows_dropped"]) == ("normal", 0)
+        page = (study.folder / "report.html").read_text()
+        assert "not all values are non-negative integers" in page
+        assert "16, 4" in page
+
+    def test_an_interrupted_run_goes_on_with_the_same_call(
+        self, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = dataclasses.replace(TINY, data=str(table), label="kind")
+        with monkeypatch.context() as broken:
+            broken.setattr(pyro_vae.study.job, "examine", _raises)
+            with pytest.raises(KeyboardInterrupt):
+                run_study(config, out=tmp_path / "run", progress=False)
+        record = tmp_path / "run" / "fits" / "logvar-0" / "fit.json"
+        before = record.stat().st_mtime_ns
+        run_study(config, out=tmp_path / "run", progress=False)
+        assert record.stat().st_mtime_ns == before
+
+    @pytest.mark.parametrize(("rows", "remedy"), [(5, "--held-out 0.4"), (3, "more rows")])
+    def test_too_few_rows_are_named_before_anything_is_fitted(
+        self, rows: int, remedy: str, table: Path, tmp_path: Path
+    ) -> None:
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[: rows + 1]))
+        config = dataclasses.replace(TINY, data=str(table), label="kind")
+        with pytest.raises(ValueError, match=f"held_out is 0.2 and t has {rows} rows.*{remedy}"):
+            run_study(config, out=tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+    def test_five_rows_are_enough_where_two_are_held_out(self, table: Path, tmp_path: Path) -> None:
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[:6]))
+        config = dataclasses.replace(TINY, data=str(table), label="kind", held_out=0.4)
+        study = run_study(config, out=tmp_path / "run", progress=False)
+        assert study.diagnostics.sizes["observation"] == 2
+
+
+def _raises(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

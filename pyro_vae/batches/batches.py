@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ __all__ = [
     "ArrayBatches",
     "Batch",
     "Batches",
+    "DrawnAnew",
     "GatheredEpoch",
     "LoaderBatches",
     "MappedBatches",
@@ -45,6 +46,18 @@ class Batches(Protocol):
     def epoch(self, index: int) -> Iterator[Batch]:
         """The batches of one pass; the order depends on the seed and the index alone, so a fit can be
         resumed."""
+
+
+@runtime_checkable
+class DrawnAnew(Protocol):
+    """Data of which every batch is drawn anew from fixed tensors, by operations on tensors alone."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What batches are gathered from."""
+
+    def draw(self, *batch: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """One draw of a batch that was gathered."""
 
 
 def as_tensors(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = "data") -> Batch:
@@ -251,7 +264,9 @@ def as_batches(data: Any, *, batch_size: int, seed: int, device: torch.device, d
     """The batches of whatever ``fit`` takes as data."""
     if isinstance(data, DataLoader):
         return LoaderBatches(data, device, dtype, seed)
-    if isinstance(data, Dataset):
+    if isinstance(data, DrawnAnew):
+        data = data.tensors
+    elif isinstance(data, Dataset):
         _require_length(data)
         return LoaderBatches(DataLoader(data, batch_size, shuffle=True), device, dtype, seed)
     rows = as_rows(data, device=device, dtype=dtype)

@@ -62,10 +62,20 @@ Gaps = Annotated[
 Device = Annotated[str | None, _setting(tell="auto, cpu, cuda, cuda:1 or mps", default="auto")]
 Root = Annotated[Path | None, typer.Option(help="Folder with the data set's IDX files")]
 Likelihood = Annotated[str | None, typer.Option(help="Instead of the one that the data suggest")]
+Label = Annotated[str | None, typer.Option(help="Column of a table that holds labels")]
+Columns = Annotated[
+    list[str] | None, typer.Option(help="Columns of a table to model, once for each or between commas")
+]
+Header = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="Whether a .csv file's first line names the columns"),
+]
+Separator = Annotated[str | None, typer.Option(help="Between the fields of a .csv file: , ; tab space")]
 Config = Annotated[
     Path | None, typer.Option(help="TOML file, or run.json of a run, with any of these; options win")
 ]
 Out = Annotated[Path | None, _setting(tell="Folder of the run", default="runs/DATA")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run, such as runs/digits")]
 Interrupted = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/digits")]
@@ -101,8 +111,13 @@ def compare(
     device: Device = None,
     root: Root = None,
     likelihood: Likelihood = None,
+    label: Label = None,
+    columns: Columns = None,
+    header: Header = None,
+    separator: Separator = None,
     config: Config = None,
     out: Out = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Which guide explains held-out data better?
@@ -137,8 +152,13 @@ def fit(
     device: Device = None,
     root: Root = None,
     likelihood: Likelihood = None,
+    label: Label = None,
+    columns: Columns = None,
+    header: Header = None,
+    separator: Separator = None,
     config: Config = None,
     out: Out = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit one guide, and say whether its posteriors can be believed.
@@ -147,6 +167,7 @@ def fit(
     [bold]Examples[/bold]
       pyro-vae fit digits --out runs/softplus
       pyro-vae fit counts.csv --scale logvar --likelihood poisson
+      pyro-vae fit iris.csv --label species
     """
     _run_study({"scales": ["softplus"], "seeds": 1}, locals())
 
@@ -226,7 +247,7 @@ def _run_study(defaults: dict[str, Any], options: dict[str, Any]) -> None:
     options["scales"] = [scale] if isinstance(scale, str) else scale
     options["root"] = root and str(root)
     options["json"] = options.pop("as_json") or None
-    config = options.pop("config")
+    config, overwrite = options.pop("config"), options.pop("overwrite")
     with _errors_as_sentences():
         asked = {} if config is None else read_config(config)
         asked |= {name: value for name, value in options.items() if value not in (None, [])}
@@ -242,7 +263,8 @@ def _run_study(defaults: dict[str, Any], options: dict[str, Any]) -> None:
         if is_follower():
             follow_study(chosen)
         else:
-            study = run_study(chosen, out=out, distributed=is_launched())
+            anew = {"overwrite": True} if overwrite else {}
+            study = run_study(chosen, out=out, distributed=is_launched(), **anew)
             output.show_study(study, as_json=as_json)
 
 

@@ -46,11 +46,12 @@ def binarize(intensities: npt.NDArray[np.floating], *, seed: int = 0) -> FloatAr
 
 
 class DynamicBinarization(Dataset[Tensor]):
-    """Grey images that are drawn as binary images anew at every epoch.
+    """Grey images that are drawn as binary images anew whenever they are looked at.
 
-    A fit that knows of it asks for `epoch` once per pass over the data; a ``DataLoader`` gets a new draw at
-    every access. A model cannot learn one draw by heart, so this is how most published numbers on MNIST are
-    trained (Y. Burda, R. Grosse and R. Salakhutdinov, 2016, Importance Weighted Autoencoders).
+    ``fit`` draws each batch inside of the step, so captured, native and recorded steps are as fast as on
+    fixed data; a ``DataLoader`` gets a new draw at every access. A model cannot learn one draw by heart, so
+    this is how most published numbers on MNIST are trained (Y. Burda, R. Grosse and R. Salakhutdinov, 2016,
+    Importance Weighted Autoencoders).
 
     Parameters
     ----------
@@ -60,8 +61,8 @@ class DynamicBinarization(Dataset[Tensor]):
     Examples
     --------
     >>> data = DynamicBinarization(torch.full((4, 3), 0.5))
-    >>> len(data), data.epoch(torch.Generator().manual_seed(0)).unique().tolist()
-    (4, [0.0, 1.0])
+    >>> len(data), data[0].unique().tolist() in ([0.0], [1.0], [0.0, 1.0])
+    (4, True)
     """
 
     def __init__(self, intensities: Tensor | FloatArray) -> None:
@@ -71,15 +72,17 @@ class DynamicBinarization(Dataset[Tensor]):
         return len(self.intensities)
 
     def __getitem__(self, rows: int | list[int] | Tensor) -> Tensor:
-        return torch.bernoulli(self.intensities[rows])
+        return self.draw(self.intensities[rows])
 
-    def to(self, device: torch.device | str) -> "DynamicBinarization":
-        """The same data on another device."""
-        return DynamicBinarization(self.intensities.to(device))
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What batches are gathered from, before they are drawn."""
+        return (self.intensities,)
 
-    def epoch(self, generator: torch.Generator | None = None) -> Tensor:
-        """One binary draw of all the data, from the given random stream (on the device of the data)."""
-        return torch.bernoulli(self.intensities, generator=generator)
+    @staticmethod
+    def draw(intensities: Tensor) -> Tensor:
+        """Each pixel 1 with its intensity as probability, else 0."""
+        return (torch.rand_like(intensities) < intensities).to(intensities.dtype)
 
 
 def _as_intensities(values: Any) -> Tensor:

@@ -1,6 +1,14 @@
 """A data set with what a model must know of it."""
 
-__all__ = ["DataSet", "FloatArray", "require_data_set", "require_seed", "split", "standardize"]
+__all__ = [
+    "STANDARDIZED",
+    "DataSet",
+    "FloatArray",
+    "require_data_set",
+    "require_seed",
+    "split",
+    "standardize",
+]
 
 import dataclasses
 import math
@@ -12,7 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.floating]
+
+STANDARDIZED = ("normal", "student-t")
+"""Likelihoods of values in units of their own, which a study standardizes."""
+
+SHOWN_COLUMNS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +37,8 @@ class DataSet:
     name
         Name of the data set, or the stem of the file.
     x
-        Observations (n, features), float32; a memory map if the file allowed one.
+        Observations (n, features), float32; a memory map if the file allowed one. float64 where float32 would
+        lose the differences in a column, until :func:`standardize`.
     y
         Labels (n,), or None.
     likelihood, likelihood_args
@@ -33,6 +47,10 @@ class DataSet:
         (height, width) or (channels, height, width) if a row is an image, else None.
     columns
         Names of the features, or None.
+    why
+        Why that likelihood.
+    left_out
+        Columns of the file that are not among the features, and why.
 
     Examples
     --------
@@ -48,6 +66,8 @@ class DataSet:
     likelihood_args: Mapping[str, Any] = field(default_factory=dict)
     image_shape: tuple[int, ...] | None = None
     columns: tuple[str, ...] | None = None
+    why: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.x, np.ndarray):
@@ -66,6 +86,26 @@ class DataSet:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __repr__(self) -> str:
+        return f"DataSet({self.name!r}: {self.description})"
+
+    @property
+    def description(self) -> str:
+        """What it holds, in words.
+
+        >>> DataSet("ramp", np.eye(2), columns=("a", "b"), why="it was asked for").description
+        '2 rows, 2 columns (a, b); likelihood normal: it was asked for'
+        """
+        features = self.x.shape[1]
+        kind = "columns" if self.image_shape is None else "pixels"
+        told = f"{len(self)} rows, {features} {kind if features != 1 else kind[:-1]}"
+        if self.columns is not None:
+            shown = ", ".join(self.columns[:SHOWN_COLUMNS])
+            told += f" ({shown}{', …' if features > SHOWN_COLUMNS else ''})"
+        if self.left_out:
+            told += "; left out " + ", ".join(f"{name!r} ({why})" for name, why in self.left_out.items())
+        return f"{told}; likelihood {self.likelihood}" + (f": {self.why}" if self.why else "")
 
     @property
     def images(self) -> FloatArray:
@@ -167,7 +207,11 @@ def standardize(data: DataSet, *, like: DataSet | None = None) -> DataSet:
     if not scale.all():
         column = int(np.argmin(scale))
         name = repr(data.columns[column]) if data.columns else column
-        raise ValueError(f"{data.name} is constant in column {name}: drop it before standardizing.")
+        part = "" if like is None else " of the part whose deviations are used"
+        raise ValueError(
+            f"{data.name} is constant in column {name}{part}: drop it before standardizing, in a table by "
+            "columns=[...] (--columns)."
+        )
     return dataclasses.replace(data, x=((data.x - loc) / scale).astype(np.float32))
 
 

@@ -4,14 +4,15 @@ __all__ = ["load"]
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pyro_vae.data.dataset import DataSet
-from pyro_vae.data.files import SUFFIXES, load_file
+from pyro_vae.data.files import SUFFIXES, TableOptions, load_file
+from pyro_vae.data.layout import NAMED_SEPARATORS
 from pyro_vae.data.named import Part, load_named, names
 from pyro_vae.models import likelihoods
 
@@ -22,6 +23,9 @@ def load(
     root: str | os.PathLike[str] | None = None,
     part: Part = "all",
     label: str | None = None,
+    columns: Sequence[str] | None = None,
+    header: bool | None = None,
+    separator: str | None = None,
     likelihood: str | None = None,
     likelihood_args: Mapping[str, Any] | None = None,
 ) -> DataSet:
@@ -42,6 +46,14 @@ def load(
         Of an MNIST-like set: "train" (60,000), "test" (10,000) or "all", training images first.
     label
         Column of a table that holds labels.
+    columns
+        Columns of a table to read; by default all but the label and an index without a name.
+    header
+        Whether the first line of a .csv file names the columns. By default this is found out, and asked for
+        where it cannot be.
+    separator
+        Between the fields of a .csv file. By default the one of comma, semicolon, tab, bar or spaces that
+        divides every line; numbers may have a decimal comma.
     likelihood
         Name of another likelihood than the suggested one. Named sets are written as it wants them: drawn
         binary with a fixed seed for "bernoulli", counts for "binomial", intensities in [0, 1] for
@@ -54,7 +66,7 @@ def load(
     Returns
     -------
     DataSet
-        With x of shape (n, features), float32.
+        With x of shape (n, features), float32; its ``description`` says what was read.
 
     Raises
     ------
@@ -64,7 +76,8 @@ def load(
         If ``name_or_path``, ``root`` or ``label`` is no text or path.
     ValueError
         If the name is unknown, or the file is damaged, empty, constant or not numeric, or holds NaN, infinite
-        values or values that the likelihood cannot give; the sentence names file, row, column and remedy.
+        values or values that the likelihood cannot give, or can be read in two ways; the sentence names file,
+        row, column and remedy.
 
     Examples
     --------
@@ -77,8 +90,7 @@ def load(
         raise TypeError(f"name_or_path is {name_or_path!r:.60}: give the name of a data set or a path{hint}.")
     if root is not None and not isinstance(root, str | os.PathLike):
         raise TypeError(f"root is {root!r}: give the path of a folder.")
-    if label is not None and not isinstance(label, str):
-        raise TypeError(f"label is {label!r}: give the name of a column.")
+    options = _table_options(label, columns, header, separator)
     arguments = dict(likelihood_args or {})
     if arguments and likelihood is None:
         raise ValueError(f"likelihood_args={arguments} belong to a likelihood: name it as likelihood.")
@@ -90,6 +102,8 @@ def load(
             raise ValueError(
                 f"label={label!r} names a column of a table, and {name_or_path} brings its labels."
             )
+        for name, value in options.given.items():
+            raise ValueError(f"{name}={value!r} is for tables in files, and {name_or_path} is none.")
         source = str(name_or_path)
         data = load_named(source, root=folder, part=part, likelihood=likelihood, likelihood_args=arguments)
     else:
@@ -97,10 +111,28 @@ def load(
         if folder is not None or part != "all":
             raise ValueError(f"root and part are for named data sets, and {path} is a file: leave them out.")
         source = str(path)
-        data = load_file(path, label=label, likelihood=likelihood, likelihood_args=arguments)
+        data = load_file(path, options=options, likelihood=likelihood, likelihood_args=arguments)
     chosen = likelihoods.get(data.likelihood, **data.likelihood_args)
     chosen.check(torch.from_numpy(data.x), name=source, columns=data.columns)
     return data
+
+
+def _table_options(label: Any, columns: Any, header: Any, separator: Any) -> TableOptions:
+    if label is not None and not isinstance(label, str):
+        raise TypeError(f"label is {label!r}: give the name of a column.")
+    if header is not None and not isinstance(header, bool):
+        raise TypeError(f"header is {header!r}: give True or False.")
+    if separator is not None and not isinstance(separator, str):
+        raise TypeError(f"separator is {separator!r}: give the character between two fields, such as ';'.")
+    if separator is not None and len(separator) != 1 and separator not in NAMED_SEPARATORS:
+        raise ValueError(f"separator={separator!r}: give one character, or one of tab and space.")
+    if columns is not None:
+        columns = [columns] if isinstance(columns, str) else columns
+        if not isinstance(columns, Sequence) or not all(isinstance(name, str) for name in columns):
+            raise TypeError(f"columns is {columns!r}: give the names of columns, such as ['a', 'b'].")
+        if not columns:
+            raise ValueError("columns is empty: name at least one, or leave it out for all.")
+    return TableOptions(label, columns, header, separator)
 
 
 def _require_file(name_or_path: str | os.PathLike[str]) -> Path:

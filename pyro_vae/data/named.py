@@ -36,15 +36,22 @@ def load_named(
         if root is not None or part != "all":
             raise ValueError("digits comes with scikit-learn, in one part: give neither root nor part.")
         pixels, labels = _digits()
-        return _images(name, pixels, labels, 16, likelihood or "binomial", likelihood_args)
+        return _images(name, pixels, labels, 16, likelihood, likelihood_args)
     pixels, labels = _from_openml(name, part) if root is None else _from_folder(name, root, part)
-    return _images(name, pixels, labels, 255, likelihood or "bernoulli", likelihood_args)
+    return _images(name, pixels, labels, 255, likelihood, likelihood_args)
 
 
 def _images(
-    name: str, pixels: Pixels, labels: Labels, total: int, likelihood: str, likelihood_args: Mapping[str, Any]
+    name: str,
+    pixels: Pixels,
+    labels: Labels,
+    total: int,
+    asked: str | None,
+    likelihood_args: Mapping[str, Any],
 ) -> DataSet:
     """Pixels (n, height, width) that count 0…total, written as the likelihood wants them."""
+    likelihood = asked or ("binomial" if name == "digits" else "bernoulli")
+    why = f"pixels count 0 to {total}" if likelihood == "binomial" else "pixels are drawn as 0 or 1"
     counts = pixels.reshape(len(pixels), -1).astype(np.float32)
     arguments: dict[str, Any] = {}
     if likelihood == "binomial":
@@ -57,7 +64,9 @@ def _images(
         x = binarize(counts / np.float32(total))
     else:
         x = counts / np.float32(total)
-    return DataSet(name, x, labels, likelihood, arguments | dict(likelihood_args), pixels.shape[1:])
+    shape = pixels.shape[1:]
+    why = "it was asked for" if asked else why
+    return DataSet(name, x, labels, likelihood, arguments | dict(likelihood_args), shape, why=why)
 
 
 def _digits() -> tuple[Pixels, Labels]:

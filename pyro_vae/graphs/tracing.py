@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.graphs.reading import Watch, check_shapes
 from pyro_vae.graphs.simplification import has_effect, simplify
 
 __all__ = ["capture"]
@@ -22,12 +23,16 @@ _IDENTITIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
 def capture(
-    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], lifted: Sequence[Tensor] = ()
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    lifted: Sequence[Tensor] = (),
+    watch: Watch | None = None,
 ) -> fx.GraphModule:
     """Return the graph ``g(*lifted, *inputs)`` of ``function(*inputs)`` for inputs of these shapes.
 
     The function really runs, so it may move the random stream and change buffers. Raises whatever tracing
-    raises where it cannot be expressed as a graph: a branch on a tensor's value, ``.item()``, numpy.
+    raises where it cannot be expressed as a graph: a branch on a tensor's value, ``.item()``, numpy, a size
+    that depends on values. ``watch`` notes what it read; by default nobody asks.
 
     Examples
     --------
@@ -36,9 +41,16 @@ def capture(
     >>> graph(torch.tensor(5.0), torch.ones(2))[0]
     tensor([5., 5.])
     """
+    watch = Watch() if watch is None else watch
+
+    def watched(*inputs: Tensor) -> Sequence[Tensor]:
+        with watch:
+            return function(*inputs)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracers warn of constants: comparing finds the ones that matter
-        graph = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+        graph = make_fx(watched, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+    watch.numbers += check_shapes(graph, watch.lines)
     _lift(graph, lifted)
     _drop_dead_code(graph)
     graph.recompile()

@@ -10,6 +10,7 @@ from pyro_vae.guides.auto import (
 )
 from pyro_vae.guides.heads import ScaleHead, raw_parameters
 from pyro_vae.guides.normal import LogScaleNormal
+from pyro_vae.guides.refined import Refined
 from pyro_vae.guides.scales import ScaleMap
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "AutoMultivariateNormal",
     "AutoNormal",
     "LogScaleNormal",
+    "Refined",
     "ScaleHead",
     "ScaleMap",
     "raw_parameters",

@@ -4,17 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.distributions import MultivariateNormal, TorchDistribution, TransformedDistribution
+from pyro.distributions import TorchDistribution, TransformedDistribution
 from pyro.distributions.transforms import ConditionalAffineAutoregressive
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from pyro_vae.guides import scales
 from pyro_vae.guides.encoder_guide import EncoderGuide
-from pyro_vae.guides.multivariate import LogScaleMultivariateNormal, unit_lower_triangular
-from pyro_vae.guides.normal import LogScaleNormal
+from pyro_vae.guides.families import DIAGONAL, FULL
 from pyro_vae.guides.precision import at_least_float32
-from pyro_vae.guides.sites import LocalSite
 
 __all__ = ["AmortizedFlow", "AmortizedMultivariateNormal", "AmortizedNormal"]
 
@@ -89,20 +87,7 @@ class AmortizedNormal(EncoderGuide):
     tensor([0.5000, 0.5000], grad_fn=<SelectBackward0>)
     """
 
-    factorizes = True
-
-    def _joint(self, parameters: dict[str, Tensor]) -> TorchDistribution:
-        return _diagonal(parameters)
-
-    def _marginals(self, parameters: dict[str, Tensor]) -> dict[str, TorchDistribution]:
-        locs, log_scales = self._split(parameters["loc"]), self._split(parameters["log_scale"])
-        return {
-            site.name: site.normal(loc, log_scale)
-            for (site, loc), (_, log_scale) in zip(locs, log_scales, strict=True)
-        }
-
-    def _marginal_scale(self, parameters: dict[str, Tensor]) -> Tensor:
-        return parameters["log_scale"].exp()
+    family = DIAGONAL
 
 
 class AmortizedMultivariateNormal(EncoderGuide):
@@ -143,6 +128,8 @@ class AmortizedMultivariateNormal(EncoderGuide):
             [0.0000, 0.2500]], grad_fn=<SelectBackward0>)
     """
 
+    family = FULL
+
     def _make_heads(self, feature_size: int, latent_dim: int) -> None:
         super()._make_heads(feature_size, latent_dim)
         below = latent_dim * (latent_dim - 1) // 2
@@ -156,29 +143,6 @@ class AmortizedMultivariateNormal(EncoderGuide):
         if parameters["loc"].shape[-1] > 1:
             parameters["tril"] = at_least_float32(self.tril_head(features))
         return parameters
-
-    def _joint(self, parameters: dict[str, Tensor]) -> LogScaleMultivariateNormal:
-        loc = parameters["loc"]
-        below = parameters.get("tril", loc[..., :0])
-        return LogScaleMultivariateNormal(
-            loc, parameters["log_scale"], unit_lower_triangular(below, loc.shape[-1])
-        )
-
-    def _marginals(self, parameters: dict[str, Tensor]) -> dict[str, TorchDistribution]:
-        if self.latent_dim == 1:
-            (site,) = self.sites
-            return {site.name: site.normal(parameters["loc"], parameters["log_scale"])}
-        if len(self.sites) == 1:
-            return super()._marginals(parameters)
-        joint = self._joint(parameters)
-        locs, columns = self._split(joint.loc), self._split(joint.scale_tril.mT)
-        return {
-            site.name: _marginal(site, loc, columns.mT)
-            for (site, loc), (_, columns) in zip(locs, columns, strict=True)
-        }
-
-    def _marginal_scale(self, parameters: dict[str, Tensor]) -> Tensor:
-        return self._joint(parameters).stddev
 
 
 class AmortizedFlow(EncoderGuide):
@@ -260,10 +224,14 @@ class AmortizedFlow(EncoderGuide):
     def _heads(self, features: Tensor) -> dict[str, Tensor]:
         return {**super()._heads(features), "context": at_least_float32(features)}
 
+    @property
+    def _factorizes(self) -> bool:
+        return False
+
     def _joint(self, parameters: dict[str, Tensor]) -> TorchDistribution:
         steps: Any = self.flow
         transforms = [step.condition(parameters["context"]) for step in steps]
-        return _Flow(_diagonal(parameters), transforms)
+        return _Flow(DIAGONAL.joint(parameters), transforms)
 
     def _marginals(self, parameters: dict[str, Tensor]) -> dict[str, TorchDistribution]:
         if len(self.sites) > 1:
@@ -271,24 +239,13 @@ class AmortizedFlow(EncoderGuide):
                 f"a flow over {len(self.sites)} latents has no closed form for each by itself: get_posterior "
                 "has them jointly, and pyro.infer.Predictive draws each"
             )
-        return super()._marginals(parameters)
+        (site,) = self.sites
+        return {site.name: site.transformed(self._joint(parameters))}
 
     def _marginal_scale(self, parameters: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError(
             "a flow has no closed form for medians and quantiles: draw from it with pyro.infer.Predictive"
         )
-
-
-def _marginal(site: LocalSite, loc: Tensor, rows: Tensor) -> TorchDistribution:
-    """The Normal of one latent, given its rows of the Cholesky factor of all."""
-    if site.size == 1:
-        return site.normal(loc, rows.square().sum(-1).log() / 2)
-    return site.transformed(MultivariateNormal(loc, covariance_matrix=rows @ rows.mT))
-
-
-def _diagonal(parameters: dict[str, Tensor]) -> TorchDistribution:
-    q: TorchDistribution = LogScaleNormal(parameters["loc"], parameters["log_scale"])
-    return q.to_event(1)  # type: ignore[no-any-return]
 
 
 class _Flow(TransformedDistribution):  # type: ignore[misc]

@@ -1,34 +1,21 @@
-"""What every encoder guide shares: it finds the model's local latents, reads features, opens the plate."""
+"""What every encoder guide shares: it reads features, and has heads for the parameters of q."""
 
-import copy
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
-import pyro
 import torch
-from pyro.distributions import TorchDistribution
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vae.guides import scales
-from pyro_vae.guides.arguments import require_model
 from pyro_vae.guides.heads import ScaleHead, raw_value
+from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.precision import at_least_float32
-from pyro_vae.guides.sites import (
-    LocalSite,
-    ObservationPlate,
-    call_signature,
-    find_local_sites,
-    plain_shape,
-)
+from pyro_vae.guides.sites import call_signature, find_local_sites
 
 __all__ = ["EncoderGuide"]
 
-REMEMBERED_PLATES = 256
-UNKNOWN = "{} knows the model's latents after its first call only"
 
-
-class EncoderGuide(AutoGuide):
+class EncoderGuide(LocalGuide):
     r"""Base of the amortized guides: q(z|x) from the features that an encoder has for each observation.
 
     The first call traces the model once, finds the latents in its observation plate, and makes the heads; so
@@ -36,13 +23,9 @@ class EncoderGuide(AutoGuide):
     ``DistributedDataParallel``. ``load_state_dict`` needs no such call: it makes the heads itself.
 
     A family is one subclass: :meth:`_make_heads` adds what it needs beside ``loc_head`` and ``scale_head``,
-    :meth:`_heads` returns its parameters for given features, :meth:`_joint` makes them a distribution over
+    :meth:`_heads` returns its parameters for given features, :attr:`family` makes them a distribution over
     all free coordinates of an observation.
     """
-
-    factorizes = False
-    """Whether different latents of an observation are independent, so that each has a distribution of its
-    own."""
 
     def __init__(
         self,
@@ -52,7 +35,6 @@ class EncoderGuide(AutoGuide):
         scale: str | scales.ScaleMap = "softplus",
         init_scale: float = 1.0,
     ) -> None:
-        require_model(model)
         if not isinstance(encoder, nn.Module):
             raise TypeError(
                 f"encoder must be a torch.nn.Module that takes what the model takes and returns features "
@@ -60,12 +42,10 @@ class EncoderGuide(AutoGuide):
             )
         scale_map = scales.get(scale)
         raw_value(scale_map, init_scale)  # raises here, not in the first call
-        super().__init__(model)  # type: ignore[no-untyped-call]
+        super().__init__(model)
         self.scale_map = scale_map
         self.init_scale = init_scale
         self.encoder = encoder
-        self.sites: tuple[LocalSite, ...] = ()
-        self._plates_seen: dict[Hashable, ObservationPlate] = {}
 
     # The family: what a subclass says.
 
@@ -78,35 +58,13 @@ class EncoderGuide(AutoGuide):
         """The parameters of q for each row of features."""
         return {"loc": at_least_float32(self.loc_head(features)), "log_scale": self.scale_head(features)}
 
-    def _joint(self, parameters: dict[str, Tensor]) -> TorchDistribution:
-        """q over the free coordinates of all latents, event shape (latent_dim,)."""
-        raise NotImplementedError
-
-    def _marginals(self, parameters: dict[str, Tensor]) -> dict[str, TorchDistribution]:
-        """q of each latent by itself."""
-        (site,) = self.sites
-        return {site.name: site.transformed(self._joint(parameters))}
-
-    def _marginal_scale(self, parameters: dict[str, Tensor]) -> Tensor:
-        """Standard deviation of each free coordinate."""
-        raise NotImplementedError
-
     # What users call.
-
-    @property
-    def latent_dim(self) -> int:
-        """Free coordinates per observation, over all latents (0 before the first call)."""
-        return sum(site.size for site in self.sites)
 
     def extra_repr(self) -> str:
         """Part of ``repr``; after the first call with the latents that were found."""
         sizes = {site.name: site.size for site in self.sites}
         found = f", latents={sizes}" if sizes else ""
         return f"scale={self.scale_map!r}, init_scale={self.init_scale:g}{found}"
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample every local latent: the guide program. Takes what the model takes."""
-        return self.sample_sites(self.local_parameters(*args, **kwargs), *args, **kwargs)
 
     def local_parameters(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parameters of q that the encoder has for each observation: name to tensor (batch, …).
@@ -121,87 +79,6 @@ class EncoderGuide(AutoGuide):
         linear = self._loc_linear
         assert linear is not None
         return self._heads(features.to(linear.weight.dtype))
-
-    def sample_sites(self, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The guide program with given :meth:`local_parameters` in place of the encoder's.
-
-        Parameters
-        ----------
-        parameters
-            As from :meth:`local_parameters`.
-        args, kwargs
-            What the model takes in this call; they decide on the observation plate.
-
-        Returns
-        -------
-        dict
-            Name of the latent to its draw, (…, batch, event).
-        """
-        (rows,) = plain_shape(parameters["loc"].shape[:1])
-        plate = self._open_plate(rows, args, kwargs)
-        with plate:
-            if rows != plate.subsample_size:
-                chosen = plate.indices
-                parameters = {k: v.index_select(0, chosen.to(v.device)) for k, v in parameters.items()}
-            if self.factorizes or len(self.sites) == 1:
-                return {name: pyro.sample(name, q) for name, q in self._marginals(parameters).items()}
-            joint = pyro.sample(
-                f"_{self._pyro_name}_latent", self._joint(parameters), infer={"is_auxiliary": True}
-            )
-            return {site.name: pyro.sample(site.name, site.point(part)) for site, part in self._split(joint)}
-
-    def posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution | dict[str, TorchDistribution]:
-        """q(z|x) itself, for use outside Pyro.
-
-        Returns
-        -------
-        TorchDistribution or dict
-            With one latent its distribution, batch shape (batch,) and the latent's event shape; with several
-            a dict from name to marginal distribution.
-
-        Raises
-        ------
-        NotImplementedError
-            Where the marginals of several latents have no closed form; :meth:`get_posterior` has them
-            jointly.
-        """
-        return self.posterior_from(self.local_parameters(*args, **kwargs))
-
-    def posterior_from(
-        self, parameters: dict[str, Tensor]
-    ) -> TorchDistribution | dict[str, TorchDistribution]:
-        """:meth:`posterior` with given :meth:`local_parameters`."""
-        if not self.sites:
-            raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
-        marginals = self._marginals(parameters)
-        return marginals[self.sites[0].name] if len(self.sites) == 1 else marginals
-
-    def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
-        """q over the free coordinates of all latents together, batch shape (batch,), event shape
-        (latent_dim,): what Pyro's autoguides call the posterior."""
-        return self._joint(self.local_parameters(*args, **kwargs))
-
-    @torch.no_grad()
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The image of the median of each free coordinate: name to (batch, event)."""
-        parameters = self.local_parameters(*args, **kwargs)
-        self._marginal_scale(parameters)  # raises where the location is not the median
-        return self._constrain(parameters["loc"])
-
-    @torch.no_grad()
-    def quantiles(self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The image of the quantiles of each free coordinate: name to (quantiles, batch, event).
-
-        Raises
-        ------
-        TypeError, ValueError
-            If ``quantiles`` are not numbers between 0 and 1.
-        """
-        _check_quantiles(quantiles)
-        parameters = self.local_parameters(*args, **kwargs)
-        loc, scale = parameters["loc"], self._marginal_scale(parameters)
-        levels = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device).reshape(-1, 1, 1)
-        return self._constrain(loc + scale * torch.special.ndtri(levels))
 
     # Set-up.
 
@@ -270,72 +147,3 @@ class EncoderGuide(AutoGuide):
             latent_dim, feature_size = weight.shape
             self._add_heads(feature_size, latent_dim, torch.empty(0, dtype=weight.dtype, device=device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # AutoGuide's own clears these two on the original as well, which needs its model for new batch sizes.
-        state: dict[str, Any] = super(AutoGuide, self).__getstate__()
-        return {**state, "_model": None, "master": None}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
-        new._model = self._model
-        return new
-
-    # Plates and shapes.
-
-    def _open_plate(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pyro.plate:
-        if not self.sites:
-            raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
-        (name,) = {plate.name for plate in self._plates_seen.values()}
-        if self.master is not None:
-            plate: pyro.plate = self._create_plates(*args, **kwargs)[name]  # type: ignore[no-untyped-call]
-            if rows not in (plate.subsample_size, plate.size):
-                raise ValueError(
-                    f"the encoder returned {rows} rows of features, but the guide list opened plate '{name}' "
-                    f"for {plate.subsample_size} observations; give the list the plate of each call: "
-                    f"AutoGuideList(model, create_plates=lambda x: pyro.plate('{name}', len(x), dim=-1))"
-                )
-            return plate
-        signature = (rows, call_signature((args, kwargs)))
-        if signature not in self._plates_seen:
-            # A batch of another size may be the whole (len(x)) or a part of it: only the model knows.
-            self._remember_plate(signature, args, kwargs)
-        return self._plates_seen[signature].open(rows)
-
-    def _remember_plate(self, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._model is None:
-            raise RuntimeError(
-                "this guide was unpickled, which leaves its model behind, and now meets a batch of a new "
-                f"size: load its state_dict into a fresh {type(self).__name__}(model, encoder) instead"
-            )
-        sites, plate = find_local_sites(self.model, args, kwargs)
-        if _described(sites) != _described(self.sites):
-            raise ValueError(
-                f"the model has latents {_described(sites)} in this call, but the guide was set up for "
-                f"{_described(self.sites)}: use one guide for each structure"
-            )
-        if len(self._plates_seen) >= REMEMBERED_PLATES:
-            self._plates_seen.clear()
-        self._plates_seen[signature] = plate
-
-    def _split(self, joint: Tensor) -> Iterator[tuple[LocalSite, Tensor]]:
-        """The free coordinates of each latent, (…, latent_dim) to (…, size)."""
-        return zip(self.sites, joint.split([site.size for site in self.sites], dim=-1), strict=True)
-
-    def _constrain(self, joint: Tensor) -> dict[str, Tensor]:
-        return {site.name: site.constrain(part) for site, part in self._split(joint)}
-
-
-def _check_quantiles(quantiles: Any) -> None:
-    try:
-        levels = torch.as_tensor(quantiles, dtype=torch.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"quantiles is {quantiles!r}; give numbers between 0 and 1") from None
-    if not bool(((levels >= 0) & (levels <= 1)).all()):
-        raise ValueError(f"quantiles is {levels.tolist()}; give numbers between 0 and 1")
-
-
-def _described(sites: tuple[LocalSite, ...]) -> str:
-    return ", ".join(f"{site.name} {tuple(site.event_shape)} {site.support}" for site in sites)

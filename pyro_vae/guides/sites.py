@@ -177,7 +177,7 @@ def _init(site: Mapping[str, Any]) -> Tensor:
 
 
 def find_local_sites(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, outside: str = OUTSIDE
 ) -> tuple[tuple[LocalSite, ...], ObservationPlate]:
     """Run the model once and return its latents, in order, and the plate that they sit in.
 
@@ -204,12 +204,12 @@ def find_local_sites(
             "the model has no latent variable for this guide: every sample site is observed or hidden by "
             "poutine.block. An encoder guide needs at least one latent in the plate of the observations."
         )
-    frames = {_observation_frame(site) for site in latents}
+    frames = {_observation_frame(site, outside) for site in latents}
     if len(frames) > 1:
         names = sorted(frame.name for frame in frames)
         raise ValueError(
             f"the latents sit in {len(frames)} plates ({', '.join(names)}), but the encoder has features for "
-            f"one plate only. {OUTSIDE}"
+            f"one plate only. {outside}"
         )
     (frame,) = frames
     plate = ObservationPlate(
@@ -221,7 +221,7 @@ def find_local_sites(
     return tuple(_local_site(site) for site in latents), plate
 
 
-def _observation_frame(site: Mapping[str, Any]) -> Any:
+def _observation_frame(site: Mapping[str, Any], outside: str) -> Any:
     """The one plate of a latent."""
     name, stack = site["name"], site["cond_indep_stack"]
     if any(not frame.vectorized for frame in stack):
@@ -230,7 +230,7 @@ def _observation_frame(site: Mapping[str, Any]) -> Any:
             "`with pyro.plate(...):`"
         )
     if not stack:
-        raise ValueError(f"latent '{name}' sits outside the plate of the observations. {OUTSIDE}")
+        raise ValueError(f"latent '{name}' sits outside the plate of the observations. {outside}")
     if len(stack) > 1 or stack[0].dim != -1:
         where = ", ".join(f"'{frame.name}' (dim {frame.dim})" for frame in stack)
         raise ValueError(

@@ -11,10 +11,12 @@ from pyro_vae.posterior.importance import diagnose, log_weights
 from pyro_vae.posterior.pairing import paired_differences
 from pyro_vae.posterior.readings import coverage_reading, evidence_reading, gaps_reading, units_reading
 from pyro_vae.posterior.reference import posterior_error, reference_posterior
+from pyro_vae.posterior.refinement import RefinedPosterior, refine
 from pyro_vae.posterior.repair.ladder import repair
 from pyro_vae.posterior.tree import align_draws, from_pyro_svi
 
 __all__ = [
+    "RefinedPosterior",
     "active_units",
     "align_draws",
     "answer",
@@ -30,6 +32,7 @@ __all__ = [
     "paired_differences",
     "posterior_error",
     "reference_posterior",
+    "refine",
     "repair",
     "to_elpd",
     "units_reading",

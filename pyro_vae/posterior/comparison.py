@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pyro_vae.posterior.arguments import require_variables
-from pyro_vae.posterior.importance import khat_threshold
 from pyro_vae.posterior.pairing import CONFIDENCE, Diagnostics, measured, paired_differences
+from pyro_vae.posterior.pareto import khat_threshold
 
 __all__ = ["answer", "compare", "to_elpd"]
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
+from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import isolated
 from pyro_vae.progress import progress_bar
 
@@ -166,7 +167,19 @@ class Pair:
 
     def run_guide(self, args: tuple[Tensor, ...], count: int) -> Any:
         """The guide's trace of ``count`` draws for each observation in ``args``."""
-        return self._run(self.guide, self.guide_state, args, count)
+        guide = self.guide
+        if isinstance(guide, LocalGuide) and self.layout == "rows":
+            guide = self._with_parameters_once(guide, args, count)
+        return self._run(guide, self.guide_state, args, count)
+
+    def _with_parameters_once(
+        self, guide: LocalGuide, args: tuple[Tensor, ...], count: int
+    ) -> Callable[..., Any]:
+        """The guide on repeated observations, with parameters that are computed once for each of them."""
+        with pyro.get_param_store().scope(self.guide_state), making_tensors_on(args[0].device):
+            parameters = guide.local_parameters(*args)
+        repeated = {k: v.repeat(count, *[1] * (v.dim() - 1)) for k, v in parameters.items()}
+        return lambda *many: guide.sample_sites(repeated, *many)
 
     def run_model(
         self,

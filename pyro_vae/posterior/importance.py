@@ -14,18 +14,16 @@ from pyro_vae.batches.batches import epoch_seed
 from pyro_vae.batches.streams import is_stream, stream
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Block, Pair
+from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.preparation import prepare
 
-__all__ = ["diagnose", "khat_threshold", "log_weights", "pareto_khat"]
+__all__ = ["diagnose", "diagnose_pair", "log_weights"]
 
 Array = NDArray[np.float64]
 
 FEWEST_DRAWS = 30
 """Below this no Pareto tail can be fitted."""
 FEWEST_ADVICE = " for a Pareto tail, and 1000 is a good number"
-
-EQUAL = 1e-4
-"""Nats. Log weights of a tail that lie closer together are equal: in float32 this is their rounding error."""
 
 
 def log_weights(
@@ -122,12 +120,15 @@ def diagnose(
           draws: E_q log p(x|z) and E_q [log q(z|x) − log p(z)];
         - ``log_evidence``: log of the mean weight, unsmoothed, because Pareto smoothing truncates and so
           biases it low;
-        - ``log_evidence_se``: its standard error by the delta method, √((S Σw̄² − 1) / (S − 1)) for
-          normalized weights w̄. It is itself unreliable where k̂ is above the threshold;
+        - ``log_evidence_se``: its standard error, by the delta method and with what the tail of the weights
+          may lack: 95% intervals cover 90–97% where it is finite. +inf where no honest number exists: k̂ above
+          the threshold or too near it for so few draws, or fewer than 25 effective draws;
         - ``khat``: the Pareto shape of the largest weights (Vehtari, Simpson, Gelman, Yao and Gabry, 2024,
-          "Pareto smoothed importance sampling"). −inf where all weights are equal (an exact guide), +inf
-          where a weight is not a number or too few are finite;
-        - ``ess``: effective number of importance draws, 1 / Σw̄².
+          "Pareto smoothed importance sampling"). −inf, no alarm, where the largest weights are equal up to
+          0.05 nats (an exact guide) or tied and drawn often; +inf, an alarm, where the weights cannot be
+          judged: one is not a number, one carries more than half of the sum, too few are finite or different;
+        - ``ess``: effective number of importance draws, 1 / Σw̄² for normalized weights w̄. Believe the
+          evidence where k̂ is at most the threshold *and* 25 draws are effective.
 
         Attributes: ``draws`` (S), ``seed``, ``latent_dim``, and ``khat_threshold``, min(1 − 1/log10 S, 0.7).
         k̂ is biased upward as the latent dimension grows, so compare it between guides of one dimension.
@@ -179,57 +180,6 @@ def diagnose_pair(
     return xr.Dataset(columns, {"observation": np.arange(pair.observations)}, attrs)
 
 
-def khat_threshold(draws: int) -> float:
-    """The k̂ above which S draws are too few to believe the weights: min(1 − 1/log10 S, 0.7).
-
-    >>> khat_threshold(10_000)
-    0.7
-    """
-    return float(min(1 - 1 / np.log10(draws), 0.7))
-
-
-def pareto_khat(log_weight: Array) -> Array:
-    """k̂ for each row of log weights, of shape (observations, draws).
-
-    >>> pareto_khat(np.zeros((1, 100)))
-    array([-inf])
-    """
-    return pareto_smooth(log_weight)[1]
-
-
-def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
-    """Normalized log weights with the largest ones smoothed, and k̂, for each row (observations, draws).
-
-    The cases that a Pareto fit cannot answer are answered here: equal weights are −inf (nothing to fit, the
-    guide is exact), weights that are not numbers are +inf, and so is a tail that reaches down to weights of
-    zero.
-    """
-    from arviz_stats import base
-
-    array_stats: Any = base.array_stats  # type: ignore[attr-defined]
-    n, draws = log_weight.shape
-    tail = int(3 * np.sqrt(draws)) if draws > 225 else draws // 5
-    ordered = np.sort(log_weight, axis=1)
-    cutoff, largest = ordered[:, draws - tail - 1], ordered[:, -1]
-    usable = np.isfinite(cutoff) & np.isfinite(largest) & ~np.isnan(log_weight).any(axis=1)
-    flat = np.zeros(n, dtype=bool)
-    flat[usable] = largest[usable] - cutoff[usable] < EQUAL
-    khat = np.full(n, np.inf)
-    khat[flat] = -np.inf
-    fit = usable & ~flat
-    with np.errstate(all="ignore"):  # what is not finite or tied ends as k̂ = inf, not as a warning
-        normalized = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
-        smooth = normalized.copy()
-        if fit.any():
-            # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides look
-            # perfect
-            smooth[fit], khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
-    broken = np.isnan(smooth).any(axis=1)  # a tail of ties has no Pareto fit
-    smooth[broken] = normalized[broken]
-    khat[np.isnan(khat)] = np.inf  # NaN would count as good: it is not above any threshold
-    return smooth, khat
-
-
 def _complete(
     pair: Pair, draws: int, seed: int, chunk: int, progress: bool
 ) -> Iterator[tuple[Block, Array, Array]]:
@@ -244,16 +194,13 @@ def _complete(
 
 
 def _summary(weights: Array, kl: Array) -> dict[str, Array]:
-    draws = weights.shape[1]
-    total = logsumexp(weights, axis=1)
-    squares = np.exp(logsumexp(2 * weights, axis=1) - 2 * total)
-    elbo, mean_kl = weights.mean(axis=1), kl.mean(axis=1)
+    elbo, mean_kl, khat = weights.mean(axis=1), kl.mean(axis=1), pareto_khat(weights)
     return {
         "elbo": elbo,
-        "log_evidence": total - np.log(draws),
-        "log_evidence_se": np.sqrt(np.maximum(draws * squares - 1, 0) / (draws - 1)),
-        "khat": pareto_khat(weights),
-        "ess": 1 / squares,
+        "log_evidence": logsumexp(weights, axis=1) - np.log(weights.shape[1]),
+        "log_evidence_se": evidence_error(weights, khat),
+        "khat": khat,
+        "ess": effective_draws(weights),
         "kl": mean_kl,
         "reconstruction": elbo + mean_kl,
     }

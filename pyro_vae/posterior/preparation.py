@@ -22,7 +22,13 @@ from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sampl
 __all__ = ["as_parts", "prepare", "select"]
 
 
-def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
+def prepare(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+) -> Pair:
     """Make a pair ready: copies in evaluation mode and float64, and the fastest right way to run them.
 
     Modules are copied, put into evaluation mode and, if both programs are modules, converted to float64.
@@ -34,6 +40,13 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
       the first way, because a network may broadcast wrongly without an error;
     - ``broadcast`` with all observations at once, for guides with parameters of their own for each
       observation (Pyro's autoguides).
+
+    Parameters
+    ----------
+    model, guide, data
+        As in :func:`~pyro_vae.posterior.importance.log_weights`.
+    dtypes
+        To try in this order with two modules; None is their own.
 
     Raises
     ------
@@ -47,7 +60,7 @@ def prepare(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> 
     """
     as_parts(data)
     errors: list[Exception] = []
-    for candidate in _copies(model, guide, data):
+    for candidate in _copies(model, guide, data, dtypes):
         two = slice(0, min(2, candidate.observations))
         rows = _attempt(replace(candidate, layout="rows"), two, errors)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
@@ -96,15 +109,17 @@ def _agree(a: Block, b: Block) -> bool:
     return torch.allclose(a.log_weight, b.log_weight, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-def _copies(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Iterator[Pair]:
-    """The pair in float64 if both programs are modules, then in the dtype that it has."""
+def _copies(
+    model: Callable[..., Any], guide: Callable[..., Any], data: Any, dtypes: Sequence[torch.dtype | None]
+) -> Iterator[Pair]:
+    """The pair in each dtype if both programs are modules, else in the one that it has."""
     store = pyro.get_param_store().get_state()
     modules = [module for module in (owner(model), owner(guide)) if module is not None]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     own = floating[0] if floating else torch.get_default_dtype()
     device = tensors[0].device if tensors else _device(data)
-    for dtype in (torch.float64, None) if len(modules) == 2 else (None,):
+    for dtype in dtypes if len(modules) == 2 else (None,):
         shared: dict[int, Any] = {}
         programs = [_evaluation_copy(program, dtype, shared) for program in (model, guide)]
         states = [_state(store, owner(program), dtype) for program in programs]

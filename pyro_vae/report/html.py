@@ -56,8 +56,9 @@ def render_page(
         sections=[(name, list(group)) for name, group in groupby(pictures, lambda p: p.section)],
         command=command,
         config={name: _told(value) for name, value in config.items() if value is not None},
-        device=record["device"],
-        versions=record["versions"],
+        reading=_account(record.get("read") or {}),
+        device=record.get("device", "a device that is not known"),
+        versions=record.get("versions", {}),
         failures=list(findings.failures.values()),
     )
 
@@ -68,6 +69,24 @@ def _cell(value: Any) -> tuple[str, str]:
         return ("", "") if math.isnan(value) else (f"{value:.2f}".replace("-", "−"), repr(value))
     text = str(value)
     return text.replace("-", "−") if text[:1] == "-" else text, text.rstrip("%")
+
+
+def _account(read: Mapping[str, Any]) -> dict[str, str]:
+    """What was read of the data, as a table; of an older run nothing."""
+    if not read:
+        return {}
+    left_out = read.get("left_out") or {}
+    rows = {
+        "rows": f"{read.get('rows')}, of which {read.get('rows_dropped') or 'none'} dropped",
+        "trained on, held out": f"{read.get('train')}, {read.get('held_out')}",
+        "columns": _told(read["columns"])
+        if read.get("columns")
+        else f"{read.get('features')}, without names",
+        "left out": ", ".join(f"{name!r} ({why})" for name, why in left_out.items()),
+        "likelihood": ": ".join(str(read[key]) for key in ("likelihood", "why") if read.get(key)),
+        "units": "standard deviations of the training rows" if read.get("standardized") else "",
+    }
+    return {name: value for name, value in rows.items() if value}
 
 
 def _told(value: Any) -> str:

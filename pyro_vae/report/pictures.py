@@ -1,12 +1,14 @@
 """The figures of a run on disk, each with the words that go with it."""
 
 import base64
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pyro_vae.report.findings import Findings
+from pyro_vae.storage.atomic import write_whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,8 +53,9 @@ class _Gallery:
     def add(
         self, section: str, name: str, figure: "Figure", title: str, caption: str, kind: Kind = "chart"
     ) -> None:
-        path = self.folder / f"{name}.png"
-        figure.savefig(path, dpi=DPI)
+        path, drawn = self.folder / f"{name}.png", io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=DPI)
+        write_whole(path, drawn.getbuffer())
         width, height = (round(inches * DPI) for inches in figure.get_size_inches())
         alt = f"Figure: {title.lower()}, for {self.guides}. {caption}"
         self.pictures.append(Picture(path, section, title, caption, alt, (width, height), kind))

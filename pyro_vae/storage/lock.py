@@ -40,8 +40,9 @@ def locked(target: Path) -> Iterator[None]:
     path = target / LOCK if target.is_dir() else target.with_name(f".{target.name}{LOCK}")
     descriptor = _hold(path, target)
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()}\n".encode())
+        if os.fstat(descriptor).st_nlink == 1:  # a second name, that somebody else gave it, keeps its content
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()}\n".encode())
         yield
     finally:
         path.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""netCDF by way of memory: a disk that is full, or a file that is damaged, never meets the HDF5 library."""
+"""netCDF by way of memory: a disk that is full, or a file that is damaged or made to do harm, never meets the
+HDF5 library of this process."""
 
 import io
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyro_vae.storage.atomic import write_whole
+from pyro_vae.storage.inspection import require_harmless, trust
 from pyro_vae.storage.records import checksum, read_bytes
 
 if TYPE_CHECKING:
@@ -14,15 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["dataset_from", "netcdf_bytes", "read_dataset", "read_tree", "write_netcdf"]
 
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError)
-"""What the layers above HDF5 raise where a file is not of their kind."""
-
 
 def netcdf_bytes(content: "xr.Dataset | xr.DataTree") -> bytes:
     """The bytes of the netCDF file."""
     with _without_cluster():
         written: Any = content.to_netcdf(engine="h5netcdf")
-    return bytes(written)
+    made = bytes(written)
+    trust(made)
+    return made
 
 
 def _without_cluster() -> AbstractContextManager[Any]:
@@ -51,13 +52,14 @@ def read_dataset(path: Path, sha256: str) -> "xr.Dataset":
 
 
 def dataset_from(content: bytes, path: Path) -> "xr.Dataset":
-    """The data set in the bytes of a file; ``path`` is what to call it."""
+    """The data set in the bytes of a file; ``path`` is where they lie."""
     import xarray as xr
 
+    require_harmless(content, path)
     try:
         return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
-    except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error
+    except Exception as error:  # whatever the layers above HDF5 raise where a file is not of their kind
+        raise _unreadable(path, error) from error
 
 
 def read_tree(path: Path, sha256: str) -> "xr.DataTree":
@@ -65,8 +67,14 @@ def read_tree(path: Path, sha256: str) -> "xr.DataTree":
     import xarray as xr
 
     content = read_bytes(path, sha256)
+    require_harmless(content, path)
     try:
         with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as lazy:
             return lazy.load()
-    except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read ({error}); it is damaged or foreign") from error
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = str(error) or type(error).__name__
+    return ValueError(f"{path} cannot be read ({reason}); it is damaged or foreign")

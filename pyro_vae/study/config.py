@@ -14,6 +14,7 @@ from pyro_vae.guides import scales
 from pyro_vae.guides.heads import raw_value
 from pyro_vae.run_folder import read_run_record
 from pyro_vae.storage.records import LONGEST, read_bytes
+from pyro_vae.study.costs import check_counts, check_weights
 
 __all__ = ["StudyConfig", "read_config"]
 
@@ -59,6 +60,8 @@ class StudyConfig:
         Folder of a data set's files, where it needs one.
     likelihood
         Name of a likelihood in place of the one that the data suggest.
+    label, columns, header, separator
+        Of a table in a file, as :func:`pyro_vae.data.load` takes them.
 
     Raises
     ------
@@ -86,12 +89,21 @@ class StudyConfig:
     device: str = "auto"
     root: str | None = None
     likelihood: str | None = None
+    label: str | None = None
+    columns: tuple[str, ...] | None = None
+    header: bool | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "device", "root", "likelihood"):
+        for name in ("data", "device", "root", "likelihood", "label", "separator"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("data", "device")):
                 raise ValueError(f"{name} is {value!r}; give text")
+        if self.header is not None and not isinstance(self.header, bool):
+            raise ValueError(f"header is {self.header!r}; give true or false")
+        named = self.columns if isinstance(self.columns, tuple) else ("",)
+        if self.columns is not None and not (named and all(isinstance(n, str) and n for n in named)):
+            raise ValueError(f"columns is {self.columns!r}; give the names of columns, such as ('a', 'b')")
         self._check_scales()
         for name, least in LEAST.items():
             value = getattr(self, name)
@@ -110,6 +122,8 @@ class StudyConfig:
             raw_value(scales.get(name), self.init_scale)  # raises here, not in the first fit
         if not _is_number(self.held_out) or not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out!r}; give a share between 0 and 1, such as 0.2")
+        check_counts(self.seeds, len(self.scales), self.draws)
+        check_weights(self.hidden, self.latent_dim)
 
     def _check_scales(self) -> None:
         if not isinstance(self.scales, tuple) or not all(isinstance(name, str) for name in self.scales):
@@ -161,7 +175,9 @@ class StudyConfig:
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
             option = "--scale" if field.name == "scales" else f"--{field.name.replace('_', '-')}"
-            if value != field.default:
+            if isinstance(value, bool):
+                words.append(option if value else f"--no-{field.name}")
+            elif value != field.default:
                 for item in value if isinstance(value, tuple) else [value]:
                     words += [option, str(item)]
         return shlex.join([*words, *(["--out", str(out)] if out is not None else [])])
@@ -203,4 +219,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and float(value) == value
+    except OverflowError:
+        return False

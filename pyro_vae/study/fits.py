@@ -29,7 +29,7 @@ from pyro_vae.svi.parallel.launch import hear, tell
 from pyro_vae.svi.state import saved as saved_fits
 from pyro_vae.svi.state.saved import SavedFit
 
-__all__ = ["Task", "fit_all", "fit_as_follower"]
+__all__ = ["Task", "fit_all", "fit_as_follower", "no_more_fits"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,11 @@ def fit_as_follower(config: StudyConfig, train: DataSet, device: str) -> None:
         with suppress(NonFiniteError):  # which the first process tells
             task, unused = Task(guide, int(seed)), Checkpoint(os.devnull)
             fit_one(config, train, device, task, checkpoint=unused, distributed=True)
+
+
+def no_more_fits() -> None:
+    """Let the followers go who wait for a first fit."""
+    tell(0, "")
 
 
 def _fit_elsewhere(

@@ -14,8 +14,9 @@ from pyro_vae.report.pictures import draw_figures
 from pyro_vae.report.readings import read_findings_aloud
 from pyro_vae.run_folder import RunFolder, claim, open_run, writing
 from pyro_vae.storage.atomic import write_whole
+from pyro_vae.study.account import told
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.fits import fit_as_follower
+from pyro_vae.study.fits import fit_as_follower, no_more_fits
 from pyro_vae.study.parts import Parts
 from pyro_vae.study.phases import Material, examine, fit_missing, prepare
 from pyro_vae.study.result import Study, require_path, require_study
@@ -43,18 +44,20 @@ def run_study(
     progress: bool = True,
     checkpoint_seconds: float = 30.0,
     distributed: bool = False,
+    overwrite: bool = False,
 ) -> Study:
     """Fit every guide with every seed, diagnose each on held-out data, compare, and write it all down.
 
-    Whatever ends it, :func:`resume_study` goes on with it.
+    Whatever ends it, :func:`resume_study` goes on with it, and so does the same call again.
 
     Parameters
     ----------
     config
         What to do; by default the comparison of three guides on scikit-learn's handwritten digits.
     out
-        Folder of the run (see :mod:`pyro_vae.run_folder`), by default ``runs/<data>``. It must be new, empty,
-        or hold an earlier run, which is replaced.
+        Folder of the run (see :mod:`pyro_vae.run_folder`), by default ``runs/<data>``. It must be new or
+        empty, or hold a run of the same configuration and data: one that is complete is read and returned,
+        one that was interrupted goes on.
     progress
         A bar on a terminal, lines of the log elsewhere.
     checkpoint_seconds
@@ -62,6 +65,8 @@ def run_study(
     distributed
         Spread each fit over the processes that ``torchrun`` has started. This one must be the first of them,
         and the others call :func:`follow_study`.
+    overwrite
+        Replace whatever run the folder holds.
 
     Returns
     -------
@@ -70,7 +75,8 @@ def run_study(
     Raises
     ------
     ValueError
-        If the data cannot be loaded, there is no such device, or the folder holds something else.
+        If the data cannot be loaded, there is no such device, or the folder holds another run or something
+        else.
     BlockingIOError
         If another process is writing into the folder.
     OSError
@@ -95,10 +101,46 @@ def run_study(
     if out is not None:
         require_path("out", out)
     material = prepare(config)
-    root = Path("runs") / material.everything.name if out is None else out
+    logger.info("%s", told(material.account))
+    root = Path(Path("runs") / material.everything.name if out is None else out)
+    status = None if overwrite else _status_of_same(root, material)
+    options = _Options(progress, checkpoint_seconds, distributed)
+    if status is not None:
+        done = status == "done"
+        logger.info(
+            "%s holds this very run, and it %s; --overwrite makes it anew",
+            root,
+            "is complete" if done else "was interrupted: it goes on",
+        )
+        if done and distributed:
+            no_more_fits()
+        return resume_study(root, **vars(options))
     asked = dataclasses.asdict(material.config)
-    with claim(root, asked, material.device, data=material.checksum) as folder, _says_how_to_go_on(folder):
-        return _carry_out(material, folder, _Options(progress, checkpoint_seconds, distributed))
+    claimed = claim(
+        root,
+        asked,
+        material.device,
+        data=material.checksum,
+        read=material.account,
+        overwrite=overwrite,
+    )
+    with claimed as folder, _says_how_to_go_on(folder):
+        return _carry_out(material, folder, options)
+
+
+def _status_of_same(root: Path, material: Material) -> str | None:
+    """How far the run in a folder is, if it is one of the same configuration and data."""
+    folder = RunFolder(root)
+    if not folder.record.is_file():
+        return None
+    try:
+        record = folder.read_record()
+        same = StudyConfig.from_mapping(record["config"]) == material.config
+    except (ValueError, TypeError):
+        return None  # `claim` says that there is a run
+    if not same or record.get("data") != material.checksum:
+        return None
+    return str(record["result"].get("status"))
 
 
 def resume_study(
@@ -172,6 +214,9 @@ def diagnose_again(
 ) -> Study:
     """Diagnose the fits of a finished run once more, and write diagnostics, comparison and report anew.
 
+    Until everything is measured the run stays what it was: whoever interrupts it has the old diagnosis, and
+    may ask for another.
+
     Parameters
     ----------
     study
@@ -195,8 +240,6 @@ def diagnose_again(
         record = folder.read_record()
         material = prepare(config, device=str(record["device"]))
         _check_data(material, record, folder)
-        _note(material, folder, "diagnosing")
-        folder.report.unlink(missing_ok=True)
         return _examine_and_write(material, folder, study.findings.guides, study.failures, progress)
 
 
@@ -205,7 +248,13 @@ def report_again(study: Study) -> Path:
     require_study(study)
     folder = RunFolder(study.folder)
     with writing(folder):
-        return _draw_report(study, folder)
+        try:
+            return _draw_report(study, folder)
+        except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(
+                f"the run in {folder.root} cannot be drawn ({error!r:.80}); its files do not fit together: "
+                "it is damaged or foreign"
+            ) from error
 
 
 def _draw_report(study: Study, folder: RunFolder) -> Path:
@@ -234,7 +283,11 @@ def _check_data(material: Material, record: Mapping[str, Any], folder: RunFolder
 def _note(material: Material, folder: RunFolder, status: str) -> None:
     """Say in the record how far the run is."""
     folder.write_record(
-        dataclasses.asdict(material.config), material.device, {"status": status}, data=material.checksum
+        dataclasses.asdict(material.config),
+        material.device,
+        {"status": status},
+        data=material.checksum,
+        read=material.account,
     )
 
 
@@ -243,8 +296,17 @@ def _says_how_to_go_on(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, OSError) as error:
-        error.add_note(f"`pyro-vae resume {shlex.quote(str(folder.root))}` goes on with it")
+        untouched = f"the run in {folder.root} is as it was"
+        resumable = f"`pyro-vae resume {shlex.quote(str(folder.root))}` goes on with it"
+        error.add_note(untouched if _is_whole(folder) else resumable)
         raise
+
+
+def _is_whole(folder: RunFolder) -> bool:
+    try:
+        return folder.report.is_file() and folder.read_record()["result"].get("status") == "done"
+    except (OSError, ValueError):
+        return False
 
 
 def _carry_out(material: Material, folder: RunFolder, options: _Options) -> Study:
@@ -269,6 +331,8 @@ def _examine_and_write(
     parts = Parts(folder.parts, {"draws": config.draws, "gap_observations": config.gap_observations})
     findings = examine(material, folder, guides, failures, parts, progress=progress)
     study = Study(config, folder.root, findings)
+    _note(material, folder, "diagnosing")  # from here on `resume` ends it, with the parts that are measured
+    folder.report.unlink(missing_ok=True)
     files = write_findings(folder, findings)
     result = {
         "status": "done",
@@ -277,7 +341,12 @@ def _examine_and_write(
         "failures": dict(findings.failures),
     }
     folder.write_record(
-        dataclasses.asdict(config), material.device, result, data=material.checksum, files=files
+        dataclasses.asdict(config),
+        material.device,
+        result,
+        data=material.checksum,
+        read=material.account,
+        files=files,
     )
     parts.clear()
     _draw_report(study, folder)

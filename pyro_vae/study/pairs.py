@@ -1,10 +1,12 @@
 """What all guides of a study have in common: the data, the networks and the start."""
 
+import math
+
 import torch
 
 from pyro_vae import data as data_sets
 from pyro_vae.arguments import check_numbers
-from pyro_vae.data.dataset import require_data_set
+from pyro_vae.data.dataset import STANDARDIZED, require_data_set
 from pyro_vae.devices import forked_streams
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
@@ -12,12 +14,26 @@ from pyro_vae.study.config import StudyConfig
 
 __all__ = ["make_pair", "split_data"]
 
+FEWEST_HELD_OUT = 2
+"""A mean over one observation has no standard error."""
+FEWEST_TO_TRAIN = 2
+
 
 def split_data(everything: data_sets.DataSet, share: float) -> tuple[data_sets.DataSet, data_sets.DataSet]:
     """Training and held-out data; real-valued ones in units of the training data's standard deviations."""
     require_data_set("data", everything)
+    count = round(share * len(everything))
+    if count < FEWEST_HELD_OUT or len(everything) - count < FEWEST_TO_TRAIN:
+        enough = len(everything) >= FEWEST_HELD_OUT + FEWEST_TO_TRAIN
+        least = math.ceil(100 * FEWEST_HELD_OUT / max(1, len(everything))) / 100
+        remedy = f"give held_out={least:g} (--held-out {least:g})" if enough else "give more rows"
+        raise ValueError(
+            f"held_out is {share:g} and {everything.name} has {len(everything)} rows, so {count} would be "
+            f"held out and {len(everything) - count} trained on; at least {FEWEST_HELD_OUT} "
+            f"and {FEWEST_TO_TRAIN} are needed; {remedy}"
+        )
     train, held_out = data_sets.split(everything, share, seed=0)
-    if everything.likelihood in ("normal", "student-t"):
+    if everything.likelihood in STANDARDIZED:
         return data_sets.standardize(train), data_sets.standardize(held_out, like=train)
     return train, held_out
 

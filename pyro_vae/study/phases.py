@@ -4,21 +4,25 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae import data as data_sets
 from pyro_vae.devices import resolve_device
+from pyro_vae.models import likelihoods
 from pyro_vae.progress import progress_bar
 from pyro_vae.report.findings import MEASURES, Findings
 from pyro_vae.run_folder import RunFolder
+from pyro_vae.storage.inspection import inspect_files
 from pyro_vae.storage.records import checksum_of_rows
+from pyro_vae.study.account import account_of
 from pyro_vae.study.config import StudyConfig
+from pyro_vae.study.costs import check_weights
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
 from pyro_vae.study.parts import Parts
 from pyro_vae.svi import Fit
-from pyro_vae.svi.state.saved import settle
+from pyro_vae.svi.state.saved import HISTORY, settle
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,6 +43,8 @@ class Material:
     held_out: data_sets.DataSet
     checksum: str
     """Of the observations."""
+    account: Mapping[str, Any]
+    """What was read, and how it was divided."""
 
 
 def prepare(config: StudyConfig, device: str | None = None) -> Material:
@@ -47,12 +53,23 @@ def prepare(config: StudyConfig, device: str | None = None) -> Material:
     Raises
     ------
     ValueError
-        If the data cannot be loaded, or there is no such device.
+        If the data cannot be loaded, there is no such device, or the networks would not fit into memory.
     """
     resolved = str(resolve_device(config.device if device is None else device))
-    everything = data_sets.load(config.data, root=config.root, likelihood=config.likelihood)
+    everything = data_sets.load(
+        config.data,
+        root=config.root,
+        likelihood=config.likelihood,
+        label=config.label,
+        columns=config.columns,
+        header=config.header,
+        separator=config.separator,
+    )
+    outputs = likelihoods.get(everything.likelihood, **everything.likelihood_args).outputs
+    check_weights(config.hidden, config.latent_dim, everything.x.shape[1], outputs)
     parts = split_data(everything, config.held_out)
-    return Material(config, resolved, everything, *parts, checksum_of_rows(everything.x))
+    account = account_of(everything, *parts)
+    return Material(config, resolved, everything, *parts, checksum_of_rows(everything.x), account)
 
 
 def fit_missing(
@@ -64,6 +81,7 @@ def fit_missing(
     The options are those of :func:`~pyro_vae.study.job.run_study`.
     """
     config, tasks = material.config, []
+    inspect_files(list(folder.root.glob(f"fits/*/{HISTORY}")))
     for seed in range(config.seeds):
         for name in config.scales:
             if _is_fitted(material, folder, name, seed):

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pyro_vae.report.findings import MEASURES, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.atomic import write_whole
+from pyro_vae.storage.inspection import inspect_files
 from pyro_vae.storage.netcdf import read_dataset, read_tree, write_netcdf
-from pyro_vae.svi.state.saved import read_history
+from pyro_vae.study.config import StudyConfig
+from pyro_vae.study.shapes import check_findings, fitted_guides, read_image_shape
+from pyro_vae.svi.state.saved import HISTORY, read_history
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,43 +47,49 @@ def write_findings(folder: RunFolder, findings: Findings) -> dict[str, str]:
 
 
 def read_findings(folder: RunFolder, record: Mapping[str, Any]) -> Findings:
-    """Read what :func:`write_findings` wrote.
+    """Read what :func:`write_findings` wrote, as somebody else's: nothing is read that the record does not
+    name, nothing is believed that does not suit it.
 
     Raises
     ------
     ValueError
-        If the run has not come to its end, or a file is missing or damaged.
+        If the run has not come to its end, or a file is missing, damaged or foreign.
     """
     result, files = record["result"], record.get("files", {})
+    config = StudyConfig.from_mapping(record["config"])
     if result.get("status") != "done":
         raise ValueError(
             f"the run in {folder.root} is {result.get('status', 'unknown')!r} and not done; "
             f"`pyro-vae resume {folder.root}` goes on with it"
         )
+    guides = fitted_guides(config, result, folder.record)
+    image_shape = read_image_shape(result.get("image_shape"), folder.record)
+    fits = {guide: [folder.fit(guide, seed) for seed in range(config.seeds)] for guide in guides}
+    gaps = folder.measure("gaps")
+    measures = [folder.measure(name) for name in MEASURES]
+    inspect_files(
+        [
+            *(*measures, gaps, *map(folder.posterior, guides)),
+            *(path / HISTORY for paths in fits.values() for path in paths),
+        ]
+    )
 
     def read(path: Path, reader: Callable[[Path, str], Content]) -> Content:
         return _complete(path, functools.partial(reader, path, _noted(files, folder, path)))
 
-    measures = {name: read(folder.measure(name), read_dataset) for name in MEASURES}
-    gaps = folder.measure("gaps")
-    try:
-        guides = [str(name) for name in measures["diagnostics"]["guide"].values]
-        seeds = range(measures["diagnostics"].sizes["seed"])
-    except KeyError as error:
-        raise ValueError(f"{folder.measure('diagnostics')} has no {error}; it is foreign") from error
-    histories = {guide: [folder.fit(guide, seed) for seed in seeds] for guide in guides}
-    image_shape = result.get("image_shape")
-    return Findings(
+    findings = Findings(
+        **{name: read(folder.measure(name), read_dataset) for name in MEASURES},
         histories={
             guide: [_complete(path, functools.partial(read_history, path)) for path in paths]
-            for guide, paths in histories.items()
+            for guide, paths in fits.items()
         },
         posteriors={guide: read(folder.posterior(guide), read_tree) for guide in guides},
         gaps=read(gaps, read_dataset) if gaps.name in files else None,
-        image_shape=None if image_shape is None else tuple(image_shape),
+        image_shape=image_shape,
         failures=dict(result.get("failures", {})),
-        **measures,
     )
+    check_findings(findings, config, guides, folder.root)
+    return findings
 
 
 def _complete(path: Path, read: Callable[[], Content]) -> Content:

@@ -7,6 +7,7 @@ from pyro_vae.svi.objectives.elbo import ELBO
 from pyro_vae.svi.objectives.renyi import IWAE, Renyi
 from pyro_vae.svi.objectives.stl import STL
 from pyro_vae.svi.parallel.launch import RankError
+from pyro_vae.svi.pyro_svi.svi import SVI
 from pyro_vae.svi.result import Fit
 from pyro_vae.svi.state.resuming import Checkpoint
 from pyro_vae.svi.sweeping import sweep
@@ -15,6 +16,7 @@ __all__ = [
     "ELBO",
     "IWAE",
     "STL",
+    "SVI",
     "Checkpoint",
     "EpochRecord",
     "Fit",

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.arguments import check_numbers, check_programs
-from pyro_vae.batches.batches import as_batches, as_tensors
+from pyro_vae.batches.batches import DrawnAnew, as_batches, as_tensors
 from pyro_vae.batches.shares import share_of
 from pyro_vae.devices import resolve_device
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, training_mode
@@ -26,6 +26,7 @@ from pyro_vae.svi.engines.optimizers import Optimization
 from pyro_vae.svi.engines.steps import threads_for
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
+from pyro_vae.svi.objectives.augmented import Augmented
 from pyro_vae.svi.objectives.elbo import ELBO, Objective
 from pyro_vae.svi.parallel.launch import local_device
 from pyro_vae.svi.parallel.ranks import joined
@@ -172,6 +173,8 @@ def fit(
         schedule=schedule,
         callbacks=callbacks,
     )
+    if isinstance(data, DrawnAnew):
+        objective = Augmented(objective, data.draw)
     if patience is not None and validation is None:
         raise ValueError(f"patience is {patience}, and there is no validation data to watch; give validation")
     wanted = local_device(resolve_device(device)) if distributed else resolve_device(device)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyro.params.param_store import StateDict
 
 from pyro_vae.arguments import check_programs
+from pyro_vae.guides.refined import Covariance, Refined
 from pyro_vae.pairs.isolation import Program, empty_store, owner
 from pyro_vae.pairs.parameters import bound, in_store, named_tensors
 from pyro_vae.svi.display import epoch_losses, html_table, loss_figure
@@ -99,6 +100,16 @@ class Fit:
         """
         with in_store(self._state, self._pending):
             yield
+
+    def refined(self, *, steps: int = 12, stop: float = 0.1, covariance: Covariance = "full") -> Refined:
+        """The fit's guide, refined for each observation by steps on the fit's model: see
+        :class:`pyro_vae.guides.Refined`.
+
+        Examples
+        --------
+        ``diagnose(fit.model, fit.refined(), held_out)``
+        """
+        return Refined(self.guide, model=self.model, steps=steps, stop=stop, covariance=covariance)
 
     def save(self, path: str | Path) -> Path:
         """Write ``params.safetensors``, ``fit.json`` and ``history.nc`` into the folder ``path``; nothing is

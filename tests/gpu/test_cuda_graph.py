@@ -4,6 +4,7 @@ What the same steps do without one is in ``tests/svi/engines/test_recorded.py``.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from tests.svi.pairs import Pair, observations
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def pair_with(*layers: nn.Module) -> Callable[[], Pair]:
+def pair_with(*layers: Callable[[], nn.Module]) -> Callable[[], Pair]:
+    """Layers are made with the pair: in the dtype of the tests, which is not that of the import."""
+
     def make() -> Pair:
         model = VAE(nn.Linear(2, 6), 2, "bernoulli")
-        return Pair(model, AmortizedNormal(model, nn.Sequential(nn.Linear(6, 5), *layers)))
+        encoder = nn.Sequential(nn.Linear(6, 5), *(layer() for layer in layers))
+        return Pair(model, AmortizedNormal(model, encoder))
 
     return make
 
@@ -53,9 +57,11 @@ def assert_same_fits(make: Callable[[], Pair], data: Any = None, **options: Any)
 
 
 @pytest.mark.parametrize(
-    "layers", [(), (nn.Tanh(),), (nn.Dropout(0.4),), (nn.BatchNorm1d(5), nn.ELU())], ids=str
+    "layers",
+    [(), (nn.Tanh,), (partial(nn.Dropout, 0.4),), (partial(nn.BatchNorm1d, 5), nn.ELU)],
+    ids=["", "tanh", "dropout", "batch norm"],
 )
-def test_the_graph_takes_the_steps_of_eager_cuda(layers: tuple[nn.Module, ...]) -> None:
+def test_the_graph_takes_the_steps_of_eager_cuda(layers: tuple[Callable[[], nn.Module], ...]) -> None:
     """40 rows in batches of 16: two batch shapes, so two graphs."""
     assert_same_fits(pair_with(*layers))
 
@@ -88,11 +94,16 @@ def test_auto_is_a_cuda_graph() -> None:
 
 def test_single_precision() -> None:
     def make() -> Pair:
-        pair = pair_with(nn.Tanh())()
+        pair = pair_with(nn.Tanh)()
         return Pair(pair.model.float(), pair.guide.float())
 
     graph, eager = (on_cuda(make, engine)[0] for engine in ("cuda-graph", "eager"))
     np.testing.assert_allclose(graph.history["loss"], eager.history["loss"], rtol=1e-4)
+
+
+def test_a_fused_step_has_the_numbers_of_eager_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_vae.svi.engines.choice.STEPS_WORTH_FUSING", 1)
+    assert_same_fits(pair_with(nn.Tanh), max_norm=0.5)
 
 
 def test_noise_is_fresh_at_every_replay() -> None:
@@ -109,10 +120,14 @@ def test_a_fit_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_end_that_is_not_finite_has_the_words_of_eager_cuda() -> None:
+    def make() -> Pair:
+        pair = pair_with()()
+        return Pair(pair.model.float(), pair.guide.float())  # 1e30 squared is finite in double precision
+
     messages = []
     for engine in ("cuda-graph", "eager"):
         with pytest.raises(NonFiniteError) as raised:
-            on_cuda(pair_with(), engine, lr=1e30)
+            on_cuda(make, engine, lr=1e30)
         messages.append(str(raised.value).split(":")[0])
     assert messages[0] == messages[1]
 
@@ -127,7 +142,7 @@ class Waits(nn.Module):
 def test_what_waits_for_the_device_is_captured_and_leaves_the_generator_usable(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    done, _ = on_cuda(pair_with(Waits()), "cuda-graph")
+    done, _ = on_cuda(pair_with(Waits), "cuda-graph")
     assert done.engine in ("captured", "eager")
     assert "this fit" in caplog.text
     assert torch.isfinite(torch.randn(3, device="cuda")).all()

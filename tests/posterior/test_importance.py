@@ -10,7 +10,9 @@ from sklearn.datasets import load_digits
 
 from pyro_vae.models import PPCA
 from pyro_vae.posterior import diagnose, log_weights
-from pyro_vae.posterior.importance import khat_threshold, pareto_khat
+from pyro_vae.posterior.belief import believed
+from pyro_vae.posterior.importance import _summary
+from pyro_vae.posterior.pareto import khat_threshold, pareto_khat
 from tests.posterior.gaussians import (
     GaussianGuide,
     LinearGaussian,
@@ -44,7 +46,6 @@ def test_mean_field_gap():
     assert gap == pytest.approx(mean_field_gap(model), abs=0.01)
     error = (report["log_evidence"] - model.log_evidence(x).numpy()) / report["log_evidence_se"]
     assert abs(error).max() < 5
-    assert float(error.std()) == pytest.approx(1, abs=0.35)
 
 
 def test_ppca_on_real_data():
@@ -131,6 +132,99 @@ def test_khat_where_no_tail_can_be_fitted(row, khat):
     assert both[0] == khat
     assert np.isfinite(both[1])
     assert both[1] == pareto_khat(healthy[None])[0]
+
+
+NOISE = np.random.default_rng(2).normal(size=1000)
+
+
+@pytest.mark.parametrize(
+    ("row", "khat"),
+    [
+        (np.r_[np.full(999, -7.0), 0.0], np.inf),
+        (np.r_[np.full(998, -7.0), 0.0, 0.1], np.inf),
+        (np.r_[NOISE[:999] - 1000, 0.0], np.inf),
+        (np.r_[NOISE[:999] - 8, 0.0], np.inf),
+        (np.r_[np.full(996, -9.0), np.zeros(4)], np.inf),
+        (np.r_[np.full(800, -3.0), np.zeros(200)], -np.inf),
+        (np.r_[np.full(950, -3.0), np.zeros(50)], -np.inf),
+        (-np.abs(NOISE) * 0.01, -np.inf),
+    ],
+    ids=[
+        "right state drawn once",
+        "two of a tail",
+        "all but one underflow",
+        "one heavy weight",
+        "right state drawn four times",
+        "right state drawn often",
+        "right state drawn fifty times",
+        "tail within two hundredths",
+    ],
+)
+def test_khat_of_ties_and_of_one_heavy_weight(row, khat):
+    """A Pareto fit answers 0.05 to the first five, which is its prior alone, and 3 to the last."""
+    assert pareto_khat(row[None])[0] == khat
+
+
+def test_a_discrete_latent_whose_right_state_is_hardly_drawn_is_not_believed():
+    """Evidence off by seven nats where the state is not drawn; where it is, one draw carries the sum."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(10 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.001)))
+
+    x = torch.full((60,), 10.0)
+    report = diagnose(model, guide, x)
+    truth = torch.distributions.Normal(10.0, 1.0).log_prob(x[0]).item() + np.log(0.5)
+    drawn = report["log_evidence"].values > truth - 5
+    assert 10 < drawn.sum() < 60  # 38 of 60 in expectation
+    assert not (believed(report) & drawn).any()
+    assert np.isinf(report["log_evidence_se"].values[drawn]).all()
+
+
+class TestBelieved:
+    def test_khat_alone_is_not_enough(self):
+        values = {"khat": [0.1, 0.1, 0.9, np.nan, -np.inf], "ess": [500.0, 3.0, 500.0, 500.0, 1000.0]}
+        assert believed(values | {"draws": 1000}).tolist() == [True, False, False, False, True]
+        assert believed({"khat": [0.6]}).tolist() == [True]  # nothing else is known
+        assert believed({"log_evidence": [0.0]}) is None
+
+    def test_what_repair_judged_counts(self):
+        assert believed({"believable": [True, False], "khat": [0.9, 0.1]}).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("dimension", "width"), [(1, 0.9), (4, 0.9), (8, 1.3), (1, 2.0), (16, 1.1)])
+@pytest.mark.parametrize("draws", [300, 1000])
+def test_told_intervals_hold_the_truth(dimension, width, draws):
+    """The whole table: ``benchmarks/evidence_coverage.py``. Of 300 runs the share varies by 1.3 points."""
+    weights = gaussian_weights(dimension, width, draws, runs=300)
+    found = _summary(weights, np.zeros_like(weights))
+    told = np.isfinite(found["log_evidence_se"])
+    assert told.mean() > 0.4
+    covered = (abs(found["log_evidence"]) <= 1.96 * found["log_evidence_se"])[told].mean()
+    four = 4 * np.sqrt(0.95 * 0.05 / told.sum())
+    assert 0.9 - four < covered < 0.97 + four
+
+
+@pytest.mark.parametrize(("dimension", "width", "draws"), [(1, 0.5, 100), (1, 0.5, 1000), (8, 0.6, 1000)])
+def test_no_standard_error_for_guides_that_are_far_too_narrow(dimension, width, draws):
+    """Their k̂ passes in up to half of the runs, in which the tail was not drawn: 52% and 18% would cover."""
+    weights = gaussian_weights(dimension, width, draws, runs=200)
+    found = _summary(weights, np.zeros_like(weights))
+    assert (found["khat"] <= khat_threshold(draws)).mean() > 0.1
+    assert np.isfinite(found["log_evidence_se"]).mean() < 0.2
+    missed = abs(found["log_evidence"]) > 1.96 * found["log_evidence_se"]
+    assert missed.mean() < 0.15
+
+
+def gaussian_weights(dimension, width, draws, runs):
+    """Log weights of a guide with ``width`` times the standard deviations of a standard Normal."""
+    squares = np.random.default_rng([dimension, draws]).chisquare(dimension, (runs, draws))
+    return dimension * np.log(width) + (1 - width**2) / 2 * squares
 
 
 def test_tied_weights_are_never_nan():

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from pyro_vae.posterior.importance import _summary, khat_threshold, pareto_khat, pareto_smooth
+from pyro_vae.posterior.importance import _summary
+from pyro_vae.posterior.pareto import khat_threshold, pareto_khat, pareto_smooth
 
 pytestmark = pytest.mark.arviz
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request, require_count
 from pyro_vae.posterior.drawing import CHUNK, Pair
-from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, khat_threshold, pareto_smooth
+from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
+from pyro_vae.posterior.pareto import khat_threshold, pareto_smooth
 from pyro_vae.posterior.preparation import prepare, select
 from pyro_vae.posterior.reference import (
     LARGEST_RHAT,

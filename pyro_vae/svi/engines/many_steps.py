@@ -151,10 +151,22 @@ class NativeSteps(ManySteps):
 
 
 class RecordedSteps(ManySteps):
-    """Steps that a CUDA device repeats by itself."""
+    """Steps that a CUDA device repeats by itself.
+
+    Parameters
+    ----------
+    captured
+        As for :class:`ManySteps`.
+    fuse
+        Whether the fit is long enough for a compiler.
+    """
 
     name, how = "cuda-graph", "records whole steps as a CUDA graph"
     most_functions, any_size = MOST_RECORDINGS, True
+
+    def __init__(self, captured: CapturedSteps, *, fuse: bool) -> None:
+        super().__init__(captured)
+        self.fuse = fuse
 
     def make(self, graph: fx.GraphModule, batch: Batch) -> StepFunction:
         """Make the function, which is recorded when it is first called."""
@@ -167,4 +179,5 @@ class RecordedSteps(ManySteps):
             CudaRecorder(task.device),
             max_norm=task.max_norm,
             most_bad=self.most_bad,
+            fuse=self.fuse,
         )

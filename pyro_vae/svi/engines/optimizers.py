@@ -18,6 +18,7 @@ from pyro_vae.pairs.isolation import Program, owner
 from pyro_vae.pairs.parameters import trainable_parameters
 from pyro_vae.pairs.running import set_up
 from pyro_vae.svi.engines.steps import CannotError, Task
+from pyro_vae.svi.objectives.augmented import Augmented
 from pyro_vae.svi.objectives.elbo import ELBO, Objective
 from pyro_vae.svi.parallel.ranks import OneProcess
 
@@ -41,7 +42,8 @@ class Optimization:
         """Run a pair once on its first batch, and make what its steps work on; and the floating-point
         operations of a step."""
         ranks = OneProcess() if ranks is None else ranks
-        count, flops = set_up(model, guide, first)
+        drawn = self.objective.batch(first) if isinstance(self.objective, Augmented) else first
+        count, flops = set_up(model, guide, drawn)
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         rescaled = count(first) != len(first[0])
         ranks.begin(model, guide, self.objective, parameters, first, rescaled=rescaled)

@@ -1,5 +1,6 @@
 """Whole steps as tensor operations on fixed memory, which a device records once and repeats by itself."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -8,13 +9,18 @@ import torch
 from torch import Tensor, fx
 from torch.optim import Optimizer
 
+from pyro_vae.devices import forked_streams
+from pyro_vae.graphs.compilation import compiled
 from pyro_vae.graphs.simplification import mutates
+from pyro_vae.graphs.tracing import capture
 from pyro_vae.svi.engines.functions import StepTerms
 from pyro_vae.svi.engines.optimizers import constant_rates
 from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.engines.updates import guarded_adam, total_norm
 
 __all__ = ["RecordedFunction", "Recorder"]
+
+logger = logging.getLogger(__name__)
 
 STEPS_PER_CALL = 100
 """The host looks at the device once per call, and Python handles an interrupt only between calls."""
@@ -61,6 +67,9 @@ class RecordedFunction:
         Clips the norm of the whole gradient.
     most_bad
         As many steps in a row that are not finite end a call.
+    fuse
+        Compile what a step computes by inductor, which makes few kernels of many small ones; takes ten to
+        thirty seconds.
 
     Raises
     ------
@@ -78,6 +87,7 @@ class RecordedFunction:
         *,
         max_norm: float | None = None,
         most_bad: int = 3,
+        fuse: bool = False,
     ) -> None:
         self.graph, self.parameters, self.optimizer = graph, list(parameters), optimizer
         self.recorder, self.generator = recorder, recorder.generator
@@ -87,6 +97,8 @@ class RecordedFunction:
         self.steps_per_call = STEPS_PER_CALL
         self._update = guarded_adam(optimizer, self.parameters)
         self._buffers = _changed_in_place(graph)
+        self._fuse = fuse
+        self._compute: Callable[..., Sequence[Tensor]] = self._unfused
         self._replay: Callable[[], None] | None = None
         self._data: tuple[Tensor, ...] = ()
         device, count, groups = parameters[0].device, STEPS_PER_CALL, len(optimizer.param_groups)
@@ -95,9 +107,8 @@ class RecordedFunction:
         # CUDA's Adam reads a rate from the device in single precision only.
         self._rates = torch.zeros(count, groups, dtype=torch.float32, device=device)
         self._terms = torch.zeros(count, len(StepTerms._fields), dtype=torch.float64, device=device)
-        self._ran, self._taken, self._bad = (
-            torch.zeros(1, dtype=torch.int64, device=device) for _ in range(3)
-        )
+        self._counters = torch.zeros(3, dtype=torch.int64, device=device)
+        """Steps that ran, steps that moved the parameters, steps in a row that were not finite."""
 
     @torch.no_grad()
     def run(
@@ -136,7 +147,7 @@ class RecordedFunction:
         before = self.generator.get_state()
         for _ in range(len(index)):
             replay()
-        ran, bad_in_a_row = torch.cat([self._ran, self._bad]).tolist()
+        ran, _, bad_in_a_row = self._counters.tolist()
         if ran < len(index):
             self.recorder.rewind(before, ran, len(index))
         return self._terms[:ran].cpu(), bad_in_a_row
@@ -144,6 +155,8 @@ class RecordedFunction:
     def _recorded(self, data: tuple[Tensor, ...]) -> Callable[[], None]:
         known = len(data) == len(self._data) and all(a is b for a, b in zip(data, self._data, strict=True))
         if self._replay is None or not known:
+            if self._fuse:
+                self._compute = self._fused(data)
             self._begin_to_count(self.most_bad)  # so what is run before it is recorded changes nothing
             stream = self.generator.get_state()
             self._replay = self.recorder.record(lambda: self._step(data))
@@ -151,34 +164,66 @@ class RecordedFunction:
             self._data = data
         return self._replay
 
+    def _unfused(self, *inputs: Tensor) -> Sequence[Tensor]:
+        return self._numbers(*inputs[len(self.parameters) :])
+
+    def _fused(self, data: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        """The numbers of a step, compiled for these data; as they are where that fails, and the log says
+        why."""
+        tables = [self._counters, self._rows, self._kl_weight, self._rates, *data]
+        if self._buffers:  # compiled, their changes would not be seen
+            return self._unfused
+        try:
+            with forked_streams():
+                return compiled(
+                    capture(self._numbers, tables, lifted=self.parameters), [*self.parameters, *tables]
+                )
+        except Exception as error:  # no compiler, an operation that it does not know, ...
+            reason = str(error).strip().split("\n")[0]
+            logger.info("the recorded step is not fused: %s: %s", type(error).__name__, reason)
+            return self._unfused
+
     def _begin_to_count(self, bad_in_a_row: int) -> None:
-        self._ran.zero_()
-        self._taken.zero_()
-        self._bad.fill_(bad_in_a_row)
+        self._counters.zero_()
+        self._counters[2] = bad_in_a_row
 
     @torch.no_grad()
     def _step(self, data: Sequence[Tensor]) -> None:
         """One step. Nothing in it may ask the device for a number, or make a tensor of one of the host's."""
-        now = self._ran
-        rows = self._rows.index_select(0, now).squeeze(0)
-        kl_weight = self._kl_weight.index_select(0, now).squeeze(0)
-        rates = self._rates.index_select(0, self._taken).squeeze(0)
-        ended = (self._bad >= self.most_bad).squeeze(0)
+        now = self._counters.narrow(0, 0, 1).clone()
         buffers = [buffer.clone() for buffer in self._buffers]
-        loss, kl, reconstruction, *gradients = self.graph(
-            *self.parameters, kl_weight, *(part.index_select(0, rows) for part in data)
+        terms, rates, skip, ended, counted, *gradients = self._compute(
+            *self.parameters, self._counters, self._rows, self._kl_weight, self._rates, *data
         )
         for buffer, value in zip(self._buffers, buffers, strict=True):
             buffer.copy_(torch.where(ended, value, buffer))
+        # Where the steps have ended this row is one behind the last, which nobody reads.
+        self._terms.index_copy_(0, now, terms)
+        self._update(gradients, rates, skip)
+        self._counters.add_(counted)
+
+    def _numbers(
+        self, counters: Tensor, rows: Tensor, kl_weight: Tensor, rates: Tensor, *data: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What a step computes before it changes anything: its row of terms, the rates, whether to skip the
+        update, whether the steps have ended, what the counters grow by, and the clipped gradients."""
+        ran, taken, bad_so_far = counters.split(1)
+        batch = rows.index_select(0, ran).squeeze(0)
+        loss, kl, reconstruction, *gradients = self.graph(
+            *self.parameters,
+            kl_weight.index_select(0, ran).squeeze(0),
+            *(part.index_select(0, batch) for part in data),
+        )
         norm = total_norm(gradients).to(loss.dtype)
         bad = (loss - loss) + (norm - norm) != 0  # NaN, unless both are finite
-        # Where the steps have ended this row is one behind the last, which nobody reads.
-        terms = torch.stack([loss, kl, reconstruction, norm, bad.to(loss.dtype)])
-        self._terms.index_copy_(0, now, terms.double().unsqueeze(0))
-        self._update(self._clipped(gradients, norm), rates, bad | ended)
-        torch.where(ended, self._bad, (self._bad + 1) * bad, out=self._bad)
-        self._ran.add_(ended.logical_not())
-        self._taken.add_((bad | ended).logical_not())
+        ended = (bad_so_far >= self.most_bad).squeeze(0)
+        skip = bad | ended
+        terms = torch.stack([loss, kl, reconstruction, norm, bad.to(loss.dtype)]).double().unsqueeze(0)
+        bad_now = torch.where(ended, bad_so_far, (bad_so_far + 1) * bad)
+        on, moved = (flag.logical_not().long().unsqueeze(0) for flag in (ended, skip))
+        counted = torch.cat([on, moved, bad_now - bad_so_far])
+        rate = rates.index_select(0, taken).squeeze(0)
+        return terms, rate, skip, ended, counted, *self._clipped(gradients, norm)
 
     def _clipped(self, gradients: Sequence[Tensor], norm: Tensor) -> Sequence[Tensor]:
         """As :func:`~pyro_vae.svi.engines.updates.clipped`, with a norm that only the device knows."""

@@ -20,7 +20,17 @@ from pyro_vae.storage.records import checksum, read_bytes, read_record, write_re
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["SCHEMA", "FitRecord", "SavedFit", "load_into", "read", "read_history", "settle", "write"]
+__all__ = [
+    "HISTORY",
+    "SCHEMA",
+    "FitRecord",
+    "SavedFit",
+    "load_into",
+    "read",
+    "read_history",
+    "settle",
+    "write",
+]
 
 SCHEMA = 1
 """Version of the files' layout; a reader refuses a newer one."""
@@ -94,18 +104,18 @@ def read(folder: Path) -> SavedFit:
     from safetensors.torch import load
 
     record, files = _read_record(folder)
-    content = _read_file(folder, PARAMETERS, files)
+    content, _ = _read_file(folder, PARAMETERS, files)
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / PARAMETERS} cannot be read ({error}); it is foreign") from error
-    return SavedFit(tensors, record, dataset_from(_read_file(folder, HISTORY, files), folder / HISTORY))
+    return SavedFit(tensors, record, dataset_from(*_read_file(folder, HISTORY, files)))
 
 
 def read_history(folder: Path) -> "xr.Dataset":
     """The history alone; raises what :func:`read` does."""
     _, files = _read_record(folder)
-    return dataset_from(_read_file(folder, HISTORY, files), folder / HISTORY)
+    return dataset_from(*_read_file(folder, HISTORY, files))
 
 
 def _read_record(folder: Path) -> tuple[FitRecord, dict[str, Any]]:
@@ -120,16 +130,16 @@ def _read_record(folder: Path) -> tuple[FitRecord, dict[str, Any]]:
         raise ValueError(f"{path} is not what Fit.save writes ({error}); it is damaged or foreign") from error
 
 
-def _read_file(folder: Path, name: str, files: Mapping[str, Any]) -> bytes:
-    """The file that ``fit.json`` speaks of: under its own name, or, if the process was killed just then,
-    under the one that it had before."""
-    path = folder / name
+def _read_file(folder: Path, name: str, files: Mapping[str, Any]) -> tuple[bytes, Path]:
+    """The file that ``fit.json`` speaks of, and where it lies: under its own name, or, if the process was
+    killed just then, under the one that it had before."""
+    path, new = folder / name, folder / f"{name}{NEW}"
     sha256 = str(files.get(name))
     try:
-        return read_bytes(path, sha256)
+        return read_bytes(path, sha256), path
     except (FileNotFoundError, ValueError) as error:
         try:
-            return read_bytes(folder / f"{name}{NEW}", sha256)
+            return read_bytes(new, sha256), new
         except (FileNotFoundError, ValueError):
             raise (_no_fit(folder, name) if isinstance(error, FileNotFoundError) else error) from None
 

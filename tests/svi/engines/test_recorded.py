@@ -211,3 +211,32 @@ def test_nothing_is_asked_of_the_device_and_nothing_comes_from_the_host(
         )
         monkeypatch.setattr(torch, "_fused_adam_", adam)
         steps._step((torch.empty(20, 3, device="cuda"),))
+
+
+class Repeats(TapeRecorder):
+    """Repeats work by doing it again, for work that is no list of torch's operations."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        def again() -> None:
+            self.streams.append(self.generator.get_state())
+            work()
+
+        work()
+        return again
+
+
+@pytest.mark.slow
+def test_a_fused_step_has_the_numbers_of_the_captured_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By torch's compiler, here for the CPU."""
+    monkeypatch.setattr("pyro_vae.svi.engines.many_steps.CudaRecorder", Repeats)
+    monkeypatch.setattr("pyro_vae.svi.engines.choice.STEPS_WORTH_FUSING", 1)
+    caplog.set_level("INFO")
+    (fused, ours), (_, theirs) = (
+        fitted(amortized, engine, lr=EXACT_LR, max_norm=0.5) for engine in ("cuda-graph", "captured")
+    )
+    assert fused.engine == "cuda-graph"
+    assert "not fused" not in caplog.text
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)

@@ -14,7 +14,7 @@ _FIELDS = (
     ("T* const*", "first_moments", "Adam's, by parameter, changed in place"),
     ("T* const*", "second_moments", "likewise"),
     ("const T* const*", "constants", "attributes of the graph"),
-    ("const T*", "noise", "[steps, NOISE]: standard normal numbers"),
+    ("const T*", "noise", "[steps, NOISE]: standard normal and uniform numbers"),
     ("const T*", "kl_weight", "[steps]"),
     ("const double*", "lr", "[steps, PARAMETERS]: of each step that is taken"),
     ("const double*", "eps", "[PARAMETERS]: Adam's"),

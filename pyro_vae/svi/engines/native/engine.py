@@ -231,13 +231,15 @@ class NativeFunction:
         torch fills 16 normal numbers at a time, so one draw equals many small ones only where every small one
         is a multiple of that.
         """
-        sizes = [buffer.size for buffer in self.program.noise]
+        parts = self.program.noise
+        sizes = [part.size for part in parts]
         noise = torch.empty(steps, sum(sizes), dtype=self.program.dtype)
-        if all(size % 16 == 0 for size in sizes):
+        if all(part.kind == "normal" and part.size % 16 == 0 for part in parts):
             return noise.normal_(generator=self.generator)
         for row in noise:
-            for part in row.split(sizes):
-                part.normal_(generator=self.generator)
+            for part, numbers in zip(parts, row.split(sizes), strict=True):
+                fill = numbers.normal_ if part.kind == "normal" else numbers.uniform_
+                fill(generator=self.generator)
         return noise
 
 

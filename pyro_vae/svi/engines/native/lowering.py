@@ -4,6 +4,7 @@ refused by name before anything runs."""
 import math
 import operator
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -148,9 +149,12 @@ class _Lowering:
         rules: dict[Any, Callable[..., View]] = {
             aten.addmm.default: self._product_and_bias,
             aten.cat.default: self.operations.cat,
+            aten.logsumexp.default: self._logsumexp,
             aten.mean.default: self._mean,
             aten.mean.dim: self._mean,
             aten.mm.default: self.operations.product,
+            aten.rand.default: self._rand,
+            aten.rand_like.default: self._rand_like,
             aten.randn.default: self._randn,
             aten.select_backward.default: self._select_backward,
             aten.slice_backward.default: self._slice_backward,
@@ -208,10 +212,33 @@ class _Lowering:
         return View.number(arguments[value] if isinstance(value, str) else value, shape, mask=mask)
 
     def _randn(self, size: Sequence[int], dtype: torch.dtype | None = None, **_: Any) -> View:
+        return self._noise("normal", size, dtype)
+
+    def _rand(self, size: Sequence[int], dtype: torch.dtype | None = None, **_: Any) -> View:
+        return self._noise("uniform", size, dtype)
+
+    def _rand_like(self, view: View, dtype: torch.dtype | None = None, **_: Any) -> View:
+        return self._noise("uniform", view.shape, dtype)
+
+    def _noise(self, kind: str, size: Sequence[int], dtype: torch.dtype | None) -> View:
         if dtype not in (self.dtype, None):
-            raise CannotError(f"aten.randn.default of {dtype}")
-        self.noise.append(Buffer("noise", len(self.noise), math.prod(size)))
+            raise CannotError(f"{kind} noise of {dtype}")
+        self.noise.append(Buffer(kind, len(self.noise), math.prod(size)))
         return View.whole(self.noise[-1], size)
+
+    def _logsumexp(self, view: View, dim: Sequence[int], keepdim: bool = False) -> View:
+        rank = len(view.shape)
+        for axis in sorted({d % rank for d in dim}, reverse=True):
+            parts = [
+                View.like(view.source, view.as_meta().narrow(axis, i, 1)) for i in range(view.shape[axis])
+            ]
+            view = reduce(self._logaddexp, parts)
+            if not keepdim:
+                view = View.like(view.source, view.as_meta().squeeze(axis))
+        return view
+
+    def _logaddexp(self, a: View, b: View) -> View:
+        return self.operations.pointwise("logaddexp({0}, {1})", (a, b), a.shape)
 
     def _product_and_bias(self, view: View, mat1: View, mat2: View, beta: float, alpha: float) -> View:
         if beta != 1 or alpha != 1:

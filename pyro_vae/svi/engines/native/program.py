@@ -142,7 +142,8 @@ class Program:
     """A batch, gathered row by row."""
     batch_size: int
     noise: tuple[Buffer, ...]
-    """Standard normal numbers, in the order in which the program draws them."""
+    """Standard normal or uniform numbers (``kind`` says which), in the order in which the program draws
+    them."""
     constants: tuple[str, ...]
     """Attributes of the graph that the step reads where they are, so it sees every change."""
     operations: tuple[Operation, ...]

@@ -1,0 +1,73 @@
+"""How often the 95% intervals of `diagnose` hold the true evidence, for Gaussians too narrow and too wide.
+
+    python benchmarks/evidence_coverage.py [--runs 400]
+
+The posterior is a standard Normal in d dimensions, the guide has s times its standard deviations, S draws
+are taken, and the evidence is known. Printed for each: how often the weights are believed, how often a
+standard error is told (elsewhere it is infinite), and how many of the told intervals hold the truth; then the
+worst of those told in a fifth of the runs or more. At the end, what the share of observations that cannot be
+believed says about the bias of the mean evidence: the reason for the share where `compare` names no winner.
+"""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from pyro_vae.posterior.belief import MATERIAL_SHARE, believed
+from pyro_vae.posterior.importance import _summary
+
+DIMENSIONS = (1, 4, 8, 16)
+WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.3, 1.6, 2.0, 3.0)
+DRAWS = (100, 300, 1000, 3000, 10_000)
+OFTEN = 0.2
+
+
+def study(dimension: int, width: float, draws: int, runs: int, seed: int = 0) -> dict[str, Any]:
+    """Of many runs: shares passed, told, believed and covered, and the mean error of the evidence in nats."""
+    rng = np.random.default_rng([seed, dimension, draws, int(100 * width)])
+    squares = rng.chisquare(dimension, (runs, draws))
+    weights = dimension * np.log(width) + (1 - width**2) / 2 * squares  # log p − log q; the evidence is 0
+    found = _summary(weights, np.zeros_like(weights))
+    told = np.isfinite(found["log_evidence_se"])
+    error = found["log_evidence"]
+    good = believed(found | {"draws": draws})
+    covered = abs(error[told]) <= 1.96 * found["log_evidence_se"][told]
+    return {
+        "believed": float(good.mean()) if good is not None else np.nan,
+        "told": float(told.mean()),
+        "covered": float(covered.mean()) if told.any() else np.nan,
+        "intervals": int(told.sum()),
+        "bias": float(error.mean()),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=400)
+    runs = parser.parse_args().runs
+    print("  d  width  draws  believed  told  covered    bias")
+    rows = []
+    for draws in DRAWS:
+        for dimension in DIMENSIONS:
+            for width in WIDTHS:
+                found = study(dimension, width, draws, runs if draws <= 1000 else runs // 2)
+                rows.append((dimension, width, draws, found))
+                print(
+                    f"{dimension:3d}{width:7.2f}{draws:7d}{found['believed']:10.0%}{found['told']:6.0%}"
+                    f"{found['covered']:9.2f}{found['bias']:+8.3f}"
+                )
+    often = [(found["covered"], found["intervals"], *row) for *row, found in rows if found["told"] >= OFTEN]
+    low, high = min(often), max(often)
+    print(f"told in {OFTEN:.0%} of the runs or more: {len(often)} of {len(rows)} cases")
+    print(f"  coverage from {low[0]:.3f} (d, width, draws = {low[2:]}, {low[1]} intervals) to {high[0]:.3f}")
+    within = np.mean([0.9 <= covered <= 0.97 for covered, *_ in often])
+    print(f"  from 90 to 97% in {within:.0%} of these cases, counted without regard to their own error")
+    for share in (0.02, MATERIAL_SHARE, 0.1, 0.2, 0.5):
+        biases = [found["bias"] for *_, found in rows if 1 - found["believed"] <= share]
+        print(f"  at most {share:.0%} not believed: mean evidence off by {min(biases):+.3f} nats at worst")
+
+
+if __name__ == "__main__":
+    main()

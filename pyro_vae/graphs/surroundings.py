@@ -1,0 +1,270 @@
+"""The places around a program where its values lie: globals, closures, attributes, entries."""
+
+import builtins
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from dataclasses import dataclass, is_dataclass
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.graphs.places import is_library
+
+__all__ = ["MISSING", "Place", "places_around"]
+
+MISSING = object()
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
+_MANY = 256
+"""Longer lists are known by their identity and length alone."""
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "training"}
+_ANY_NAME = frozenset(("getattr", "vars", "__dict__", "__getattribute__"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """An entry of a dict or list, a closure's cell, or a length; what lay there when it was found."""
+
+    name: str
+    """As a program would write it: ``options['beta']``."""
+    container: Any
+    key: Any
+    value: Any
+    is_buffer: bool = False
+    """Whether it is a module's buffer."""
+
+    def now(self) -> Any:
+        """What lies there."""
+        try:
+            if self.key is len:
+                return len(self.container)
+            if isinstance(self.container, CellType):
+                return self.container.cell_contents
+            return self.container[self.key]
+        except (KeyError, IndexError, ValueError):
+            return MISSING
+
+    @property
+    def can_be_set(self) -> bool:
+        """Whether something else can be put there."""
+        changeable = isinstance(self.container, MutableMapping | MutableSequence | CellType)
+        return changeable and self.key is not len
+
+    def put(self, value: Any) -> None:
+        """Put something else there."""
+        if isinstance(self.container, CellType):
+            self.container.cell_contents = value
+        else:
+            self.container[self.key] = value
+
+
+def places_around(programs: Sequence[Any]) -> list[Place]:
+    """Every place that these functions, modules and objects would look at, each once."""
+    walk = _Walk()
+    for program in programs:
+        walk.visit(program, _name_of(program))
+    return walk.places()
+
+
+class _Walk:
+    """A walk through everything that can be reached from a program, without running any of it."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, Any] = {}
+        self.found: list[Place] = []
+        self.known: set[tuple[int, str]] = set()
+        self.attributes: list[tuple[Place, Any]] = []
+        """Of objects of the user's classes: read only if some code names them."""
+        self.names: set[str] = set()
+
+    def places(self) -> list[Place]:
+        """What was found; of the attributes of a user's objects those that some code names."""
+        done: set[str] = set()
+        pending = self.attributes
+        while pending:
+            read = [item for item in pending if self._is_named(item[0].key)]
+            pending = [item for item in pending if not self._is_named(item[0].key)]
+            if not read:
+                break
+            self.attributes = []
+            for place, value in read:
+                if place.name not in done:
+                    done.add(place.name)
+                    self.note(place, value)
+            pending += self.attributes
+        return self.found
+
+    def _is_named(self, key: Any) -> bool:
+        return key in self.names or bool(self.names & _ANY_NAME)
+
+    def note(self, place: Place, value: Any) -> None:
+        """Remember a place, and go on from what lies there."""
+        self.add(place)
+        self.visit(value, place.name)
+
+    def add(self, place: Place) -> None:
+        """Remember a place."""
+        where = id(place.container), repr(place.key)
+        if where not in self.known:
+            self.known.add(where)
+            self.found.append(place)
+
+    def visit(self, value: Any, name: str) -> None:
+        if isinstance(value, (*_PLAIN, Tensor)) or id(value) in self.seen:
+            return
+        self.seen[id(value)] = value
+        for kind, go_on in _KINDS:
+            if isinstance(value, kind):
+                go_on(self, value, name)
+                return
+        if isinstance(value, type):
+            self.class_(value)
+        elif _is_users(type(value)) or is_dataclass(value) or type(value).__name__ in _NAMESPACES:
+            self.object_(value, name)
+
+    def function(self, function: FunctionType, name: str) -> None:
+        code = function.__code__
+        if is_library(code.co_filename):
+            wrapped = getattr(function, "__wrapped__", None)
+            cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+            for cell in cells.values():  # a decorator of a library around a user's function
+                self._visit_programs(_contents(cell), name)
+            self._visit_programs(wrapped, name)
+            return
+        for free, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            self.names.update(_names(code))
+            if (value := _contents(cell)) is not MISSING:
+                self.note(Place(free, cell, "cell_contents", value), value)
+        used = _names(code)
+        self.names |= used
+        for global_ in sorted(used & function.__globals__.keys()):
+            value = function.__globals__[global_]
+            if isinstance(value, ModuleType):
+                self.module_of_python(value, global_)
+            else:
+                self.note(Place(global_, function.__globals__, global_, value), value)
+        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self.visit(default, name)
+
+    def _visit_programs(self, value: Any, name: str) -> None:
+        if isinstance(value, FunctionType | MethodType | nn.Module | functools.partial):
+            self.visit(value, name)
+
+    def method(self, method: MethodType, name: str) -> None:
+        self.visit(method.__self__, name.rpartition(".")[0] or name)
+        self.visit(method.__func__, name)
+
+    def partial(self, partial: "functools.partial[Any]", name: str) -> None:
+        self.visit(partial.func, name)
+        self.visit(partial.args, f"{name}.args")
+        self.visit(partial.keywords, f"{name}.keywords")
+
+    def module_of_python(self, module: ModuleType, name: str) -> None:
+        """The entries of a user's file that code names as ``settings.beta``."""
+        if is_library(getattr(module, "__file__", None) or ""):
+            return
+        for key, value in list(vars(module).items()):
+            if not key.startswith("__"):
+                self.attributes.append((Place(f"{name}.{key}", vars(module), key, value), value))
+
+    def module(self, module: nn.Module, name: str) -> None:
+        attributes = vars(module)
+        for key in ("_parameters", "_buffers", "_modules"):
+            for entry, value in attributes.get(key, {}).items():
+                place = Place(f"{name}.{entry}", attributes[key], entry, value, key == "_buffers")
+                self.note(place, value)
+        for key, value in list(attributes.items()):
+            if key not in _OF_EVERY_MODULE and key not in ("_parameters", "_buffers", "_modules"):
+                self.attribute(module, attributes, name, key, value)
+        self.class_(type(module))
+
+    def attribute(self, owner: Any, attributes: dict[str, Any], name: str, key: str, value: Any) -> None:
+        place = Place(f"{name}.{key}", attributes, key, value)
+        if _is_users(type(owner)):
+            self.attributes.append((place, value))
+        elif isinstance(value, _PLAIN) and not key.startswith("_"):
+            self.add(place)
+        elif isinstance(value, FunctionType | MethodType | nn.Module | list | tuple | dict):
+            self._visit_programs(value, f"{name}.{key}")
+            for item in _items(value):
+                self._visit_programs(item, f"{name}.{key}")
+
+    def object_(self, value: Any, name: str) -> None:
+        attributes = getattr(value, "__dict__", {})
+        for key, item in list(attributes.items()):
+            self.attributes.append((Place(f"{name}.{key}", attributes, key, item), item))
+        self.class_(type(value))
+
+    def class_(self, kind: type) -> None:
+        for base in kind.__mro__:
+            if not _is_users(base) or id(vars(base)) in self.seen:
+                continue
+            self.seen[id(vars(base))] = base
+            for key, value in list(vars(base).items()):
+                if isinstance(value, FunctionType):
+                    self.visit(value, f"{base.__name__}.{key}")
+                elif isinstance(value, property | staticmethod | classmethod):
+                    self.visit(getattr(value, "fget", None) or getattr(value, "__func__", None), key)
+                elif isinstance(value, _PLAIN) and not key.startswith("__"):
+                    self.attributes.append((Place(f"{base.__name__}.{key}", vars(base), key, value), value))
+
+    def mapping(self, value: Mapping[Any, Any], name: str) -> None:
+        self.add(Place(f"len({name})", value, len, len(value)))
+        if len(value) <= _MANY:
+            for key, item in list(value.items()):
+                self.note(Place(f"{name}[{key!r}]", value, key, item), item)
+
+    def sequence(self, value: Sequence[Any], name: str) -> None:
+        self.add(Place(f"len({name})", value, len, len(value)))
+        if len(value) <= _MANY:
+            for i, item in enumerate(value):
+                self.note(Place(f"{name}[{i}]", value, i, item), item)
+
+
+_KINDS: tuple[tuple[Any, Callable[[_Walk, Any, str], None]], ...] = (
+    (FunctionType, _Walk.function),
+    (MethodType, _Walk.method),
+    (functools.partial, _Walk.partial),
+    (nn.Module, _Walk.module),
+    (dict, _Walk.mapping),
+    ((list, tuple), _Walk.sequence),
+)
+_NAMESPACES = ("SimpleNamespace", "Namespace")
+
+
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list | tuple):
+        yield from value
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return MISSING
+
+
+def _names(code: CodeType) -> frozenset[str]:
+    """The globals, attributes and string keys that a function's code names, inner functions included."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    words = [constant for constant in code.co_consts if isinstance(constant, str) and constant.isidentifier()]
+    return frozenset((*code.co_names, *words)).union(*map(_names, inner))
+
+
+def _is_users(kind: type) -> bool:
+    """Whether a class is of no library."""
+    module = sys.modules.get(kind.__module__)
+    if kind.__module__ == builtins.__name__ or module is None:
+        return False
+    file = getattr(module, "__file__", None)
+    return kind.__module__ == "__main__" or (file is not None and not is_library(file))
+
+
+def _name_of(program: Any) -> str:
+    if isinstance(program, BuiltinFunctionType | FunctionType | MethodType):
+        return program.__qualname__.rpartition("<locals>.")[2]
+    return type(program).__name__

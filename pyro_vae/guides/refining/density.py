@@ -1,0 +1,278 @@
+"""The density of each observation's latents at many points, with its gradient, in bounded batches.
+
+A row is one observation at one point. Rows of any observations go through the model together, so that what
+still moves is all that is computed. A batch that comes often is captured as a graph, which is replayed
+without Pyro and without autograd; what cannot be traced, or does not agree with Pyro, stays with Pyro.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyro_vae.devices import forked_streams, making_tensors_on
+from pyro_vae.graphs.replay import make_replay
+from pyro_vae.graphs.tracing import capture
+from pyro_vae.guides.refining.placement import evaluating, log_joint
+
+__all__ = ["Graphs", "LocalDensity"]
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 4096
+"""Rows that go through the model at once: enough for Pyro's own time to be small beside the networks', few
+enough for the activations to stay near the processor."""
+
+SMALLEST_BATCH = 64
+"""Graphs are made for CHUNK rows, a quarter of it, and so on; a batch between two is filled up."""
+
+PATIENCE = 100
+"""How often a batch of one size runs in Pyro before it is captured. A capture takes as long as about so many
+times of what it saves."""
+
+AGREEMENT = 1e-3
+"""Relative to the largest number: kernels may sum in another order, while anything frozen is off by more."""
+
+Replay = Callable[..., Sequence[Tensor]]
+
+
+@dataclass
+class Graphs:
+    """Captured densities, for those who evaluate the same model again and again."""
+
+    made: dict[Hashable, Replay] = field(default_factory=dict)
+    runs: dict[Hashable, int] = field(default_factory=dict)
+    refused: bool = False
+    """Whether the model cannot be traced."""
+
+
+class LocalDensity:
+    r"""log p(x, z(u)) + log \|dz/du\| of observations, at any number of points u each.
+
+    Parameters
+    ----------
+    model
+        A Pyro model, called as ``model(*args, **kwargs)``.
+    sizes
+        Coordinates by latent, in the order in which they lie side by side in u.
+    args, kwargs
+        The observations: tensors whose first dimension is ``rows`` have a row for each, everything else is
+        the same for all.
+    rows
+        How many observations.
+    chunk
+        How many rows go through the model at once.
+    graphs
+        What was captured before.
+
+    Examples
+    --------
+    >>> import pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> density = LocalDensity(model, {"z": 1}, (torch.tensor([0.0, 2.0]),), {}, rows=2)
+    >>> density(torch.zeros(1, 2, 1))
+    tensor([[-1.8379, -3.8379]])
+    >>> density.with_gradient(torch.zeros(1, 2, 1))[1]
+    tensor([[[0.],
+             [2.]]])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        sizes: Mapping[str, int],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        rows: int,
+        chunk: int = CHUNK,
+        graphs: Graphs | None = None,
+    ) -> None:
+        self.model, self.sizes, self.rows, self.chunk = model, sizes, rows, chunk
+        self.graphs = Graphs() if graphs is None else graphs
+        leaves, self._structure = tree_flatten((args, dict(kwargs)))
+        self._leaves = [x.detach().clone() if _is_inference(x) else x for x in leaves]
+        self._by_row = [torch.is_tensor(x) and x.dim() > 0 and len(x) == rows for x in leaves]
+        self._device = next((x.device for x in leaves if torch.is_tensor(x)), None)
+        self._signature = (
+            *sizes.items(),
+            *(
+                (x.shape[by_row:], x.dtype, x.device) if torch.is_tensor(x) else repr(x)
+                for x, by_row in zip(self._leaves, self._by_row, strict=True)
+            ),
+        )
+        self._checked: set[Hashable] = set()
+        self._whole: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Coordinates of one observation."""
+        return sum(self.sizes.values())
+
+    @property
+    def whole(self) -> bool:
+        """Whether all observations must go through together, as those of a plate of fixed size."""
+        return self._whole is not None
+
+    def __call__(self, free: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The density at u of shape (points, n, size) for n chosen observations, or all: (points, n)."""
+        return self._at(free, rows, gradient=False)[0]
+
+    def with_gradient(self, free: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The density, and its gradient in u, (points, n, size)."""
+        density, gradient = self._at(free, rows, gradient=True)
+        return density, gradient
+
+    def settle(self, free: Tensor) -> None:
+        """Find out whether rows may go through in any number and order, by a comparison at u (rows, size).
+
+        Raises
+        ------
+        ValueError
+            If the model does not run on the observations; its own error is the cause.
+        """
+        try:
+            natural = self._by_pyro(free, None, gradient=False)[0]
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            if str(error).startswith(("the model ", "latent '", "site '")):
+                raise
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise ValueError(
+                f"the model does not run on the data with its latents at the guide's location: {reason}; "
+                "give data that the model takes"
+            ) from error
+        some = torch.arange(min(3, self.rows), device=free.device).flip(0).repeat(2)
+        try:
+            packed = self._by_pyro(free[some], some, gradient=False)[0]
+            alone = _close(packed, natural[some])
+        except (ValueError, TypeError, RuntimeError, IndexError):
+            alone = False
+        if not alone:
+            self._whole = free
+
+    def _at(self, free: Tensor, rows: Tensor | None, *, gradient: bool) -> list[Tensor]:
+        points, n, size = free.shape
+        index = torch.arange(self.rows, device=free.device) if rows is None else rows
+        with evaluating(self.model), pyro.validation_enabled(False), forked_streams():
+            if self._whole is not None:
+                return self._together(free, index, self._whole, gradient=gradient)
+            flat, every = free.reshape(-1, size), index.repeat(points)
+            parts = [
+                self._batch(flat[i : i + self.chunk], every[i : i + self.chunk], gradient=gradient)
+                for i in range(0, len(flat), self.chunk)
+            ]
+        joined = [torch.cat(column) for column in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
+        return [column.reshape(points, n, *column.shape[1:]) for column in joined]
+
+    def _together(self, free: Tensor, index: Tensor, rest: Tensor, *, gradient: bool) -> list[Tensor]:
+        """One point after the other, each with all observations in the model."""
+        points = []
+        for point in free:
+            every = rest.to(point).index_copy(0, index, point)
+            points.append([column[index] for column in self._by_pyro(every, None, gradient=gradient)])
+        return [torch.stack(column) for column in zip(*points, strict=True)]
+
+    def _batch(self, free: Tensor, index: Tensor, *, gradient: bool) -> Sequence[Tensor]:
+        filled = self._batch_size(len(free))
+        key = (filled, gradient, free.dtype, free.device, *self._signature)
+        runs = self.graphs.runs[key] = self.graphs.runs.get(key, 0) + 1
+        if self.graphs.refused or (runs <= PATIENCE and key not in self.graphs.made):
+            return self._by_pyro(free, index, gradient=gradient)
+        missing = filled - len(free)
+        batch = torch.cat([free, free[-1:].expand(missing, -1)]) if missing else free
+        places = torch.cat([index, index[-1:].expand(missing)]) if missing else index
+        inputs = [batch, *self._inputs(places)]
+        if key not in self._checked and not self._agrees(key, inputs, gradient=gradient):
+            return self._by_pyro(free, index, gradient=gradient)
+        with torch.no_grad():
+            return [column[: len(free)] for column in self.graphs.made[key](*inputs)]
+
+    def _batch_size(self, rows: int) -> int:
+        size = self.chunk
+        while size // 4 >= max(rows, SMALLEST_BATCH):
+            size //= 4
+        return size
+
+    def _by_pyro(self, free: Tensor, index: Tensor | None, *, gradient: bool) -> Sequence[Tensor]:
+        return self._run(free, *self._inputs(index), gradient=gradient)
+
+    def _inputs(self, index: Tensor | None) -> list[Tensor]:
+        """The tensors among the arguments, those of observations with the rows wished for."""
+        return [
+            x if index is None or not by_row else x.index_select(0, index.to(x.device))
+            for x, by_row in zip(self._leaves, self._by_row, strict=True)
+            if torch.is_tensor(x)
+        ]
+
+    def _run(self, free: Tensor, *inputs: Tensor, gradient: bool) -> tuple[Tensor, ...]:
+        given = iter(inputs)
+        leaves = [next(given) if torch.is_tensor(x) else x for x in self._leaves]
+        args, kwargs = tree_unflatten(leaves, self._structure)
+        with making_tensors_on(self._device), torch.inference_mode(False), torch.set_grad_enabled(gradient):
+            at = free.detach().requires_grad_(gradient)
+            by_site = dict(zip(self.sizes, at.split(list(self.sizes.values()), -1), strict=True))
+            density = log_joint(self.model, by_site, args, kwargs)
+            if not gradient:
+                return (density,)
+            (slope,) = torch.autograd.grad(density.sum(), at)
+            return density.detach(), slope
+
+    def _agrees(self, key: Hashable, inputs: list[Tensor], *, gradient: bool) -> bool:
+        """Whether a graph says what Pyro says at points that it was not made with; made anew once if not."""
+
+        def run(*given: Tensor) -> tuple[Tensor, ...]:
+            return self._run(*given, gradient=gradient)
+
+        wanted = run(*inputs)
+        for known in (True, False):
+            if not known or key not in self.graphs.made:
+                half = torch.arange(len(inputs[0]) // 2, device=inputs[0].device).repeat(2)
+                elsewhere = [
+                    x.index_select(0, half.to(x.device)) if x.dim() and len(x) == len(half) else x
+                    for x in inputs
+                ]
+                try:
+                    self.graphs.made[key] = make_replay(capture(run, elsewhere))
+                except Exception as error:  # whatever the user's program does that a tracer cannot follow
+                    reason = str(error).strip().split("\n")[0]
+                    self._refuse(f"tracing it failed with {type(error).__name__}: {reason}")
+                    return False
+            with torch.no_grad():
+                given = self.graphs.made[key](*inputs)
+            if all(_close(a, b) for a, b in zip(given, wanted, strict=True)):
+                self._checked.add(key)
+                return True
+        self._refuse("its graph and Pyro give different numbers")
+        return False
+
+    def _refuse(self, reason: str) -> None:
+        self.graphs.refused = True
+        self.graphs.made.clear()
+        logger.info("the model's density is computed by Pyro itself and not by a graph: %s", reason)
+
+
+def _is_inference(x: object) -> bool:
+    return isinstance(x, Tensor) and x.is_inference()
+
+
+def _elsewhere(inputs: list[Tensor]) -> list[Tensor]:
+    """The first half of the rows, twice."""
+    rows = len(inputs[0])
+    half = [i % (rows // 2) for i in range(rows)]
+    return [x[half] if x.dim() and len(x) == rows else x for x in inputs]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    finite = torch.isfinite(b)
+    if a.shape != b.shape or not torch.equal(torch.isfinite(a), finite):
+        return False
+    a, b = a[finite].double(), b[finite].double()
+    return a.numel() == 0 or bool((a - b).abs().max() <= AGREEMENT * b.abs().max() + 1e-12)

@@ -1,0 +1,141 @@
+"""A model runs with its latents at given real coordinates, and says its density for each observation."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+__all__ = ["Placement", "coordinates_of", "log_joint", "placed_trace", "rows_in_front"]
+
+
+class Placement(Messenger):
+    """Gives latents the values ``biject_to(support)(u)``, and keeps log |dz/du|.
+
+    The support is that of the very call: it may depend on the observation, on a parameter or on another
+    latent.
+
+    Parameters
+    ----------
+    free
+        Coordinates u by site, (rows, size), a row for each place in the plate at dim −1.
+    """
+
+    def __init__(self, free: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.free = free
+        self.log_jacobian: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if name not in self.free or msg["is_observed"]:
+            return
+        transform, free = _to_support(fn.support, name), self.free[name]
+        shape, axis = transform.inverse_shape(fn.batch_shape + fn.event_shape), len(fn.batch_shape) - 1
+        if axis < 0 or shape[axis] != len(free):
+            found = shape[axis] if axis >= 0 else "no"
+            raise ValueError(
+                f"latent '{name}' has {found} rows where {len(free)} observations were given; draw it in a plate "
+                "over the observations at dim -1, pyro.plate('data', len(x))"
+            )
+        shaped = free.reshape(len(free), *shape[:axis], *shape[axis + 1 :]).movedim(0, axis)
+        msg["value"] = transform(shaped)
+        jacobian = transform.log_abs_det_jacobian(shaped, msg["value"])
+        self.log_jacobian[name] = jacobian.movedim(axis, 0).reshape(len(free), -1).sum(-1)
+
+
+def placed_trace(
+    model: Callable[..., Any],
+    free: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[Any, Placement]:
+    """One run of the model with these coordinates, which no handler around it sees."""
+    placement = Placement(free)
+    with poutine.block():
+        trace = poutine.trace(placement(model)).get_trace(*args, **kwargs)
+    return trace, placement
+
+
+def log_joint(
+    model: Callable[..., Any],
+    free: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Tensor:
+    r"""log p(x, z(u)) + log \|dz/du\| of each observation, in nats, (rows,).
+
+    Masks count; subsampling and annealing scales do not. Sites outside of the plate are the same for all and
+    belong to nobody: they are left out.
+
+    Raises
+    ------
+    ValueError
+        If the model draws a latent that has no coordinates here, or the plate has other rows.
+    """
+    trace, placement = placed_trace(model, free, args, kwargs)
+    if not any(site["type"] == "sample" and site["is_observed"] for site in trace.nodes.values()):
+        raise ValueError(
+            "the model observes nothing, so its latents have no posterior; give the whole model, not the part "
+            "of it that poutine.block leaves to a guide"
+        )
+    total: Any = sum(placement.log_jacobian.values())
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
+            continue
+        if not site["is_observed"] and name not in free:
+            raise ValueError(
+                f"the model draws '{name}', for which there are no values; fix it by "
+                f"poutine.condition(model, data={{'{name}': ...}}), or marginalize it in the model"
+            )
+        if any(frame.dim == -1 for frame in site["cond_indep_stack"] if frame.vectorized):
+            log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+            front = rows_in_front(site, log_prob, len(next(iter(free.values()))))
+            total = total + front.reshape(len(front), -1).sum(-1)
+    return total  # type: ignore[no-any-return]
+
+
+def rows_in_front(site: Any, tensor: Tensor, rows: int) -> Tensor:
+    """Move the observation to the front of a tensor that has the site's batch shape first."""
+    axis = len(site["fn"].batch_shape) - 1
+    if tensor.dim() <= axis or tensor.shape[axis] != rows:
+        found = tensor.shape[axis] if tensor.dim() > axis else "no"
+        raise ValueError(
+            f"site '{site['name']}' has {found} rows where {rows} observations were given; the plate must "
+            "have one row for each observation passed in, without subsampling of its own"
+        )
+    return tensor.movedim(axis, 0)
+
+
+def coordinates_of(site: Any, value: Tensor) -> Tensor:
+    """The coordinates u of a site's value, (rows, size): the reverse of a :class:`Placement`."""
+    fn, name = site["fn"], site["name"]
+    free: Tensor = _to_support(fn.support, name).inv(value)
+    return free.movedim(len(fn.batch_shape) - 1, 0).reshape(value.shape[len(fn.batch_shape) - 1], -1)
+
+
+def evaluating(model: Callable[..., Any]) -> ExitStack:
+    """The model's modules in evaluation mode, for a block: dropout and batch statistics are for training."""
+    stack = ExitStack()
+    root = getattr(model, "__self__", model)
+    for module in root.modules() if isinstance(root, torch.nn.Module) else ():
+        if module.training:
+            module.training = False
+            stack.callback(setattr, module, "training", True)
+    return stack
+
+
+def _to_support(support: Any, name: str) -> Transform:
+    try:
+        transform: Transform = biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"latent '{name}' has no real coordinates (its support is {support}); marginalize it in the model"
+        ) from error
+    return transform

@@ -1,0 +1,269 @@
+r"""Natural-gradient steps of a Normal for each observation towards its posterior.
+
+For one observation, with coordinates u of size D and q = N(μ, A Aᵀ):
+
+1. gradients g of log p(x, u) are taken at the 2D points μ ± √D A eᵢ, which integrate cubics exactly under q;
+2. in the coordinates in which q is standard, the mean of Aᵀg is the slope of E_q log p, and half the
+   differences of Aᵀg over √D are the curvature H = E_q[−∇² log p] there (Stein's identity);
+3. a Newton step moves μ by A H⁻¹ (slope) and A to A H^(−½), both only part of the way where the step is
+   longer than the region that is trusted;
+4. the step counts only if the ELBO, log p at the 2D points and log det A, does not fall; the region grows
+   after success and shrinks after failure.
+
+References
+----------
+Opper and Archambeau (2009), The Variational Gaussian Approximation Revisited. Khan and Lin (2017),
+Conjugate-Computation Variational Inference. Salimbeni, Eleftheriadis and Hensman (2018), Natural Gradients in
+Practice. Särkkä (2013), Bayesian Filtering and Smoothing (the cubature rule).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_vae.guides.refining.density import LocalDensity
+
+__all__ = ["Normals", "Refinement", "refined_normals"]
+
+SMALLEST_CURVATURE, LARGEST_CURVATURE = 1 / 16, 1e4
+"""In units of q: it widens at most fourfold at a time, and where the density is convex."""
+
+FIRST_REGION, LARGEST_REGION = 3.0, 1e3
+"""How long a step may be, in standard deviations of q."""
+
+POINTS = 65_536
+"""How many an iteration looks at."""
+
+GROWTH, SHRINKAGE = 2.0, 0.25
+
+SLACK = 1e-3
+"""Nats by which a step may lower the ELBO: rounding in float32. The last word compares with the start."""
+
+STEEPEST = 1e15
+"""Slopes beyond, in standard deviations of q, overflow when they are multiplied."""
+
+TINY = 1e-12
+
+FAR = 0.25
+"""By how much a q shrinks whose points reach where the density is not finite."""
+
+
+class Normals(NamedTuple):
+    """N(loc, factor · factorᵀ) for each observation.
+
+    Attributes
+    ----------
+    loc
+        (n, D).
+    factor
+        Any square root of the covariance, (n, D, D), or standard deviations (n, D).
+    """
+
+    loc: Tensor
+    factor: Tensor
+
+    @property
+    def log_det(self) -> Tensor:
+        """log |det factor|."""
+        if self.factor.dim() == 2:
+            return self.factor.abs().log().sum(-1)
+        return torch.linalg.slogdet(self.factor).logabsdet  # type: ignore[no-any-return]
+
+    def at(self, white: Tensor) -> Tensor:
+        """loc + factor · v for points v (points, D), the same for all: (points, n, D)."""
+        if self.factor.dim() == 2:
+            return self.loc + white[:, None] * self.factor
+        return self.loc + torch.einsum("nij,sj->sni", self.factor, white)
+
+    def whitened(self, gradient: Tensor) -> Tensor:
+        """factorᵀ · g for gradients (points, n, D)."""
+        if self.factor.dim() == 2:
+            return gradient * self.factor
+        return torch.einsum("nji,snj->sni", self.factor, gradient)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Normals"]) -> "Normals":
+        """Those of some observations after those of others."""
+        return cls(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    def rows(self, index: Tensor) -> "Normals":
+        """Of some observations."""
+        return Normals(self.loc[index], self.factor[index])
+
+    def replaced(self, index: Tensor, other: "Normals") -> "Normals":
+        """With those of some observations."""
+        return Normals(
+            self.loc.index_copy(0, index, other.loc), self.factor.index_copy(0, index, other.factor)
+        )
+
+    def triangular(self) -> "Normals":
+        """The same Normals with Cholesky factors."""
+        if self.factor.dim() == 2:
+            return Normals(self.loc, self.factor.abs())
+        upper = torch.linalg.qr(self.factor.mT, mode="r").R
+        return Normals(self.loc, upper.mT * upper.diagonal(dim1=-2, dim2=-1).sign()[:, None])
+
+
+class Refinement(NamedTuple):
+    """What the steps came to, for each observation.
+
+    Attributes
+    ----------
+    normals
+        With Cholesky factors.
+    elbo, elbo_before
+        Of these Normals and of those at the start, in nats, by the cubature rule: (n,).
+    converged
+        Whether the last step promised little, (n,).
+    """
+
+    normals: Normals
+    elbo: Tensor
+    elbo_before: Tensor
+    converged: Tensor
+
+
+class _NewtonSteps(NamedTuple):
+    """Newton steps in the coordinates in which q is standard, with H = vectors · diag(values) · vectorsᵀ."""
+
+    slope: Tensor
+    values: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def none(cls, like: Tensor) -> "_NewtonSteps":
+        """Steps that stay where they are."""
+        eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+        return cls(torch.zeros_like(like), torch.ones_like(like), eye.repeat(len(like), 1, 1))
+
+    @classmethod
+    def of(cls, white: Tensor) -> "_NewtonSteps":
+        """From the gradients at the cubature points, (2D, n, D)."""
+        plus, minus = white.chunk(2)
+        curvature = (minus - plus).movedim(0, 1) / (2 * math.sqrt(len(plus)))
+        values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
+        return cls(white.mean(0), values.clamp(SMALLEST_CURVATURE, LARGEST_CURVATURE), vectors)
+
+    def rows(self, index: Tensor) -> "_NewtonSteps":
+        return _NewtonSteps(*(column[index] for column in self))
+
+    def replaced(self, index: Tensor, other: "_NewtonSteps") -> "_NewtonSteps":
+        return _NewtonSteps(*(a.index_copy(0, index, b) for a, b in zip(self, other, strict=True)))
+
+    def taken(self, start: Normals, region: Tensor) -> tuple[Normals, Tensor]:
+        """The Normals after the part of the step that lies within the region, and the nats that a quadratic
+        log density would gain by all of it."""
+        diagonal = start.factor.dim() == 2
+        step = _times(self.vectors, _times(self.vectors.mT, self.slope) / self.values)
+        share = (region / step.norm(dim=-1).clamp_min(TINY)).clamp_max(1.0)[:, None]
+        curvature = _times(self.vectors.square(), self.values) if diagonal else self.values
+        promise = ((step * self.slope).sum(-1) + (curvature - 1 - curvature.log()).sum(-1)) / 2
+        scale = curvature.pow(-share / 2)
+        if diagonal:
+            return Normals(start.loc + start.factor * step * share, start.factor * scale), promise
+        turned = (self.vectors * scale[:, None]) @ self.vectors.mT
+        return Normals(start.loc + _times(start.factor, step * share), start.factor @ turned), promise
+
+
+def refined_normals(density: LocalDensity, start: Normals, *, steps: int, stop: float) -> Refinement:
+    """Refine a Normal for each observation of ``density``, full or diagonal as the start is.
+
+    Observations go a few thousand points at a time, which bounds the memory.
+
+    Parameters
+    ----------
+    density
+        log p(x, u) of the observations.
+    start
+        Where the steps begin: what an encoder says.
+    steps
+        How many at most; each takes 2D gradients for an observation that still moves.
+    stop
+        In nats: an observation's last step is the first that promises less.
+
+    Returns
+    -------
+    Refinement
+        By the cubature rule its ELBO is nowhere below that of the start.
+    """
+    n, size = start.loc.shape
+    every = torch.arange(n, device=start.loc.device).split(max(1, POINTS // (2 * size)))
+    parts = [_refined(density, rows, start.rows(rows), steps, stop) for rows in every]
+    normals = Normals.joined([part.normals for part in parts])
+    return Refinement(normals, *(torch.cat(columns) for columns in zip(*(p[1:] for p in parts), strict=True)))
+
+
+def _refined(density: LocalDensity, rows: Tensor, start: Normals, steps: int, stop: float) -> Refinement:
+    """Of some observations."""
+    points = _cubature(start.loc)
+    best, region = start, start.loc.new_full(start.loc.shape[:1], FIRST_REGION)
+    elbo = elbo_before = torch.full_like(region, -math.inf)
+    newton = _NewtonSteps.none(start.loc)
+    converged = torch.zeros_like(region, dtype=torch.bool)
+    left, tried = torch.arange(len(region), device=region.device), start
+    last: list[tuple[Tensor, Normals]] = []
+    for step in range(steps):
+        height, gradient = density.with_gradient(tried.at(points), rows[left])
+        white, now = tried.whitened(gradient), _elbo(height, tried)
+        good = (now > elbo[left] - SLACK) & (white.abs() < STEEPEST).all(-1).all(0)
+        if step == 0:
+            elbo_before = now
+        else:
+            begun = torch.isfinite(elbo[left])
+            wider = torch.where(begun, (region[left] * GROWTH).clamp_max(LARGEST_REGION), FIRST_REGION)
+            region = region.index_copy(0, left, torch.where(good, wider, region[left] * SHRINKAGE))
+        kept = left[good]
+        best, elbo = best.replaced(kept, tried.rows(good)), elbo.index_copy(0, kept, now[good])
+        newton = newton.replaced(kept, _NewtonSteps.of(white[:, good]))
+        tried, promise = _next(best.rows(left), newton.rows(left), region[left], torch.isfinite(elbo[left]))
+        short = promise < stop
+        converged = converged.index_copy(0, left, short)
+        last.append((left[short], tried.rows(short)))
+        left, tried = left[~short], tried.rows(~short)
+        if len(left) == 0:
+            break
+    last.append((left, tried))
+    index, tried = torch.cat([which for which, _ in last]), Normals.joined([normals for _, normals in last])
+    now = _elbo(density(tried.at(points), rows[index]), tried)
+    good = now > elbo[index]
+    best, elbo = best.replaced(index[good], tried.rows(good)), elbo.index_copy(0, index[good], now[good])
+    # Slack adds up: the last word is the comparison with the start.
+    worse = ~(elbo >= elbo_before)
+    index = torch.nonzero(worse)[:, 0]
+    best, elbo = best.replaced(index, start.rows(index)), torch.where(worse, elbo_before, elbo)
+    constant = start.loc.shape[1] / 2 * (1 + math.log(2 * math.pi))
+    return Refinement(best.triangular(), elbo + constant, elbo_before + constant, converged)
+
+
+def _next(start: Normals, newton: _NewtonSteps, region: Tensor, begun: Tensor) -> tuple[Normals, Tensor]:
+    """Where to go from here, and how many nats the whole step promises.
+
+    An observation that has not begun, because the start's points reach where the density is not finite, tries
+    the same location with less spread.
+    """
+    there, promise = newton.taken(start, region)
+    shape = (-1, *[1] * (start.factor.dim() - 1))
+    less = (FAR * region / FIRST_REGION).reshape(shape)
+    loc = torch.where(begun[:, None], there.loc, start.loc)
+    factor = torch.where(begun.reshape(shape), there.factor, start.factor * less)
+    return Normals(loc, factor), torch.where(begun, promise, math.inf)
+
+
+def _cubature(like: Tensor) -> Tensor:
+    """The points ±√D eᵢ, (2D, D)."""
+    size = like.shape[-1]
+    axes = math.sqrt(size) * torch.eye(size, dtype=like.dtype, device=like.device)
+    return torch.cat([axes, -axes])
+
+
+def _elbo(density: Tensor, normals: Normals) -> Tensor:
+    """Without the constant; −∞ where it is not a number."""
+    elbo = density.mean(0) + normals.log_det
+    return torch.where(torch.isfinite(elbo), elbo, -math.inf)
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]

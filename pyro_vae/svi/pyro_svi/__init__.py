@@ -1,0 +1,1 @@
+"""Pyro's own loop, faster: ``SVI`` with a captured step."""
