@@ -5,15 +5,18 @@ tensors, silently. Everything in this library therefore calls users' code inside
 """
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
 from pyro.params.param_store import StateDict
+from pyro.poutine import runtime
 from torch import nn
 
 from pyro_vae.devices import forked_streams
@@ -33,7 +36,6 @@ Program = Callable[..., Any]
 
 logger = logging.getLogger(__name__)
 
-_TURN = threading.RLock()
 SECONDS_OF_SILENCE = 1.0
 
 
@@ -64,21 +66,67 @@ def modules_of(*programs: Callable[..., Any]) -> list[nn.Module]:
     return list(found.values())
 
 
+@dataclass
+class _Turn:
+    """Which thread may run models, and what the process was like before it began."""
+
+    lock: Any = field(default_factory=threading.RLock)
+    depth: int = 0
+    holder: int = 0
+    give_back: Callable[[], None] = field(default=lambda: None)
+
+
+_turn = _Turn()
+
+
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Holds back other threads: Pyro's handlers, its parameter store and torch's random stream belong to the
     whole process, so that two fits at once would draw from each other's streams. They take turns instead, and
     the log says so."""
-    if not _TURN.acquire(timeout=SECONDS_OF_SILENCE):
+    turn = _turn
+    if not turn.lock.acquire(timeout=SECONDS_OF_SILENCE):
         logger.info(
             "this thread waits for another that runs a model: Pyro's handlers, its parameter store and the "
             "random stream belong to the whole process; use processes to fit at the same time"
         )
-        _TURN.acquire()
+        turn.lock.acquire()
+    if turn.depth == 0:
+        turn.holder, turn.give_back = threading.get_ident(), _as_it_is()
+    turn.depth += 1
     try:
         yield
     finally:
-        _TURN.release()
+        turn.depth -= 1
+        turn.lock.release()
+
+
+def _as_it_is() -> Callable[[], None]:
+    """What gives the process its parameter store, its random stream and its validation of now back, with no
+    handlers at work."""
+    store, stream = pyro.get_param_store().get_state(), torch.get_rng_state()
+    validation = pyro.distributions.is_validation_enabled()
+
+    def give_back() -> None:
+        runtime._PYRO_STACK.clear()
+        pyro.clear_param_store()
+        pyro.get_param_store().set_state(store)
+        torch.set_rng_state(stream)
+        pyro.enable_validation(validation)
+
+    return give_back
+
+
+def _after_fork() -> None:
+    """In a forked child the thread that forked is alone: nobody would ever end another's turn, nor take away
+    what it has set up."""
+    global _turn
+    before, _turn = _turn, _Turn()
+    if before.depth > 0 and before.holder != threading.get_ident():
+        before.give_back()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager

@@ -11,12 +11,15 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = ["CONFIDENCE", "Diagnostics", "measured", "paired_differences"]
+from pyro_vae.posterior.belief import MATERIAL_SHARE, believed
+
+__all__ = ["CONFIDENCE", "Diagnostics", "believed_by_seed", "measured", "paired_differences"]
 
 Array = NDArray[np.float64]
 
-Diagnostics = xr.Dataset | Mapping[str, ArrayLike]
-"""What :func:`~pyro_vae.posterior.importance.diagnose` returns, or arrays of the same names."""
+Diagnostics = xr.Dataset | xr.DataTree | Mapping[str, ArrayLike]
+"""What :func:`~pyro_vae.posterior.importance.diagnose` or :func:`~pyro_vae.posterior.repair.ladder.repair`
+returns, or arrays of the same names."""
 
 CONFIDENCE = 0.95
 
@@ -37,8 +40,10 @@ def paired_differences(
         Over ``pair`` ("a − b"), in nats per observation: ``difference`` (pair, seed), and its ``mean``,
         ``low`` and ``high``: with several seeds Student's t over the paired differences of the seeds, with
         one seed over those of the observations. The intervals hold jointly for all pairs with probability
-        95% (Bonferroni). ``decided``: whether the interval excludes zero. Coordinates ``first`` and
-        ``second`` name the guides.
+        95% (Bonferroni). ``decided``: whether the interval excludes zero, with all observations and without
+        those that are not believed. Where one of the two cannot be believed
+        (:func:`~pyro_vae.posterior.comparison.compare`), ``low`` and ``high`` are NaN and nothing is decided.
+        Coordinates ``first`` and ``second`` name the guides.
 
     Raises
     ------
@@ -53,9 +58,19 @@ def paired_differences(
     1.0
     """
     values = measured(diagnostics, shared_model=shared_model)
+    good = {} if shared_model else believed_by_seed(diagnostics)  # an ELBO is a mean: it needs no weights
     names = list(permutations(values, 2))
     differences = [values[first] - values[second] for first, second in names]
     intervals = np.array([_interval(difference, len(names) // 2) for difference in differences])
+    decided = (intervals[:, 0] > 0) | (intervals[:, 1] < 0)
+    for i, pair in enumerate(names):
+        judged = [good[name] for name in pair if name in good]
+        if any((~known).mean() > MATERIAL_SHARE for known in judged):
+            intervals[i], decided[i] = np.nan, False
+        elif decided[i] and judged:
+            sure = np.logical_and.reduce(judged).all(axis=0)
+            low, high = _interval(differences[i][:, sure], len(names) // 2)
+            decided[i] = low > 0 if intervals[i, 0] > 0 else high < 0
     by_seed = np.stack([difference.mean(axis=1) for difference in differences])
     return xr.Dataset(
         {
@@ -63,7 +78,7 @@ def paired_differences(
             "mean": ("pair", by_seed.mean(axis=1)),
             "low": ("pair", intervals[:, 0]),
             "high": ("pair", intervals[:, 1]),
-            "decided": ("pair", (intervals[:, 0] > 0) | (intervals[:, 1] < 0)),
+            "decided": ("pair", decided),
         },
         {
             "pair": [f"{first} − {second}" for first, second in names],
@@ -96,8 +111,36 @@ def measured(diagnostics: Mapping[str, Any], *, shared_model: bool = False) -> d
     return {name: np.where(np.isclose(v, top, rtol=1e-9, atol=1e-9), top, v) for name, v in values.items()}
 
 
-def _by_seed(name: str, given: Any, measure: str) -> Array:
+def believed_by_seed(diagnostics: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
+    """By guide, (seeds, observations): whether the weights behind the evidence can be believed. Guides whose
+    diagnostics do not say are left out."""
+    known = {}
+    for name, given in diagnostics.items():
+        parts = []
+        for fit in _fits(given):
+            good = believed(fit)
+            if good is not None and isinstance(fit, xr.Dataset):
+                judged = fit["believable" if "believable" in fit else "khat"]
+                good = judged.copy(data=good).transpose(..., "observation").values
+            parts.append(None if good is None else np.atleast_2d(good))
+        if parts and all(part is not None for part in parts):
+            known[str(name)] = np.concatenate([part for part in parts if part is not None])
+    return known
+
+
+def _fits(given: Any) -> Any:
+    """One mapping for each fit, of what was given for a guide; a tree of ``repair`` gives its report."""
     fits = [given] if isinstance(given, Mapping) else given
+    if not isinstance(fits, Sequence):
+        return fits
+    return [
+        fit["repair"].to_dataset() if isinstance(fit, xr.DataTree) and "repair" in fit.children else fit
+        for fit in fits
+    ]
+
+
+def _by_seed(name: str, given: Any, measure: str) -> Array:
+    fits = _fits(given)
     if not isinstance(fits, Sequence) or not all(isinstance(fit, Mapping) for fit in fits):
         raise TypeError(
             f"diagnostics of '{name}' is a {type(given).__name__}; give what diagnose returns, a mapping "

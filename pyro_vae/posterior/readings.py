@@ -6,6 +6,8 @@ import numpy as np
 import xarray as xr
 
 from pyro_vae.posterior.arguments import require_variables
+from pyro_vae.posterior.belief import MATERIAL_SHARE, believed
+from pyro_vae.posterior.pareto import SMALLEST_ESS
 
 __all__ = ["coverage_reading", "evidence_reading", "gaps_reading", "units_reading"]
 
@@ -17,7 +19,7 @@ def evidence_reading(diagnostics: xr.Dataset) -> str:
     >>> report = xr.Dataset(values | {"khat": ("observation", [0.2, 1.3])})
     >>> print(evidence_reading(report.assign_attrs(draws=1000, latent_dim=8, khat_threshold=0.667)))
     log evidence -10.00 and ELBO -11.00 nats per observation; k̂ is above 0.67 for 50% of 2 observations (1000
-    draws, 8 latent dimensions): there the evidence is rather too low
+    draws, 8 latent dimensions): there the evidence is rather too low; refine the guide, or repair
     """
     require_variables(
         "diagnostics", diagnostics, "diagnose", "khat", "log_evidence", "elbo", "khat_threshold"
@@ -25,12 +27,21 @@ def evidence_reading(diagnostics: xr.Dataset) -> str:
     attrs, khat = diagnostics.attrs, diagnostics["khat"]
     share = float((khat > attrs["khat_threshold"]).mean())
     evidence, elbo = (float(diagnostics[name].mean()) for name in ("log_evidence", "elbo"))
-    believed = "there the evidence is rather too low" if share > 0 else "the weights can be believed"
-    return (
+    good = believed(diagnostics)
+    lost = 0.0 if good is None else float((~good).mean())
+    few = lost - share  # a good k̂, and hardly a draw behind it
+    sentence = (
         f"log evidence {evidence:.2f} and ELBO {elbo:.2f} nats per observation; k̂ is above "
         f"{attrs['khat_threshold']:.2f} for {share:.0%} of {khat.size} observations ({attrs['draws']} draws, "
-        f"{attrs['latent_dim']} latent dimensions): {believed}"
+        f"{attrs['latent_dim']} latent dimensions)"
     )
+    if few > 0:
+        sentence += f", and fewer than {SMALLEST_ESS} draws are effective for {few:.0%} more"
+    if lost > MATERIAL_SHARE:
+        return f"{sentence}: there the evidence is rather too low; refine the guide, or repair"
+    if lost > 0:
+        return f"{sentence}: there the evidence is rather too low; the others' weights can be believed"
+    return f"{sentence}: the weights can be believed where the guide's draws reach"
 
 
 def gaps_reading(gaps: xr.Dataset) -> str:

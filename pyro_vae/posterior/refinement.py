@@ -16,6 +16,8 @@ from pyro_vae.arguments import check_numbers, check_programs
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refined import (
+    STEPS,
+    STOP,
     Covariance,
     NormalsGuide,
     as_parameters,
@@ -123,8 +125,8 @@ def refine(
     guide: Callable[..., Any],
     data: Any,
     *,
-    steps: int = 12,
-    stop: float = 0.1,
+    steps: int = STEPS,
+    stop: float = STOP,
     covariance: Covariance = "full",
     dtype: torch.dtype | None = None,
     seed: int = 0,
@@ -228,9 +230,20 @@ class RefinedRows(NamedTuple):
     density: LocalDensity
     refinement: Refinement
 
+    @property
+    def latent_dim(self) -> int:
+        """Numbers in the latents of an observation."""
+        return sum(site.event_shape.numel() for site in self.latents[0])
+
 
 def refine_rows(
-    pair: Pair, *, steps: int, stop: float, covariance: Covariance, seed: int, chunk: int
+    pair: Pair,
+    *,
+    steps: int = STEPS,
+    stop: float = STOP,
+    covariance: Covariance = "full",
+    seed: int = 0,
+    chunk: int = CHUNK,
 ) -> Iterator[RefinedRows]:
     """Refine the observations of a pair that is ready, as many at a time as the memory is bounded to."""
     store, graphs = pyro.get_param_store(), Graphs()

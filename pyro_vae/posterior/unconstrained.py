@@ -71,16 +71,28 @@ class UnconstrainedPosterior:
         if not pair.whole:
             pair = replace(pair, args=_chosen(pair.args, rows))
             rows = np.arange(len(rows))
-        first = next(iter(values.values()))
-        posterior = cls(pair, rows, {}, first.dtype, chunk)
-        step, parts = posterior._draws_at_once, []
-        with pair.evaluation(0):
-            for start in range(0, len(first), step):
-                given = {site: value[start : start + step] for site, value in values.items()}
-                parts.append(posterior._place(given, real=False)[0].free)
-        free = {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
+        posterior = cls(pair, rows, {}, next(iter(values.values())).dtype, chunk)
+        free = posterior._free(values)
         sizes = {site: coordinates.shape[-1] for site, coordinates in free.items()}
         return replace(posterior, sizes=sizes), torch.cat(list(free.values()), dim=-1)
+
+    def coordinates(self, values: Draws) -> Tensor:
+        """Of draws by site (draws, observations, ...): (draws, observations, size)."""
+        free = self._free(values)
+        return torch.cat([free[site] for site in self.sizes], dim=-1)
+
+    def from_prior(self, draws: int, *key: int) -> Tensor:
+        """Coordinates of draws from the model's prior, (draws, observations, size)."""
+        rows, parts = torch.from_numpy(self.rows), []
+        for start in range(0, draws, self._draws_at_once):
+            count = min(self._draws_at_once, draws - start)
+            with self.pair.evaluation(*key, start):
+                nodes = self.pair.run_model(self.pair.tensors, count, free=True).nodes
+            values = {
+                site: self.pair.value(nodes[site], count, self.pair.observations) for site in self.sizes
+            }
+            parts.append(self.coordinates({site: value[:, rows] for site, value in values.items()}))
+        return torch.cat(parts)
 
     @property
     def size(self) -> int:
@@ -108,6 +120,27 @@ class UnconstrainedPosterior:
     def log_density(self, free: Tensor) -> Tensor:
         """The density alone, differentiable; for use within an evaluation of the pair."""
         return self._density(*self._place(self._by_site(free), real=True))
+
+    def value_and_gradient(self, free: Tensor) -> tuple[Tensor, Tensor]:
+        """The density (draws, observations) at coordinates, and its gradient with respect to them."""
+        values, gradients = [], []
+        with self.pair.evaluation(0), torch.enable_grad():
+            for part in free.split(self._draws_at_once):
+                at = part.detach().requires_grad_()
+                log_density = self.log_density(at)
+                gradients.append(torch.autograd.grad(log_density.sum(), at)[0])
+                values.append(log_density.detach())
+        return torch.cat(values), torch.cat(gradients)
+
+    def _free(self, values: Draws) -> Draws:
+        """Coordinates of draws, by site."""
+        first = next(iter(values.values()))
+        step, parts = self._draws_at_once, []
+        with self.pair.evaluation(0):
+            for start in range(0, len(first), step):
+                given = {site: value[start : start + step] for site, value in values.items()}
+                parts.append(self._place(given, real=False)[0].free)
+        return {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
 
     @property
     def _draws_at_once(self) -> int:

@@ -102,4 +102,4 @@ class Findings:
         ]
         table["decided"] = ["yes" if decided else "no" for decided in self.comparison["decided"]]
         table["weight"] = self.comparison["weight"]
-        return table
+        return table.dropna(axis="columns", how="all")  # where evidence is not believed, nobody is ahead

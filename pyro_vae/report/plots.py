@@ -93,15 +93,17 @@ def plot_evidence(
     for row in range(rows):
         pair = pairs.isel(pair=row)
         y, mean = rows - 1 - row, float(pair["mean"])
-        reach = [[mean - float(pair["low"])], [float(pair["high"]) - mean]]
-        axes.errorbar(mean, y, xerr=reach, fmt="o", color="black", ms=6, capsize=4, lw=1.5)
+        if np.isfinite(pair["low"]):  # where evidence is not believed there is no interval
+            reach = [[mean - float(pair["low"])], [float(pair["high"]) - mean]]
+            axes.errorbar(mean, y, xerr=reach, fmt="o", color="black", ms=6, capsize=4, lw=1.5)
         if seeds > 1:
             spread = np.linspace(-0.12, 0.12, seeds)
             axes.scatter(
                 pair["difference"], y - 0.22 + 0 * spread, s=16, color=COLORS[0], alpha=0.8, zorder=3
             )
         verdict = f"{pair['first'].item() if mean > 0 else pair['second'].item()} is better"
-        labels.append(f"{pair['pair'].item()}\n{verdict if bool(pair['decided']) else 'not decided'}")
+        open_ = "not decided" if np.isfinite(pair["low"]) else "evidence not believed"
+        labels.append(f"{pair['pair'].item()}\n{verdict if bool(pair['decided']) else open_}")
     axes.set_yticks(range(rows - 1, -1, -1), labels)
     axes.set_ylim(-0.6, rows - 0.4)
     bare(axes)

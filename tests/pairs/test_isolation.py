@@ -1,6 +1,8 @@
 """What ``isolated`` keeps apart."""
 
 import logging
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -106,3 +108,51 @@ def test_a_thread_that_waits_says_so(
     thread.join(10)
     assert entered.is_set()
     assert "this thread waits for another that runs a model" in caplog.text
+
+
+FORKED = """
+import os, sys, threading
+import pyro, torch
+from pyro_vae.svi import fit
+from tests.svi.pairs import PAIRS, observations
+
+def fitted():
+    torch.manual_seed(1)
+    pair = PAIRS["normal"]()
+    return fit(pair.model, pair.guide, observations(32), epochs=2, batch_size=8, progress=False, **options)
+
+options = {"device": "cpu", "engine": sys.argv[1]}
+pyro.param("mine", torch.ones(3))
+alone = fitted().history["loss"].values.tolist()
+stream = torch.get_rng_state()
+begun, enough = threading.Event(), threading.Event()
+
+def wait(record):
+    begun.set()
+    enough.wait()
+
+def other():
+    torch.manual_seed(2)
+    pair = PAIRS["functions"]()
+    fit(pair.model, pair.guide, observations(16), epochs=1, progress=False, callbacks=[wait], device="cpu")
+
+thread = threading.Thread(target=other)
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    same = list(pyro.get_param_store()) == ["mine"] and fitted().history["loss"].values.tolist() == alone
+    os._exit(0 if same and list(pyro.get_param_store()) == ["mine"] else 3)
+_, status = os.waitpid(child, 0)
+enough.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_a_child_that_is_forked_while_another_thread_fits_does_not_wait_for_it(engine: str) -> None:
+    """And its fit is the one that it is alone, with the user's own store around it."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, engine]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 from scipy import stats
 
-from pyro_vae.posterior import answer, compare, diagnose
+from pyro_vae.posterior import answer, compare, diagnose, repair
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, observations
 
 pytestmark = pytest.mark.arviz
@@ -155,6 +155,124 @@ def test_answer_of_a_partly_decided_comparison_names_both_parts():
     assert "it beats c by" in first
     assert "the data do not decide" in second
     assert "contains zero" in second
+
+
+def judged(khat, seed=0, gap=0.0, seeds=3, n=200, **more):
+    """Diagnostics of one guide with this k̂ for each observation."""
+    rng = np.random.default_rng(seed)
+    hard = np.random.default_rng(99).normal(-100, 10, size=(1, n))
+    evidence = hard - gap + rng.normal(0, 0.1, (seeds, n))
+    khat = np.broadcast_to(np.asarray(khat, dtype=float), (seeds, n))
+    return {"log_evidence": evidence, "khat": khat, "draws": 1000} | more
+
+
+def share_bad(share, n=200):
+    return np.where(np.arange(n) < share * n, 0.9, 0.2)
+
+
+class TestBelief:
+    """Two guides are compared by evidence only where that can be believed."""
+
+    def test_bad_khat_of_one_guide_leaves_bounds_and_no_winner(self):
+        table = compare({"narrow": judged(share_bad(0.5), gap=0.4), "exact": judged(0.1, seed=1)})
+        assert list(table.index) == ["narrow", "exact"]  # as given: no order
+        assert not table["decided"].any()
+        for column in ("rank", "weight", "p_worse", "elpd_diff", "diff", "diff_low", "diff_high"):
+            assert table[column].isna().all()
+        assert np.isfinite(table["elpd"]).all()
+        assert table["unbelieved"].tolist() == [0.5, 0.0]
+        said = answer(table)
+        assert said.startswith("No guide is ahead: the weights of 50% of the observations of narrow")
+        assert "ahead of" not in said
+        assert "beats" not in said
+        assert "repair" in said
+        assert "refine" in said
+
+    def test_good_khat_decides(self):
+        table = compare({"worse": judged(0.2, gap=0.4), "exact": judged(0.1, seed=1)})
+        assert table.index[0] == "exact"
+        assert table["decided"].all()
+        assert table["unbelieved"].tolist() == [0, 0]
+
+    def test_five_per_cent_is_where_it_ends(self):
+        for share, decided in ((0.05, True), (0.06, False)):
+            table = compare({"a": judged(share_bad(share), gap=0.4), "b": judged(0.1, seed=1)})
+            assert table["decided"].all() == decided
+
+    def test_few_effective_draws_are_no_belief_either(self):
+        table = compare({"a": judged(0.1, gap=0.4, ess=np.full((3, 200), 2.0)), "b": judged(0.1, seed=1)})
+        assert not table["decided"].any()
+
+    def test_what_hangs_on_the_few_that_are_not_believed_is_not_decided(self):
+        few = judged(share_bad(0.04))
+        few["log_evidence"] = few["log_evidence"] - np.where(share_bad(0.04) > 0.5, 30.0, 0.0)
+        table = compare({"few": few, "other": judged(0.1, seed=1)})
+        assert table["diff"].iloc[1] < -1
+        assert not table["decided"].any()
+        without = compare({"few": few | {"khat": np.zeros((3, 200))}, "other": judged(0.1, seed=1)})
+        assert without["decided"].all()
+
+    def test_a_shared_model_needs_no_weights(self):
+        a, b = (judged(0.9, seed=s) for s in (0, 1))
+        a, b = (each | {"elbo": each["log_evidence"] - gap} for each, gap in ((a, 1.0), (b, 2.0)))
+        table = compare({"a": a, "b": b}, shared_model=True)
+        assert table.index[0] == "a"
+        assert table["decided"].all()
+
+    def test_the_answer_survives_a_file(self, tmp_path):
+        table = compare({"narrow": judged(share_bad(0.5)), "exact": judged(0.1, seed=1)})
+        table.to_csv(tmp_path / "compare.csv")
+        assert answer(pd.read_csv(tmp_path / "compare.csv", index_col="guide")) == answer(table)
+
+    def test_without_khat_the_answer_says_that_belief_is_not_known(self):
+        assert "No k̂ was given" in answer(compare(guides()))
+        assert "No k̂ was given" not in answer(compare({"a": judged(0.1), "b": judged(0.1, seed=1)}))
+
+    def test_how_many_fits_it_speaks_over(self):
+        """Three fits without a failure leave a rate of 63% possible: 0.37³ = 5%."""
+        said = answer(compare({"a": judged(0.1, gap=0.4), "b": judged(0.1, seed=1)}))
+        assert "Over 3 fits of each guide: one that goes wrong in up to 63% of its fits" in said
+
+    def test_a_narrow_guide_of_the_true_model_does_not_lose_to_a_worse_model(self):
+        """The truth is ahead by 0.06 nats; raw evidence said that it is behind by 0.41."""
+        model, worse, x = linear(0.7), linear(0.75), observations(linear(0.7), 60)
+        arms = {
+            "truth": (model, GaussianGuide.exact(model, 0.5)),
+            "worse": (worse, GaussianGuide.exact(worse)),
+        }
+        table = compare(
+            {name: [diagnose(*arm, x, 400, seed=s) for s in range(2)] for name, arm in arms.items()}
+        )
+        assert not table["decided"].any()
+        assert table["weight"].isna().all()
+        repaired = {name: repair(*arm, x, 400, steps=("resample",)) for name, arm in arms.items()}
+        truth = (worse.log_evidence(x) - model.log_evidence(x)).mean().item()
+        after = compare(repaired)
+        assert after["unbelieved"].max() <= 0.05
+        assert after.loc["worse", "diff"] - after.loc["truth", "diff"] == pytest.approx(truth, abs=0.03)
+
+    def test_two_rotations_of_one_model_are_one_model(self):
+        """p(x) is the same; a mean-field guide loses 0.1 nats by its weights alone."""
+        model = linear(0.5)
+        turned = LinearGaussian(model.weight @ torch.linalg.qr(torch.randn(6, 6))[0], 0.5)
+        x = observations(model, 60)
+        pairs = {
+            "full": (model, GaussianGuide.exact(model)),
+            "field": (turned, GaussianGuide.mean_field(turned)),
+        }
+        table = compare(
+            {name: [diagnose(*pair, x, 300, seed=s) for s in range(3)] for name, pair in pairs.items()}
+        )
+        assert not table["decided"].any()
+
+
+def fits_of(pair, x, seeds):
+    return [diagnose(*pair, x, 300, seed=s) for s in range(seeds)]
+
+
+def linear(noise):
+    weight = 0.7 * torch.randn(24, 6, generator=torch.Generator().manual_seed(3))
+    return LinearGaussian(weight, noise)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,24 @@ import xarray as xr
 from pyro_vae.posterior import evidence_reading, gaps_reading, units_reading
 
 
-def evidence(khat):
-    values = {"log_evidence": [-9.0, -9.0], "elbo": [-9.5, -9.5], "khat": khat}
+def evidence(khat, **more):
+    values = {"log_evidence": [-9.0, -9.0], "elbo": [-9.5, -9.5], "khat": khat} | more
     attrs = {"draws": 1000, "latent_dim": 2, "khat_threshold": 0.667}
     return xr.Dataset({name: ("observation", value) for name, value in values.items()}, attrs=attrs)
 
 
 def test_evidence_is_believed_only_without_bad_khat():
-    assert evidence_reading(evidence([0.1, float("-inf")])).endswith("the weights can be believed")
+    assert "the weights can be believed" in evidence_reading(evidence([0.1, float("-inf")]))
+    assert "can be believed" not in evidence_reading(evidence([0.1, float("nan")]))
     assert "for 50% of 2 observations" in evidence_reading(evidence([0.1, float("inf")]))
+
+
+def test_evidence_is_not_believed_by_khat_alone():
+    """A discrete latent whose right state was drawn once: k̂ 0.05, and one draw that carries the sum."""
+    assert "the weights can be believed" in evidence_reading(evidence([0.1, 0.05], ess=[900.0, 25.0]))
+    said = evidence_reading(evidence([0.1, 0.05], ess=[900.0, 1.5]))
+    assert "can be believed" not in said
+    assert "fewer than 25 draws are effective for 50% more" in said
 
 
 def gaps(family, encoder):

@@ -14,6 +14,7 @@ from pyro_vae import data
 from pyro_vae.guides import AmortizedNormal, AutoNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
 from pyro_vae.svi import ELBO, NonFiniteError, fit
+from tests.svi.engines.native.cases import needs_compiler
 
 DIGITS = data.load("digits").x[:256]
 
@@ -52,6 +53,19 @@ def test_a_learning_rate_of_10(scale: str, engine: str) -> None:
     message = refusal(*digits_pair(scale), lr=10.0, engine=engine)
     assert "the guide's site 'z' has scale = inf (raw = " in message
     assert "σ = inf) at latent dimension " in message
+
+
+@needs_compiler
+@pytest.mark.parametrize(("likelihood", "factor"), [("normal", 1e18), ("student-t", 1e18), ("normal", 1e30)])
+def test_huge_data_are_the_same_to_every_engine(likelihood: str, factor: float) -> None:
+    """Where squares of the gradient overflow, though it does not, and where the densities do."""
+    told = []
+    for engine in ("eager", "captured", "native"):
+        torch.manual_seed(0)
+        pair = digits_pair("softplus", likelihoods.get(likelihood))
+        told.append(refusal(*pair, DIGITS * factor, engine=engine))
+    assert told[0] == told[1] == told[2]
+    assert "data scaled to unit size" in told[0]
 
 
 def test_data_scaled_by_a_million() -> None:

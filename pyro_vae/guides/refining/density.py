@@ -124,7 +124,13 @@ class LocalDensity:
 
     def __call__(self, free: Tensor, rows: Tensor | None = None) -> Tensor:
         """The density at u of shape (points, n, size) for n chosen observations, or all: (points, n)."""
-        return self._at(free, rows, gradient=False)[0]
+        prior, likelihood = self.parts(free, rows)
+        return prior + likelihood
+
+    def parts(self, free: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""log p(z(u)) + log \|dz/du\| and log p(x|z(u)), of which the density is the sum, (points, n) each."""
+        prior, likelihood = self._at(free, rows, gradient=False)
+        return prior, likelihood
 
     def with_gradient(self, free: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The density, and its gradient in u, (points, n, size)."""
@@ -140,7 +146,7 @@ class LocalDensity:
             If the model does not run on the observations; its own error is the cause.
         """
         try:
-            natural = self._by_pyro(free, None, gradient=False)[0]
+            natural = torch.stack(self._by_pyro(free, None, gradient=False)).sum(0)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             if str(error).startswith(("the model ", "latent '", "site '")):
                 raise
@@ -151,7 +157,7 @@ class LocalDensity:
             ) from error
         some = torch.arange(min(3, self.rows), device=free.device).flip(0).repeat(2)
         try:
-            packed = self._by_pyro(free[some], some, gradient=False)[0]
+            packed = torch.stack(self._by_pyro(free[some], some, gradient=False)).sum(0)
             alone = _close(packed, natural[some])
         except (ValueError, TypeError, RuntimeError, IndexError):
             alone = False
@@ -201,7 +207,7 @@ class LocalDensity:
             size //= 4
         return size
 
-    def _by_pyro(self, free: Tensor, index: Tensor | None, *, gradient: bool) -> Sequence[Tensor]:
+    def _by_pyro(self, free: Tensor, index: Tensor | None, *, gradient: bool) -> tuple[Tensor, ...]:
         return self._run(free, *self._inputs(index), gradient=gradient)
 
     def _inputs(self, index: Tensor | None) -> list[Tensor]:
@@ -219,9 +225,10 @@ class LocalDensity:
         with making_tensors_on(self._device), torch.inference_mode(False), torch.set_grad_enabled(gradient):
             at = free.detach().requires_grad_(gradient)
             by_site = dict(zip(self.sizes, at.split(list(self.sizes.values()), -1), strict=True))
-            density = log_joint(self.model, by_site, args, kwargs)
+            prior, likelihood = log_joint(self.model, by_site, args, kwargs)
             if not gradient:
-                return (density,)
+                return prior, likelihood
+            density = prior + likelihood
             (slope,) = torch.autograd.grad(density.sum(), at)
             return density.detach(), slope
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from pyro_vae.posterior.reference import (
     convergence_of,
     posterior_tree,
 )
+from pyro_vae.posterior.repair.mixture import Mixture, adapt_mixture, least_log_evidence
 from pyro_vae.posterior.repair.mode import fit_mode
 from pyro_vae.posterior.repair.nuts import whitened_nuts
-from pyro_vae.posterior.repair.proposals import Proposal, adapt, effective_draws, matched, round_draws
+from pyro_vae.posterior.repair.proposals import Proposal, effective_draws, matched, round_draws
+from pyro_vae.posterior.repair.search import FROM_EACH, Modes, find_modes, stretched
 from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
 
@@ -53,8 +56,18 @@ posterior differ by at most √(S / ESS − 1) standard deviations of q (Cauchy 
 SMALLEST_ESS = 4 * SMALLEST_ESS_PER_CHAIN
 """Effective candidates behind resampled draws, as many as of four chains, unless fewer draws are wanted."""
 
-MORE = 5
-"""Candidates for each draw that is kept by resampling."""
+GUIDE_SHARE = 0.2
+"""Of the last candidates that come from where the guide is: modes that its draws had visited stay in sight
+(Hesterberg, 1995, "Weighted average importance sampling and defensive mixture distributions")."""
+
+SMALLEST_SHARE = 0.01
+"""Of the mass of a mode that draws must have visited."""
+
+ENOUGH = 2.0
+"""Effective candidates for each draw that is kept by resampling, as far as the rounds of adaptation tell."""
+
+MOST_DOUBLINGS = 4
+"""Of the number of draws: at most 16 candidates for each."""
 
 GROUP = 5_000_000
 """Coordinates of candidates that are held at once."""
@@ -79,21 +92,27 @@ def repair(
 ) -> xr.DataTree:
     """Posterior draws that can be believed, as cheaply as each observation allows.
 
-    Observations with a good k̂, at most 0.5, whose guide needs no weights (ESS at least 95% of the draws),
-    keep the guide's draws and cost nothing more. The others climb, each step with those only that the step
-    before left, and diagnosed by draws that no earlier decision has seen:
+    First all look around: draws from the prior, draws for other observations and the guide's own, stretched
+    away from their centre, are where a search for modes elsewhere starts. Observations with a good k̂, at
+    most 0.5, whose guide needs no weights (ESS at least 95% of the draws) and has visited every mode found,
+    keep the guide's draws. The others climb, each step with those only that the step before left, and
+    diagnosed by draws that no earlier decision has seen:
 
-    1. ``resample``: importance resampling from a multivariate Student-t on the reals that adapts itself to
-       the observation. Starting with the guide's weighted draws, its location and covariance follow those of
-       its own weighted draws, round after round (Cappé, Guillin, Marin and Robert, 2004, "Population Monte
-       Carlo"; Paananen, Piironen, Bürkner and Vehtari, 2021, "Implicitly adaptive importance sampling");
-    2. ``local``: the same, starting with the mode of this one posterior and the curvature there, which
-       gradients find from further away and in more dimensions;
-    3. ``nuts``: NUTS on the latents, whitened by the covariance found so far. Believed if R-hat is at most
-       1.01 and the effective sample size at least 100 per chain.
+    1. ``resample``: importance resampling from a mixture of multivariate Student-t's on the reals that adapts
+       itself to the observation. It starts with the guide's weighted draws and the modes found, and its
+       components follow its own weighted draws, round after round (Cappé, Douc, Guillin, Marin and Robert,
+       2008, "Adaptive importance sampling in general mixture classes"). A fifth of the last candidates come
+       from where the guide is, so that what it had visited is not lost;
+    2. ``local``: the same, starting also with the mode of this one posterior and the curvature there;
+    3. ``nuts``: NUTS on the latents, whitened by the covariance found so far, its chains started in different
+       components. Believed if R-hat is at most 1.01 and the effective sample size at least 100 per chain.
 
-    Resampled draws are believed if k̂ is at most 0.5 and at least 400 candidates (or as many as there are
-    draws, if fewer) are effective. What no step repairs keeps the draws of the last step tried and is marked.
+    Resampled draws are believed if k̂ is at most 0.5, at least 400 candidates (or as many as there are draws,
+    if fewer) are effective, and the evidence is not lower than an earlier step had shown. What no step
+    repairs keeps the draws of the last step tried and is marked.
+
+    A mode to which none of the starts leads stays unseen, and draws without it are believed: one that is
+    narrow beside the others in many dimensions, or far from all that prior, guide and other posteriors cover.
 
     Parameters
     ----------
@@ -113,8 +132,8 @@ def repair(
     xr.DataTree
         Group ``posterior`` as in :func:`~pyro_vae.posterior.tree.from_pyro_svi`; group ``repair`` over
         ``observation``: ``step``, from which the draws come; ``believable``; ``khat`` and ``ess`` of the
-        weights over (tried, observation), NaN where a step was not tried, with five candidates for each draw
-        after the guide's; ``rhat`` of NUTS; ``log_evidence`` in nats and ``log_evidence_se``, as in
+        weights over (tried, observation), NaN where a step was not tried; ``rhat`` of NUTS; ``modes``, how
+        many were found that hold 1% or more; ``log_evidence`` in nats and ``log_evidence_se``, as in
         ``diagnose`` but from the weights of the last step that had any, so far better where the guide is
         bad. Attributes ``khat_threshold`` (of ``draws``) and ``latent_dim``.
 
@@ -149,7 +168,6 @@ def repair(
     ladder = _Ladder(pair, draws, seed, chunk, chains, warmup)
     with progress_bar(len(index), "believable posteriors", enabled=progress) as show:
         ladder.stand()
-        show(int(ladder.believable.sum()), "guide")
         for group in ladder.groups():
             for step in ladder.climb(group, steps):
                 show(int(ladder.believable.sum()), step)
@@ -169,11 +187,14 @@ class _Ladder:
         self.log_weight = np.empty((n, draws))
         self.step = np.full(n, STEPS[0], dtype=f"<U{max(map(len, STEPS))}")
         self.believable = np.zeros(n, dtype=bool)
+        self.modes = np.ones(n, dtype=np.int64)
         self.khat, self.ess = ({step: np.full(n, np.nan) for step in STEPS[:-1]} for _ in range(2))
         self.rhat, self.log_evidence, self.log_evidence_se = (np.full(n, np.nan) for _ in range(3))
+        self.least_evidence = np.full(n, -np.inf)
+        """The largest of what the steps so far say that the log evidence is at least."""
 
     def stand(self) -> None:
-        """The guide's own draws, and who can stay with them."""
+        """The guide's own draws, and how much they are worth."""
         for block in self.pair.blocks(self.draws, self.seed, self.chunk):
             self.log_weight[block.observations, block.draws] = block.log_weight.numpy().T
             for site, value in block.latents.items():
@@ -185,33 +206,42 @@ class _Ladder:
         self._judge("guide", everyone, self.log_weight, UNWEIGHTED_SHARE * self.draws)
 
     def climb(self, group: Rows, steps: Sequence[str]) -> Iterator[str]:
-        """Take the steps with some observations, each with those only that the one before left."""
-        posterior, free = UnconstrainedPosterior.of(
-            self.pair, group, {site: value[:, group] for site, value in self.values.items()}, self.chunk
-        )
-        reached = _Reached(
-            matched(free, torch.from_numpy(self.log_weight[group].T)), free[: self.chains].clone()
-        )
-        left = np.arange(len(group))
+        """Look around some observations, then take the steps, each with those that the one before left."""
+        values = {site: value[:, group] for site, value in self.values.items()}
+        posterior, free = UnconstrainedPosterior.of(self.pair, group, values, self.chunk)
+        log_weight = torch.from_numpy(self.log_weight[group].T)
+        evidence = torch.from_numpy(self.log_evidence[group])
+        pool = self._pool(posterior, free, group)
+        modes = find_modes(posterior, matched(free, log_weight), evidence, pool)
+        self.modes[group] = (modes.share > SMALLEST_SHARE).sum(1)
+        self.believable[group] &= _all_reached(modes, free, self.log_evidence[group])
+        reached = _Reached(modes.mixture(), matched(free, torch.zeros_like(log_weight)))
+        left = np.flatnonzero(~self.believable[group])
+        yield "guide"
         for step in steps:
+            if len(left) == 0:
+                return
             if step == "nuts":
                 for few in np.array_split(left, -(-len(left) // NUTS_GROUP)):
                     self._move(posterior.part(few), reached.part(few), group[few])
             else:
-                now = self._weigh(step, posterior.part(left), reached.part(left).proposal, group[left])
+                now = self._weigh(step, posterior.part(left), reached.part(left), group[left])
                 reached = reached.replaced(left, now)
             yield step
             left = left[~self.believable[group[left]]]
-            if len(left) == 0:
-                return
+
+    @property
+    def latent_dim(self) -> int:
+        """Latent numbers of one observation."""
+        return sum(value[0, 0].numel() for value in self.values.values())
 
     def groups(self) -> Iterator[Rows]:
-        """The observations that are left, few enough at a time."""
-        left = np.flatnonzero(~self.believable)
-        size = sum(value[0, 0].numel() for value in self.values.values())
-        most = max(1, GROUP // (size * max(MORE * self.draws, round_draws(size))))
-        for start in range(0, len(left), most):
-            yield left[start : start + most]
+        """All observations, few enough at a time."""
+        n = self.pair.observations
+        size = self.latent_dim
+        most = max(1, GROUP // (size * max(4 * self.draws, round_draws(size))))
+        for start in range(0, n, most):
+            yield np.arange(start, min(start + most, n))
 
     def report(self, index: Rows) -> xr.Dataset:
         """What happened to each observation."""
@@ -226,36 +256,95 @@ class _Ladder:
                 "khat": tried(self.khat),
                 "ess": tried(self.ess),
                 "rhat": ("observation", self.rhat),
+                "modes": ("observation", self.modes),
                 "log_evidence": ("observation", self.log_evidence),
                 "log_evidence_se": ("observation", self.log_evidence_se),
             },
             {"observation": index, "tried": list(self.khat)},
             {
                 "khat_threshold": khat_threshold(self.draws),
-                "latent_dim": sum(value[0, 0].numel() for value in self.values.values()),
+                "latent_dim": self.latent_dim,
                 "draws": self.draws,
             },
         )
 
-    def _weigh(self, step: str, posterior: UnconstrainedPosterior, start: Proposal, rows: Rows) -> _Reached:
-        """Resampled draws of a proposal that adapts itself, from where the step before or a fit left it."""
+    def _pool(self, posterior: UnconstrainedPosterior, free: Tensor, rows: Rows) -> Tensor:
+        """Dispersed starts, (starts, observations, size)."""
+        key = [STEPS.index("guide"), 1]
+        generators = [np.random.default_rng([self.seed, *key, row]) for row in rows.tolist()]
+        parts = [stretched(free, generators)]
+        with suppress(Exception):  # a prior or a likelihood that cannot be drawn from
+            parts.append(posterior.from_prior(FROM_EACH, self.seed, *key))
+        n = self.pair.observations
+        if n > 1:
+            others = np.stack(
+                [
+                    (row + generator.integers(1, n, size=FROM_EACH)) % n
+                    for row, generator in zip(rows.tolist(), generators, strict=True)
+                ],
+                axis=1,
+            )
+            draw = np.stack([g.integers(self.draws, size=FROM_EACH) for g in generators], axis=1)
+            parts.append(
+                posterior.coordinates({site: value[draw, others] for site, value in self.values.items()})
+            )
+        return torch.cat(parts)
+
+    def _weigh(self, step: str, posterior: UnconstrainedPosterior, start: _Reached, rows: Rows) -> _Reached:
+        """Resampled draws of a mixture that adapts itself, from where the step before or a fit left it."""
         generators = [np.random.default_rng([self.seed, STEPS.index(step), row]) for row in rows.tolist()]
+        mixture = start.mixture
         if step == "local":
-            start = fit_mode(posterior, start)
-        proposal = adapt(posterior, start, generators)
-        points = posterior.at(proposal.draw(MORE * self.draws, generators))
+            mixture = Mixture.of(fit_mode(posterior, start.unit)).joined(mixture, 0.5)
+        mixture, worth, least, at_once = adapt_mixture(
+            posterior, mixture.joined(Mixture.of(start.guide), GUIDE_SHARE), generators
+        )
+        hard = (~at_once).nonzero()[:, 0]
+        if len(hard):
+            begin = start.mixture.part(hard).joined(Mixture.of(start.guide.part(hard)), GUIDE_SHARE)
+            again = adapt_mixture(posterior.part(hard.numpy()), begin, [generators[i] for i in hard.tolist()])
+            mixture = mixture.replaced(hard, mixture.part(hard).joined(again.mixture, 0.5))
+            least[hard] = torch.maximum(least[hard], again.least)
+            worth[hard] = torch.minimum(worth[hard], again.worth)
+        self.least_evidence[rows] = np.fmax(self.least_evidence[rows], least.numpy())
+        proposal = mixture.joined(Mixture.of(start.guide), GUIDE_SHARE)
+        for few, candidates in self._batches(worth):
+            self._draw(step, posterior.part(few), proposal.part(torch.from_numpy(few)), rows[few], candidates)
+        return replace(start, mixture=mixture)
+
+    def _batches(self, worth: Tensor) -> Iterator[tuple[Rows, int]]:
+        """Observations that take as many candidates, by the share of them that is effective, and how many."""
+        wanted = ENOUGH * self.draws / worth.clamp_min(1e-9).numpy()
+        more = np.ceil(np.log2(wanted / self.draws)).clip(0, MOST_DOUBLINGS).astype(int)
+        for doublings in np.unique(more):
+            few = np.flatnonzero(more == doublings)
+            candidates = self.draws * 2 ** int(doublings)
+            size = max(1, GROUP // (candidates * self.latent_dim))
+            for start in range(0, len(few), size):
+                yield few[start : start + size], candidates
+
+    def _draw(
+        self, step: str, posterior: UnconstrainedPosterior, proposal: Mixture, rows: Rows, candidates: int
+    ) -> None:
+        """Judge candidates, and keep as many of them as draws are wanted, by their weights."""
+        key = (self.seed, STEPS.index(step), 1)
+        generators = [np.random.default_rng([*key, row]) for row in rows.tolist()]
+        points = posterior.at(proposal.draw(candidates, generators))
         log_weight = (points.log_density - proposal.log_density(points.free)).numpy().T
         smooth = self._judge(step, rows, log_weight, min(SMALLEST_ESS, self.draws))
-        chosen = _resample(smooth, self.draws, generators)
+        chosen = _resample(smooth, points.log_density.numpy().T, self.draws, generators)
         each = torch.arange(len(rows), device="cpu")
         self._keep(rows, {site: value[chosen, each] for site, value in points.values.items()})
-        return _Reached(proposal, points.free[chosen[: self.chains], each])
 
     def _move(self, posterior: UnconstrainedPosterior, reached: _Reached, rows: Rows) -> None:
-        """Chains from draws of the step before."""
+        """Chains from draws of every component, the guide's among them."""
         each = 2 * max(-(-self.draws // self.chains), SMALLEST_ESS_PER_CHAIN)
         key = (self.seed, STEPS.index("nuts"), int(rows[0]))
-        free = whitened_nuts(posterior, reached.proposal, reached.start, each, self.warmup, key)
+        generators = [np.random.default_rng([*key[:2], row]) for row in rows.tolist()]
+        starts = reached.mixture.joined(Mixture.of(reached.guide), GUIDE_SHARE).evenly()
+        free = whitened_nuts(
+            posterior, reached.unit, starts.draw(self.chains, generators), each, self.warmup, key
+        )
         values = posterior.at(free.flatten(0, 1)).values
         chained = {site: value.unflatten(0, free.shape[:2]) for site, value in values.items()}
         convergence = convergence_of(posterior_tree(chained, rows, "nuts", self.seed))
@@ -270,14 +359,17 @@ class _Ladder:
         """Note what weights (observations, draws) say; smoothed, they are returned."""
         candidates = log_weight.shape[1]
         smooth, khat = pareto_smooth(log_weight)
-        ess = effective_draws(torch.from_numpy(log_weight.T)).numpy()
+        weights = torch.from_numpy(log_weight.T)
+        ess = effective_draws(weights).numpy()
         trusted = khat <= min(LARGEST_KHAT, khat_threshold(candidates))
         self.step[rows], self.khat[step][rows], self.ess[step][rows] = step, khat, ess
-        self.believable[rows] = trusted & (ess >= least)
         with np.errstate(all="ignore"):  # weights that are all zero or no numbers
             self.log_evidence[rows] = logsumexp(log_weight, axis=1) - np.log(candidates)
             relative = np.maximum(candidates / ess - 1, 0) / (candidates - 1)
             self.log_evidence_se[rows] = np.sqrt(relative)
+            most = self.log_evidence[rows] + 4 * self.log_evidence_se[rows]
+        self.believable[rows] = trusted & (ess >= least) & ~(most < self.least_evidence[rows])
+        self.least_evidence[rows] = np.fmax(self.least_evidence[rows], least_log_evidence(weights).numpy())
         return smooth
 
     def _keep(self, rows: Rows, values: Draws) -> None:
@@ -287,27 +379,48 @@ class _Ladder:
 
 @dataclass(frozen=True)
 class _Reached:
-    """Where a group of observations stands: a proposal and a few draws, (chains, observations, size)."""
+    """Where a group of observations stands: what is known of the posterior, and where the guide is."""
 
-    proposal: Proposal
-    start: Tensor
+    mixture: Mixture
+    guide: Proposal
+
+    @property
+    def unit(self) -> Proposal:
+        """With the moments of the mixture."""
+        return self.mixture.moments()
 
     def part(self, rows: Rows) -> _Reached:
-        return _Reached(self.proposal.part(torch.from_numpy(rows)), self.start[:, rows])
+        at = torch.from_numpy(rows)
+        return _Reached(self.mixture.part(at), self.guide.part(at))
 
     def replaced(self, rows: Rows, other: _Reached) -> _Reached:
-        at = torch.from_numpy(rows)
-        return _Reached(self.proposal.replaced(at, other.proposal), self.start.index_copy(1, at, other.start))
+        return replace(self, mixture=self.mixture.replaced(torch.from_numpy(rows), other.mixture))
 
 
-def _resample(log_weight: Array, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
-    """Systematic resampling, independent for each observation, in random order: (draws, observations)."""
+def _all_reached(modes: Modes, free: Tensor, log_evidence: Array) -> NDArray[np.bool_]:
+    """Whether the draws (draws, observations, size) lie in every mode about as often as its mass asks."""
+    reached = np.ones(free.shape[1], dtype=bool)
+    size = free.shape[-1]
+    radius = size + 3 * (2 * size) ** 0.5
+    for proposal, log_mass in zip(modes.proposals[1:], modes.log_mass.T[1:], strict=True):
+        share = np.exp(np.minimum(log_mass.numpy() - log_evidence, 0.0))
+        inside = (proposal.to_white(free).square().sum(-1) <= radius).double().mean(0).numpy()
+        reached &= (share < SMALLEST_SHARE) | (inside >= 0.2 * share)
+    return reached
+
+
+def _resample(
+    log_weight: Array, log_density: Array, draws: int, generators: Sequence[np.random.Generator]
+) -> Tensor:
+    """Systematic resampling along the density, so that the tails get their share; independent for each
+    observation, and in random order: (draws, observations)."""
     chosen = []
-    for row, generator in zip(log_weight, generators, strict=True):
-        finite = np.nan_to_num(np.exp(row))
+    for row, height, generator in zip(log_weight, log_density, generators, strict=True):
+        order = np.argsort(height)
+        finite = np.nan_to_num(np.exp(row[order]))
         total = np.cumsum(finite / finite.sum()) if finite.sum() > 0 else np.linspace(0, 1, len(row) + 1)[1:]
         points = (np.arange(draws) + generator.uniform()) / draws
-        chosen.append(generator.permutation(np.searchsorted(total, points).clip(max=len(row) - 1)))
+        chosen.append(generator.permutation(order[np.searchsorted(total, points).clip(max=len(row) - 1)]))
     return torch.from_numpy(np.stack(chosen, axis=1))
 
 

@@ -1,4 +1,4 @@
-"""The Normal at the mode of each posterior, found by Newton's method from far away."""
+"""Modes of each posterior: starts climb by gradients, and Newton's method finds the curvature."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_vae.posterior.repair.proposals import Proposal
 from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
 
-__all__ = ["fit_mode"]
+__all__ = ["climb", "fit_mode"]
 
 ITERATIONS = 50
 
@@ -23,6 +23,33 @@ STEEPEST = 1e100
 
 LENGTHS = 0.5 ** torch.arange(10)
 """Of the Newton step, to choose from."""
+
+CLIMBS = 25
+"""Steps of a climb: enough to tell where it leads, Newton's method goes on from there."""
+
+
+def climb(posterior: UnconstrainedPosterior, unit: Proposal, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the density leads from these starts (starts, observations, size), and how high, by gradient steps
+    in the coordinates in which ``unit`` is standard, each as long as the two before say (Barzilai and
+    Borwein, 1988) and kept if it climbs."""
+    at = unit.to_white(starts)
+    height, slope = _height_and_slope(posterior, unit, at)
+    radius = 1 + at.norm(dim=-1, keepdim=True) / 4
+    rate = torch.ones_like(radius)
+    for _ in range(CLIMBS):
+        move = rate * slope
+        length = move.norm(dim=-1, keepdim=True)
+        move = move * (radius / length.clamp_min(1e-300)).clamp_max(1.0)
+        higher, there = _height_and_slope(posterior, unit, at + move)
+        climbs = (higher > height)[..., None]
+        curved = (move * (slope - there)).sum(-1, keepdim=True)
+        fitted = move.square().sum(-1, keepdim=True) / curved.clamp_min(1e-300)
+        faster = torch.where(curved > 0, fitted, 4 * rate)
+        rate = torch.where(climbs, faster, rate / 4).clamp(1e-8, 1e8)
+        radius = torch.where(climbs, 2 * radius, torch.minimum(radius, length) / 4)
+        at, slope = torch.where(climbs, at + move, at), torch.where(climbs, there, slope)
+        height = torch.where(climbs[..., 0], higher, height)
+    return unit.from_white(at), height
 
 
 def fit_mode(posterior: UnconstrainedPosterior, start: Proposal) -> Proposal:
@@ -63,8 +90,15 @@ def _newton(posterior: UnconstrainedPosterior, unit: Proposal) -> tuple[Proposal
 
 def _gradient(posterior: UnconstrainedPosterior, unit: Proposal, white: Tensor) -> Tensor:
     """Of the log density, (points, observations, size); zero where it is not finite."""
-    at = white.clone().requires_grad_()
-    with posterior.pair.evaluation(0), torch.enable_grad():
-        total = posterior.log_density(unit.from_white(at)).sum()
-        (gradient,) = torch.autograd.grad(total, at)
-    return torch.where(abs(gradient) < STEEPEST, gradient, 0.0)
+    return _height_and_slope(posterior, unit, white)[1]
+
+
+def _height_and_slope(
+    posterior: UnconstrainedPosterior, unit: Proposal, white: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The log density (points, observations), −∞ where it is no number, and its gradient in white coordinates
+    (points, observations, size), zero where it is not finite."""
+    height, gradient = posterior.value_and_gradient(unit.from_white(white))
+    slope = torch.einsum("nij,sni->snj", unit.tril, gradient)
+    height = torch.nan_to_num(height, nan=-torch.inf)
+    return height, torch.where(abs(slope) < STEEPEST, slope, 0.0)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
 
-__all__ = ["Proposal", "adapt", "effective_draws", "matched", "round_draws"]
+__all__ = ["Proposal", "adapt", "effective_draws", "matched", "round_draws", "tempered"]
 
 Array = NDArray[np.float64]
 
@@ -90,9 +90,7 @@ class Proposal:
     def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
         """(draws, observations, size). Each observation has a generator of its own, so its draws do not
         depend on which others are drawn for."""
-        noise = torch.from_numpy(
-            np.stack([self._noise(draws, generator) for generator in generators], axis=1)
-        )
+        noise = torch.from_numpy(np.stack([self.noise(draws, generator) for generator in generators], axis=1))
         return self.from_white(noise)
 
     def log_density(self, free: Tensor) -> Tensor:
@@ -113,33 +111,40 @@ class Proposal:
         narrow, wide = math.log(1 - WIDE_SHARE), math.log(WIDE_SHARE)
         return torch.logaddexp(narrow + student(1.0), wide + student(WIDE))
 
-    def _noise(self, draws: int, generator: np.random.Generator) -> Array:
+    def noise(self, draws: int, generator: np.random.Generator) -> Array:
+        """White draws of one observation, (draws, size)."""
         size = self.loc.shape[-1]
         normal = generator.standard_normal((draws, size))
         radius = np.sqrt(self.freedom / generator.chisquare(self.freedom, (draws, 1)))
         return normal * radius * np.where(generator.random((draws, 1)) < WIDE_SHARE, WIDE, 1.0)
 
 
-def matched(free: Tensor, log_weight: Tensor, before: Proposal | None = None) -> Proposal:
+def matched(
+    free: Tensor, log_weight: Tensor, before: Proposal | None = None, *, effective: float = TEMPERED_SHARE
+) -> Proposal:
     """The proposal with the moments of weighted draws, (draws, observations, size), (draws, observations).
 
-    Weights are tempered where they are too unequal. Observations whose weights tell nothing keep the proposal
-    ``before`` or, without one, the moments of the draws without weights.
+    Weights are tempered where a smaller share of the draws than this is ``effective``. Observations whose
+    weights tell nothing keep the proposal ``before`` or, without one, the moments of the draws without
+    weights.
     """
     draws, _, size = free.shape
     possible = torch.isfinite(free).all(-1)
     usable = possible & torch.isfinite(log_weight)
     told = usable.sum(0) > size + 1
-    tempered = _tempered(torch.where(usable, log_weight, -torch.inf), TEMPERED_SHARE * draws)
-    log_weight = torch.where(told, tempered, torch.where(possible, 0.0, -torch.inf))
-    weight, effective = log_weight.softmax(0), effective_draws(log_weight)
+    log_weight = torch.where(usable, log_weight, -torch.inf)
+    if effective > 0:
+        log_weight = tempered(log_weight, effective * draws)
+    log_weight = torch.where(told, log_weight, torch.where(possible, 0.0, -torch.inf))
+    weight = log_weight.softmax(0)
     inside = torch.where(possible[..., None], free, 0.0)
     loc = torch.einsum("sn,snj->nj", weight, inside)
     apart = torch.where(possible[..., None], free - loc, 0.0)
     covariance = torch.einsum("sn,sni,snj->nij", weight, apart, apart)
     sane = torch.isfinite(covariance).all(-1).all(-1)  # one overflow must not stop the others
     covariance = torch.where(sane[:, None, None], covariance, torch.eye(size).to(covariance))
-    found = Proposal(torch.where(sane[:, None], loc, 0.0), _cholesky(covariance, effective))
+    behind = effective_draws(log_weight)
+    found = Proposal(torch.where(sane[:, None], loc, 0.0), _cholesky(covariance, behind))
     if before is None:
         return found
     told = told & sane
@@ -185,7 +190,7 @@ def effective_draws(log_weight: Tensor) -> Tensor:
     return torch.nan_to_num(effective, nan=0.0)  # of weights that are all zero
 
 
-def _tempered(log_weight: Tensor, goal: float) -> Tensor:
+def tempered(log_weight: Tensor, goal: float) -> Tensor:
     """The weights to the largest power of at most 1 that leaves ``goal`` effective draws."""
 
     def powered(power: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.batches.batches import Batch
-from pyro_vae.svi.engines.updates import adam_states
+from pyro_vae.svi.engines.updates import adam_states, total_norm
 from pyro_vae.svi.engines.verification import close
 
 __all__ = ["StepFunction", "StepTerms", "agrees_with"]
@@ -100,7 +100,7 @@ def agrees_with(
         function.generator.set_state(stream)
         terms = function.run(data, index[None], weight[None], torch.zeros(1, len(groups)))
         if bool(terms.bad[0]):
-            return not all(bool(torch.isfinite(x).all()) for x in (loss, *gradients))
+            return not all(bool(torch.isfinite(x)) for x in (loss, total_norm(gradients)))
         clip = min(1.0, function.max_norm / max(float(terms.grad_norm[0]), 1e-300))
         first = _first_moments(function, torch._foreach_mul(gradients, clip))
         pairs = zip([terms.loss[0].to(device), *moments], [loss, *first], strict=True)

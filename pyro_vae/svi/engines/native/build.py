@@ -9,11 +9,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.svi.engines.native.cache import BUILDING, cache_folder, mark_used, prune
+from pyro_vae.svi.engines.native.cache import BUILDING, cache_folder, is_own, mark_used, prune
 from pyro_vae.svi.engines.steps import CannotError
 
 __all__ = ["has_compiler", "key_of", "load"]
@@ -22,47 +23,62 @@ TIMEOUT = 120.0
 """Seconds; such a source takes one to ten."""
 
 
-def load(source: str) -> Any:
-    """The library of a source: from the cache, or built now.
+def _cannot(reason: str) -> CannotError:
+    return CannotError(f"its steps cannot be built: {reason}")
+
+
+def load(source: str, *names: str) -> Any:
+    """The library of a source, which must have functions and variables of these names: from the cache, or
+    built now.
 
     An entry's name holds a digest of all that decides its content (source, flags, compiler, processor) and a
-    digest of the content, so an entry that is truncated or changed is seen and built again. A file appears
-    under its name only when it is whole; two processes that build at once both succeed. Each build keeps the
-    cache within its bound.
+    digest of the content, so an entry that is truncated or changed is seen and built again, and so is one
+    that somebody else may write to. A file appears under its name only when it is whole; two processes that
+    build at once both succeed. Each build keeps the cache within its bound.
 
     Raises
     ------
     CannotError
-        If there is no C++ compiler, or it fails, or what it has built cannot be kept and loaded.
+        If there is no C++ compiler, or it fails, or what it has built cannot be kept and loaded, or lacks a
+        name.
     """
-    key, folder = key_of(source), cache_folder()
-    for entry in folder.glob(f"{key}-*.so"):
-        library = _kept(entry)
-        if library is not None:
-            return library
+    key, folder = key_of(source), None
     try:
-        library = _built(source, key, folder)
+        folder = cache_folder()
+        for entry in folder.glob(f"{key}-*.so"):
+            library = _kept(entry, names)
+            if library is not None:
+                return library
+        library = _built(source, key, folder, names)
+        prune(folder)
     except OSError as error:
-        raise CannotError(f"a build cannot be kept and loaded in {folder}: {error}") from error
-    prune(folder)
+        place = folder or tempfile.gettempdir()
+        raise _cannot(f"a build cannot be kept and loaded in {place}: {error}") from error
     return library
 
 
-def _kept(entry: Path) -> Any:
-    """The library of an entry, or None if there is none any more; one that is damaged is removed."""
+def _kept(entry: Path, names: Sequence[str]) -> Any:
+    """The library of an entry, or None if there is none any more; a bad one is removed."""
     with suppress(OSError):  # where another process has removed it meanwhile
-        if entry.stem.split("-")[1] == _digest(entry.read_bytes()):
-            library = ctypes.CDLL(str(entry))
-            mark_used(entry)
-            return library
+        if is_own(entry.lstat()) and entry.stem.split("-")[1] == _digest(entry.read_bytes()):
+            with suppress(OSError):
+                library = ctypes.CDLL(str(entry))
+                if all(hasattr(library, name) for name in names):
+                    mark_used(entry)
+                    return library
         entry.unlink()
     return None
 
 
-def _built(source: str, key: str, folder: Path) -> Any:
+def _built(source: str, key: str, folder: Path, names: Sequence[str]) -> Any:
     with tempfile.TemporaryDirectory(dir=folder, prefix=BUILDING) as building:
-        built = _compile(source, [*_compiler(), *_flags()], Path(building))
+        command = [*_compiler(), *_flags()]
+        built = _compile(source, command, Path(building))
         library = ctypes.CDLL(str(built))  # while nobody else knows it, and could prune it
+        missing = [name for name in names if not hasattr(library, name)]
+        if missing:
+            raise _cannot(f"what the compiler {command[0]} has made has no {missing[0]!r}")
+        built.chmod(0o700)
         built.replace(folder / f"{key}-{_digest(built.read_bytes())}.so")
     return library
 
@@ -76,7 +92,8 @@ def key_of(source: str) -> str:
         If there is no C++ compiler.
     """
     command = [*_compiler(), *_flags()]
-    return _digest("\0".join([source, *command, _version(command[0]), _processor()]).encode())
+    decisive = "\0".join([source, *command, _version(command[0]), _processor()])
+    return _digest(decisive.encode(errors="surrogateescape"))
 
 
 def has_compiler() -> bool:
@@ -88,14 +105,17 @@ def has_compiler() -> bool:
 
 
 def _compiler() -> list[str]:
-    chosen = os.environ.get("CXX")
+    chosen = os.environ.get("CXX", "").strip()
     if chosen:
-        return shlex.split(chosen)
+        try:
+            return shlex.split(chosen)
+        except ValueError as error:
+            raise _cannot(f"the variable CXX is {chosen!r:.80}, which is no command: {error}") from error
     for name in ("g++", "clang++", "c++"):
         path = shutil.which(name)
         if path:
             return [path]
-    raise CannotError("there is no C++ compiler: install g++ or clang++, or name one in the variable CXX")
+    raise _cannot("there is no C++ compiler: install g++ or clang++, or name one in the variable CXX")
 
 
 def _flags() -> list[str]:
@@ -112,21 +132,22 @@ def _flags() -> list[str]:
 
 def _compile(source: str, command: list[str], folder: Path) -> Path:
     written, built = folder / "step.cpp", folder / "step.so"
-    written.write_text(source)
+    written.write_text(source, encoding="utf-8")
     try:
         done = subprocess.run(
             [*command, str(written), "-o", str(built)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=TIMEOUT,
             stdin=subprocess.DEVNULL,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotError(f"the compiler {command[0]} did not run: {error}") from error
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise _cannot(f"the compiler {command[0]} did not run: {error}") from error
     if done.returncode or not built.exists():
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise CannotError(f"the compiler {command[0]} failed: {errors[0] if errors else done.returncode}")
+        raise _cannot(f"the compiler {command[0]} failed: {errors[0][:200] if errors else done.returncode}")
     return built
 
 
@@ -137,18 +158,25 @@ def _digest(content: bytes) -> str:
 @functools.cache
 def _version(compiler: str) -> str:
     try:
-        return subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotError(f"the compiler {compiler} did not run: {error}") from error
+        done = subprocess.run(
+            [compiler, "--version"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise _cannot(f"the compiler {compiler} did not run: {error}") from error
+    return done.stdout
 
 
 @functools.cache
 def _processor() -> str:
     """What -march=native looks at: a home folder may be shared by machines of several kinds."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     told = ("flags", "Features", "model name", "cpu family", "model", "CPU part")

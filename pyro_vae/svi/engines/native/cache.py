@@ -1,16 +1,21 @@
-"""The folder that builds are kept in, and its bound: what was not used for longest goes first."""
+"""The folder that builds are kept in, whom it must belong to, and its bound: what was not used for longest
+goes first."""
 
 import atexit
 import functools
+import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["BUILDING", "cache_folder", "mark_used", "prune"]
+__all__ = ["BUILDING", "cache_folder", "is_own", "mark_used", "prune"]
+
+logger = logging.getLogger(__name__)
 
 MOST_BYTES = 256 * 2**20
 """Room for some 3,000 builds."""
@@ -23,21 +28,48 @@ ABANDONED_AFTER = 3600.0
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/pyro-vae`` or ``~/.cache/pyro-vae``; where that cannot be written, one for this
-    process."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "pyro-vae"
+    """``$XDG_CACHE_HOME/pyro-vae`` or ``~/.cache/pyro-vae``, if nobody but this user may write there: what
+    lies in it will be run. Else a folder for this process, and the log says why, once.
+
+    A relative ``XDG_CACHE_HOME`` is ignored, as the XDG base directory specification has it.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
     try:
+        base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+        folder = base / "pyro-vae"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return _folder_of_process()
-    return folder if os.access(folder, os.W_OK) else _folder_of_process()
+        problem = _problem(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows where this user's home is
+        return _folder_of_process(str(error))
+    return _folder_of_process(problem) if problem else folder
+
+
+def _problem(folder: Path) -> str:
+    """Why what lies in a folder cannot be trusted, or cannot be written; nothing, if it can."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{folder} cannot be written"
+    if not is_own(folder.stat()):
+        return f"others may write in {folder}, and what lies there is run"
+    for above in folder.resolve().parents:
+        mode = above.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            return f"others may replace {folder}, for everybody may write in {above}"
+    return ""
+
+
+def is_own(status: os.stat_result) -> bool:
+    """Whether something belongs to this user, and nobody else may write to it."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @functools.cache
-def _folder_of_process() -> Path:
+def _folder_of_process(problem: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="pyro-vae-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logger.warning(
+        "%s: compiled steps are kept for this process alone; give XDG_CACHE_HOME, a folder of your own",
+        problem,
+    )
     return folder
 
 

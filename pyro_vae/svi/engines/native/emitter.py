@@ -29,14 +29,14 @@ def emit(program: Program) -> str:
         "#include <cstdint>",
         f"using T = {'float' if program.dtype == torch.float32 else 'double'};",
         *_constants(program, layout, stages),
-        *(here.joinpath(header).read_text() for header in HEADERS),
+        *(here.joinpath(header).read_text(encoding="utf-8") for header in HEADERS),
         declaration(),
         "static void step(const Call& call, int64_t k, Team team) {",
         *(f"  {line}" for line in _pointers(program, layout)),
         *(f"  {line}" for line in _body(stages, kept)),
         *(f"  {line}" for line in _outputs(program)),
         "}",
-        here.joinpath("steps.hpp").read_text(),
+        here.joinpath("steps.hpp").read_text(encoding="utf-8"),
     ]
     return "\n".join(parts) + "\n"
 

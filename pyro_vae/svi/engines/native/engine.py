@@ -68,7 +68,7 @@ class NativeFunction:
     ------
     CannotError
         If the graph or the optimizer is not of these, by the name of what is not known; or if there is no C++
-        compiler or it fails.
+        compiler, it fails, or what it makes is not such a library.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class NativeFunction:
         choices = [threads] if threads else sorted({1, 1 if few else torch.get_num_threads()})
         self._pace = Pace(choices, self.program.flops)
         self.generator = torch.default_generator if generator is None else generator
-        self._library = load(emit(self.program))
+        self._library = load(emit(self.program), "run", "arena_size", "packing_size", "squares_size")
         self._library.run.restype = ctypes.c_int64
         self._arena = torch.zeros(self._size("arena_size"), dtype=self.program.dtype)
         self._packing = torch.zeros(choices[-1] * self._size("packing_size"), dtype=self.program.dtype)

@@ -19,14 +19,15 @@ extern const int64_t arena_size, packing_size, squares_size;
 const int64_t arena_size = RESULTS, packing_size = DEEPEST * WIDEST * LANES, squares_size = count_blocks();
 }
 
-template <class Number>
-inline Number sum_of_squares(const T* x, int64_t begin, int64_t end) {
-  Number total = 0;
+inline T sum_of_squares(const T* x, int64_t begin, int64_t end) {
+  T total = 0;
 #pragma omp simd reduction(+ : total)
-  for (int64_t i = begin; i < end; ++i) total += Number(x[i]) * Number(x[i]);
+  for (int64_t i = begin; i < end; ++i) total += x[i] * x[i];
   return total;
 }
 
+// Infinite where the sum of squares is, though the norm itself may not be: so it is to torch, and so would be
+// Adam's second moments, for ever.
 inline double norm_of_gradients(const Call& call, Team team) {
   int64_t part = 0;
   for (int64_t p = 0; p < PARAMETERS; ++p) {
@@ -34,17 +35,13 @@ inline double norm_of_gradients(const Call& call, Team team) {
     const Range own{blocks * team.rank / team.size, blocks * (team.rank + 1) / team.size};
     for (int64_t i = own.begin; i < own.end; ++i)
       call.squares[part + i] =
-          sum_of_squares<T>(call.arena + GRADIENT_OFFSETS[p], i * BLOCK, std::min((i + 1) * BLOCK, size));
+          sum_of_squares(call.arena + GRADIENT_OFFSETS[p], i * BLOCK, std::min((i + 1) * BLOCK, size));
     part += blocks;
   }
   team.wait();
   double total = 0;
   for (int64_t i = 0; i < part; ++i) total += call.squares[i];
-  if (std::isfinite(total)) return std::sqrt(total);
-  total = 0;  // squares may overflow where the norm does not
-  for (int64_t p = 0; p < PARAMETERS; ++p)
-    total += sum_of_squares<double>(call.arena + GRADIENT_OFFSETS[p], 0, PARAMETER_SIZES[p]);
-  return std::sqrt(total);
+  return std::sqrt(T(total));
 }
 
 // Numbers below the normal range are zero while this lives, on this thread. The moments of a parameter without

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pyro_vae.svi import fit
 from pyro_vae.svi.engines.native import build
 from pyro_vae.svi.engines.steps import CannotError
 from tests.svi.engines.native.cases import needs_compiler
+from tests.svi.pairs import PAIRS, observations
 
 SOURCE = 'extern "C" int answer() { return 42; }\n'
 
@@ -96,3 +98,60 @@ def test_a_folder_that_cannot_be_made_is_replaced(tmp_path: Path, monkeypatch: p
 
 def test_no_flag_changes_the_arithmetic_of_the_process() -> None:
     assert not {"-ffast-math", "-Ofast", "-funsafe-math-optimizations"} & set(build._flags())
+
+
+BROKEN = {
+    "unbalanced": ("g++ 'x", "No closing quotation"),
+    "nothing": ("/bin/true", "failed"),
+    "binary": ("{bin}/speaks", "failed: .*error"),
+    "empty": ("{bin}/empty", "has made has no 'answer'"),
+    "no library": ("{bin}/text", "cannot be kept and loaded"),
+    "bytes": ("/nowhere/\udcff", "did not run"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", BROKEN)
+def test_compilers_that_are_none(
+    name: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that says what is no UTF-8, ones that make an empty library or none: a sentence, nothing stays."""
+    programs = {
+        "speaks": "printf '\\377\\376 error \\377\\n' >&2; exit 1",
+        "empty": 'for last; do :; done; echo | g++ -x c++ -shared -fPIC - -o "$last"',
+        "text": 'for last; do :; done; echo nothing > "$last"',
+    }
+    for file, text in programs.items():
+        path = tmp_path / file
+        path.write_text(f"#!/bin/sh\n[ \"$1\" = --version ] && {{ printf '\\377\\n'; exit; }}\n{text}\n")
+        path.chmod(0o700)
+    command, told = BROKEN[name]
+    monkeypatch.setenv("CXX", command.format(bin=tmp_path))
+    with pytest.raises(CannotError, match=f"cannot be built: .*{told}"):
+        build.load(SOURCE, "answer")
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+@needs_compiler
+def test_an_entry_without_the_function_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.load(SOURCE, "answer")
+    (entry,) = folder.iterdir()
+    build.load("int other;")
+    other = next(path for path in folder.iterdir() if path != entry)
+    entry.unlink()
+    bad = other.rename(folder / f"{entry.stem.split('-')[0]}-{other.stem.split('-')[1]}.so")
+    assert build.load(SOURCE, "answer").answer() == 42
+    assert list(folder.iterdir()) == [entry]
+    assert bad != entry
+
+
+@needs_compiler
+@pytest.mark.parametrize("command", ["g++ 'x", "/bin/true"])
+def test_a_fit_without_a_build_is_captured(
+    command: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", command)
+    pair = PAIRS["normal"]()
+    fitted = fit(pair.model, pair.guide, observations(32), epochs=1, engine="native", progress=False)
+    assert fitted.engine == "captured"
+    assert "cannot be built: " in caplog.text

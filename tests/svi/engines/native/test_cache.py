@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,79 @@ def test_the_folder_of_a_process_goes_with_it(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("/")
     assert not Path(done.stdout.strip()).exists()
+
+
+def test_a_relative_cache_home_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "elsewhere")
+    assert cache.cache_folder() == tmp_path / "home" / ".cache" / "pyro-vae"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.fixture
+def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the process, where it can be seen."""
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path / "private"))
+    (tmp_path / "private").mkdir()
+    cache._folder_of_process.cache_clear()
+
+
+def others_may_write(folder: Path) -> None:
+    folder.chmod(0o777)
+
+
+def a_group_may_write(folder: Path) -> None:
+    folder.chmod(0o770)
+
+
+def everybody_may_replace_it(folder: Path) -> None:
+    folder.parent.chmod(0o777)
+
+
+def another_owns_it(folder: Path) -> None:
+    os.chown(folder, 65534, -1)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_private")
+@pytest.mark.parametrize(
+    "open_up", [others_may_write, a_group_may_write, everybody_may_replace_it, another_owns_it]
+)
+def test_what_others_may_have_written_is_not_loaded(
+    open_up: Callable[[Path], None], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if open_up is another_owns_it and os.geteuid():
+        pytest.skip("only root gives files away")
+    build.load(source(1))
+    (entry,) = folder.iterdir()
+    planted = build.load(source(2))  # under the name of the first
+    other = next(path for path in folder.iterdir() if path != entry)
+    content = other.read_bytes()
+    other.unlink()
+    entry.unlink()
+    (folder / f"{entry.stem.split('-')[0]}-{build._digest(content)}.so").write_bytes(content)
+    open_up(folder)
+    assert build.load(source(1)).answer() == 1
+    assert build.load(source(1)).answer() == 1
+    assert planted.answer() == 2
+    assert cache.cache_folder().parent == tmp_path / "private"
+    (said,) = caplog.messages  # once
+    assert "others may" in said
+    assert "give XDG_CACHE_HOME, a folder of your own" in said
+
+
+@needs_compiler
+def test_a_file_that_others_may_have_written_goes(folder: Path) -> None:
+    build.load(source(1))
+    (entry,) = folder.iterdir()
+    entry.chmod(0o666)
+    assert build.load(source(1)).answer() == 1
+    (entry,) = folder.iterdir()
+    assert entry.stat().st_mode & 0o777 == 0o700
+    content = entry.read_bytes()
+    entry.rename(entry.parent.parent / "elsewhere")
+    entry.symlink_to(entry.parent.parent / "elsewhere")
+    assert build.load(source(1)).answer() == 1
+    assert not entry.is_symlink()
+    assert entry.read_bytes() == content

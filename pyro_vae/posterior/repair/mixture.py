@@ -1,0 +1,269 @@
+"""Importance sampling from a mixture of Student-t's that adapts itself to the posterior of each observation.
+
+Shares, locations and covariances of the components follow those of the mixture's own weighted draws, round
+after round (Cappé, Douc, Guillin, Marin and Robert, 2008, "Adaptive importance sampling in general mixture
+classes"). Where that is not enough, a component is added where the weights are largest (Raftery and Bao,
+2010, "Estimating and projecting trends in HIV/AIDS generalized epidemics using incremental mixture importance
+sampling").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.posterior.repair.proposals import (
+    SETTLED_SHARE,
+    TEMPERED_SHARE,
+    Proposal,
+    effective_draws,
+    matched,
+    round_draws,
+    tempered,
+)
+from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+
+__all__ = ["Mixture", "adapt_mixture"]
+
+ROUNDS = 12
+"""At most."""
+
+MOST_COMPONENTS = 12
+
+SMALLEST_SHARE = 0.02
+"""Of a component: below, so few draws come from it that its covariance would not be known."""
+
+NEW_SHARE = 0.2
+"""Of a component that is added."""
+
+NEIGHBOURS = 0.1
+"""Of a round's weighted draws: those around the largest weight give a new component its covariance."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """For each observation a mixture of as many Student-t's as it needs.
+
+    Attributes
+    ----------
+    share
+        (observations, components), each row's sum is 1; what a row does not need is 0.
+    loc, tril
+        (observations, components, size) and (observations, components, size, size).
+    """
+
+    share: Tensor
+    loc: Tensor
+    tril: Tensor
+
+    @classmethod
+    def of(cls, *parts: Proposal, share: Tensor | None = None) -> Mixture:
+        """Of these, in equal shares unless ``share`` (observations, parts) is given."""
+        loc = torch.stack([part.loc for part in parts], dim=1)
+        if share is None:
+            share = torch.full(loc.shape[:2], 1 / len(parts)).to(loc)
+        return cls(share, loc, torch.stack([part.tril for part in parts], dim=1))
+
+    @property
+    def components(self) -> int:
+        """Of the observation that needs most."""
+        return self.share.shape[1]
+
+    def component(self, k: int) -> Proposal:
+        """One of them for every observation."""
+        return Proposal(self.loc[:, k], self.tril[:, k])
+
+    def part(self, rows: Tensor) -> Mixture:
+        """Of some observations, without the components that none of them needs."""
+        share = self.share[rows]
+        needed = (share > 0).any(0)
+        return Mixture(share[:, needed], self.loc[rows][:, needed], self.tril[rows][:, needed])
+
+    def replaced(self, rows: Tensor, other: Mixture) -> Mixture:
+        """With those of some observations."""
+        count = max(self.components, other.components)
+        mine, theirs = self._padded(count), other._padded(count)
+        return Mixture(
+            mine.share.index_copy(0, rows, theirs.share),
+            mine.loc.index_copy(0, rows, theirs.loc),
+            mine.tril.index_copy(0, rows, theirs.tril),
+        )
+
+    def joined(self, other: Mixture, share: float | Tensor) -> Mixture:
+        """A mixture of the two, the other with this share (of all, or of each observation)."""
+        share = torch.as_tensor(share, dtype=self.share.dtype).expand(len(self.share))[:, None]
+        return Mixture(
+            torch.cat([(1 - share) * self.share, share * other.share], dim=1),
+            torch.cat([self.loc, other.loc], dim=1),
+            torch.cat([self.tril, other.tril], dim=1),
+        )
+
+    def evenly(self) -> Mixture:
+        """The same components in equal shares."""
+        needed = (self.share > 0).to(self.share)
+        return Mixture(needed / needed.sum(1, keepdim=True), self.loc, self.tril)
+
+    def moments(self) -> Proposal:
+        """One component with the mean and the covariance of all."""
+        loc = torch.einsum("nk,nki->ni", self.share, self.loc)
+        apart = self.loc - loc[:, None]
+        covariance = torch.einsum("nk,nkij->nij", self.share, self.tril @ self.tril.mT)
+        covariance = covariance + torch.einsum("nk,nki,nkj->nij", self.share, apart, apart)
+        return Proposal(loc, torch.linalg.cholesky(covariance))
+
+    def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
+        """(draws, observations, size), each component's part in proportion to its share. Each observation has
+        a generator of its own, so its draws do not depend on which others are drawn for."""
+        rows = []
+        for n, generator in enumerate(generators):
+            which = _in_proportion(self.share[n].numpy(), draws, generator)
+            noise = torch.from_numpy(self.component(0).noise(draws, generator))
+            free = torch.empty_like(noise)
+            for k in np.unique(which):
+                mine = torch.from_numpy(which == k)
+                free[mine] = self.loc[n, k] + noise[mine] @ self.tril[n, k].mT
+            rows.append(free)
+        return torch.stack(rows, dim=1)
+
+    def log_density(self, free: Tensor) -> Tensor:
+        """Of coordinates (draws, observations, size), in nats, (draws, observations)."""
+        return self.log_densities(free).logsumexp(-1)
+
+    def log_densities(self, free: Tensor) -> Tensor:
+        """With its share, of each component, (draws, observations, components)."""
+        parts = torch.full((*free.shape[:2], self.components), -torch.inf).to(free)
+        for k in range(self.components):
+            rows = (self.share[:, k] > 0).nonzero()[:, 0]
+            if len(rows):
+                log_density = self.component(k).part(rows).log_density(free[:, rows])
+                parts[:, rows, k] = log_density + self.share[rows, k].log()
+        return parts
+
+    def _padded(self, count: int) -> Mixture:
+        more = count - self.components
+        if more == 0:
+            return self
+        n = len(self.share)
+        return Mixture(
+            torch.cat([self.share, self.share.new_zeros(n, more)], dim=1),
+            torch.cat([self.loc, self.loc[:, :1].expand(-1, more, -1)], dim=1),
+            torch.cat([self.tril, self.tril[:, :1].expand(-1, more, -1, -1)], dim=1),
+        )
+
+
+class Adapted(NamedTuple):
+    """What the rounds of an adaptation came to, for each observation.
+
+    Attributes
+    ----------
+    mixture
+        Of the round whose draws were worth most.
+    worth
+        The share of its draws that were effective.
+    least
+        The largest of the rounds' log evidences less four standard errors: a later one may not be lower.
+    at_once
+        Whether the first round was enough.
+    """
+
+    mixture: Mixture
+    worth: Tensor
+    least: Tensor
+    at_once: Tensor
+
+
+def adapt_mixture(
+    posterior: UnconstrainedPosterior, mixture: Mixture, generators: Sequence[np.random.Generator]
+) -> Adapted:
+    """Move the components to where the weights of their draws are, observation by observation, until these
+    are worth enough.
+
+    The draws of these rounds choose the proposal, so they must not judge it: draw anew for a diagnosis.
+    """
+    draws = round_draws(posterior.size)
+    left = torch.arange(len(mixture.share))
+    least = torch.full((len(left),), -torch.inf, dtype=torch.float64)
+    best, worth, at_once = mixture, torch.full_like(least, -1.0), torch.zeros_like(least, dtype=torch.bool)
+    for turn in range(ROUNDS):
+        now = mixture.part(left)
+        free = now.draw(draws, [generators[i] for i in left.tolist()])
+        densities = now.log_densities(free)
+        log_weight = posterior.part(left.numpy()).at(free).log_density - densities.logsumexp(-1)
+        effective = effective_draws(log_weight) / draws
+        least[left] = torch.maximum(least[left], least_log_evidence(log_weight))
+        better = (effective > worth[left]).nonzero()[:, 0]
+        if len(better):
+            best = best.replaced(left[better], now.part(better))
+            worth[left[better]] = effective[better]
+        if turn == 0:
+            at_once = effective >= SETTLED_SHARE
+        unsettled = (effective < SETTLED_SHARE).nonzero()[:, 0]
+        if len(unsettled) == 0:
+            break
+        left = left[unsettled]
+        mixture = mixture.replaced(left, _moved(now, free, log_weight, densities, unsettled))
+    return Adapted(best, worth, least, at_once)
+
+
+def least_log_evidence(log_weight: Tensor) -> Tensor:
+    """What the log evidence is at least, of weights (draws, observations): four standard errors below its
+    estimate."""
+    draws, worth = len(log_weight), effective_draws(log_weight)
+    log_weight = torch.nan_to_num(log_weight, nan=-torch.inf, neginf=-torch.inf)
+    error = ((draws / worth.clamp_min(1e-300) - 1).clamp_min(0) / (draws - 1)).sqrt()
+    return log_weight.logsumexp(0) - math.log(draws) - 4 * error
+
+
+def _moved(now: Mixture, free: Tensor, log_weight: Tensor, densities: Tensor, rows: Tensor) -> Mixture:
+    """The mixture of these rows after one round, with one component more where it is still too thin."""
+    size = free.shape[-1]
+    needed = (now.share[rows] > 0).any(0)
+    now, free = now.part(rows), free[:, rows]
+    densities = densities[:, rows][..., needed]
+    log_weight = torch.nan_to_num(log_weight[:, rows], nan=-torch.inf, neginf=-torch.inf)
+    log_target = log_weight + densities.logsumexp(-1)
+    told = torch.isfinite(log_weight).sum(0) > size + 1
+    log_own = torch.nan_to_num(densities - densities.logsumexp(-1, keepdim=True), nan=-torch.inf)
+    weight = torch.nan_to_num(tempered(log_weight, TEMPERED_SHARE * len(free)))
+    behind = effective_draws(weight[..., None] + log_own)
+    share = torch.nan_to_num((weight.softmax(0)[..., None] * log_own.exp()).sum(0))
+    parts = []
+    for k in range(now.components):
+        part, before = matched(free, weight + log_own[..., k], effective=0), now.component(k)
+        known = told & (behind[:, k] > 2 * size)
+        parts.append(
+            Proposal(
+                torch.where(known[:, None], part.loc, before.loc),
+                torch.where(known[:, None, None], part.tril, before.tril),
+            )
+        )
+    share = torch.where(now.share > 0, share.clamp_min(SMALLEST_SHARE), 0.0)
+    share = torch.where(told[:, None], share / share.sum(1, keepdim=True), now.share)
+    moved = Mixture.of(*parts, share=share)
+    if moved.components >= MOST_COMPONENTS:
+        return moved
+    thin = torch.nan_to_num(log_target - moved.log_density(free), nan=-torch.inf, neginf=-torch.inf)
+    more = Mixture.of(_around_the_largest(free, thin, log_weight))
+    return moved.joined(more, torch.where(told, NEW_SHARE, 0.0))
+
+
+def _around_the_largest(free: Tensor, thin: Tensor, log_weight: Tensor) -> Proposal:
+    """A component at the draw that a mixture covers worst, with the covariance of its neighbours."""
+    at = free[thin.argmax(0), torch.arange(free.shape[1])]
+    everywhere = matched(free, log_weight)
+    distance = Proposal(at, everywhere.tril).to_white(free).square().sum(-1)
+    near = distance <= distance.quantile(NEIGHBOURS, dim=0)
+    return Proposal(at, matched(free, torch.where(near, log_weight, -torch.inf), everywhere).tril)
+
+
+def _in_proportion(share: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
+    """Which component each draw comes from: systematic, so that every share is met to within one draw."""
+    points = (np.arange(draws) + generator.uniform()) / draws
+    which = np.searchsorted(np.cumsum(share), points).clip(max=np.flatnonzero(share > 0)[-1])
+    return generator.permutation(which)

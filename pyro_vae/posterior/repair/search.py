@@ -1,0 +1,145 @@
+"""Other modes of each posterior, looked for from dispersed starts.
+
+Draws that begin in one place know nothing of a mode elsewhere, and neither do their weights. So the search
+begins at draws from the prior, at draws for other observations, and at the guide's own draws stretched away
+from their centre; the best start of each neighbourhood climbs, and what it reaches counts as a mode if what
+is known already does not explain it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.posterior.repair.mixture import Mixture
+from pyro_vae.posterior.repair.mode import climb, fit_mode
+from pyro_vae.posterior.repair.proposals import Proposal
+from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+
+__all__ = ["FROM_EACH", "STARTS", "Modes", "find_modes", "stretched"]
+
+FROM_EACH = 96
+"""Starts from each source: the prior, other observations, the stretched guide."""
+
+STRETCHES = (1.0, 30.0)
+"""How far from its centre the guide's draws are moved, as a multiple of their distance."""
+
+STARTS = 16
+"""Of all, how many climb: the best of its neighbourhood each."""
+
+UNEXPLAINED = math.log(10.0)
+"""Nats by which a posterior is higher somewhere than what is known of it says, if there is something new."""
+
+LOWEST, LOWER_BY_SIZE = 12.0, 1.0
+"""Nats below the highest end, for all and for each coordinate, down to which an end may be a mode that
+counts: it would have to be wider than the highest by as much."""
+
+MOST_MODES = 6
+"""Beside the one at hand."""
+
+SMALLEST_MASS = math.log(1e-3)
+"""Of a mode, relative to all: a smaller one moves no mean and no width."""
+
+LEAST_SHARE = 0.05
+"""Of a mode in the mixture that draws begin with, because its mass is only a guess."""
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What is known of each posterior: Normals and their masses. The first is where the guide is.
+
+    Attributes
+    ----------
+    proposals
+        Each for all observations.
+    log_mass
+        (observations, modes), in nats, unnormalized; −inf where an observation has no such mode.
+    """
+
+    proposals: tuple[Proposal, ...]
+    log_mass: Tensor
+
+    @property
+    def share(self) -> Tensor:
+        """Of the mass of all, (observations, modes)."""
+        return self.log_mass.softmax(-1)
+
+    def log_density(self, free: Tensor) -> Tensor:
+        """Of all together, unnormalized, (draws, observations)."""
+        parts = [
+            proposal.log_density(free) + mass
+            for proposal, mass in zip(self.proposals, self.log_mass.T, strict=True)
+        ]
+        return torch.stack(parts).logsumexp(0)
+
+    def mixture(self) -> Mixture:
+        """To begin with."""
+        share = torch.nan_to_num(self.share, nan=1.0)
+        floored = torch.where(share > math.exp(SMALLEST_MASS), share.clamp_min(LEAST_SHARE), 0.0)
+        return Mixture.of(*self.proposals, share=floored / floored.sum(1, keepdim=True))
+
+    def part(self, rows: Tensor) -> Modes:
+        """Of some observations."""
+        return Modes(tuple(proposal.part(rows) for proposal in self.proposals), self.log_mass[rows])
+
+
+def stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
+    """Some draws (draws, observations, size), moved away from their centre."""
+    rows = []
+    for n, generator in enumerate(generators):
+        chosen = torch.from_numpy(generator.integers(len(free), size=FROM_EACH))
+        low, high = np.log(STRETCHES)
+        factor = torch.from_numpy(np.exp(generator.uniform(low, high, (FROM_EACH, 1))))
+        centre = free[:, n].median(0).values
+        rows.append(centre + factor * (free[chosen, n] - centre))
+    return torch.stack(rows, dim=1)
+
+
+def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: Tensor, pool: Tensor) -> Modes:
+    """Modes that starts from a pool (starts, observations, size) lead to, beside one's own, which is known to
+    have that log evidence."""
+    height = torch.nan_to_num(posterior.at(pool).log_density, nan=-torch.inf)
+    starts = torch.cat([own.loc[None], _best_of_each_neighbourhood(own, pool, height)])
+    ends, height = climb(posterior, own, starts)
+    known = Modes((own,), torch.nan_to_num(log_evidence, nan=-torch.inf)[:, None])
+    lowest = height.amax(0) - LOWEST - LOWER_BY_SIZE * ends.shape[-1]
+    height = torch.where(height > lowest, height, -torch.inf)
+    for _ in range(MOST_MODES):
+        height = torch.where(height - known.log_density(ends) > UNEXPLAINED, height, -torch.inf)
+        best = height.argmax(0)
+        new = torch.isfinite(height.amax(0)).nonzero()[:, 0]
+        if len(new) == 0:
+            break
+        start = Proposal(ends[best[new], new], own.tril[new])
+        found = fit_mode(posterior.part(new.numpy()), start)
+        top = posterior.part(new.numpy()).at(found.loc[None]).log_density[0]
+        mass = torch.full_like(known.log_mass[:, 0], -torch.inf)
+        mass[new] = torch.nan_to_num(top - found.log_density(found.loc[None])[0], nan=-torch.inf)
+        known = Modes(
+            (*known.proposals, own.replaced(new, found)), torch.cat([known.log_mass, mass[:, None]], dim=1)
+        )
+        height[best[new], new] = -torch.inf
+    return known
+
+
+def _best_of_each_neighbourhood(unit: Proposal, pool: Tensor, height: Tensor) -> Tensor:
+    """The highest of the pool, then the highest of what is not near it, and so on: (starts, observations,
+    size)."""
+    white, each = unit.to_white(pool), torch.arange(pool.shape[1])
+    near = len(pool) // STARTS
+    left = torch.where(torch.isfinite(white).all(-1), height, -torch.inf)
+    chosen = []
+    for _ in range(STARTS):
+        best = left.argmax(0)
+        chosen.append(pool[best, each])
+        distance = (white - white[best, each]).square().sum(-1)
+        distance = torch.where(left > -torch.inf, distance, torch.inf)
+        taken = distance.topk(near, dim=0, largest=False).indices
+        left = left.scatter(0, taken, -torch.inf)
+        left[best, each] = -torch.inf
+    return torch.stack(chosen)
