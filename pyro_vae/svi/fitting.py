@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.arguments import check_numbers, check_programs
-from pyro_vae.batches.batches import DrawnAnew, as_batches, as_tensors
+from pyro_vae.batches.batches import Batches, DrawnAnew, as_batches, as_tensors
 from pyro_vae.batches.shares import share_of
 from pyro_vae.devices import resolve_device
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, training_mode
+from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
 from pyro_vae.pairs.parameters import bound
 from pyro_vae.pairs.placement import placed
-from pyro_vae.pairs.running import check_support, float_dtype, run_once
+from pyro_vae.pairs.running import check_support, float_dtype, run_once, support_check
 from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_choices
 from pyro_vae.svi.engines.choice import chain_of, check_engine
@@ -73,10 +74,11 @@ def fit(
     model, guide
         The pair; modules are trained in place and moved to the device.
     data
-        A tensor or array (observation first), a tuple of them (passed as positional arguments), a ``Dataset``
-        or a ``DataLoader``. Tensors are kept on the device; a memory-mapped array (``numpy.load(path,
-        mmap_mode="r")``) stays in its file and is read batch by batch. Floating point is cast to the dtype of
-        the parameters.
+        A tensor, an array, a data frame or another array-like (observation first; a list of arrays has one
+        for each), a tuple of them (passed as positional arguments), a ``Dataset`` or a ``DataLoader``.
+        Tensors are kept on the device; a memory-mapped array (``numpy.load(path, mmap_mode="r")``) stays in
+        its file and is read batch by batch. Floating point is cast to the dtype of the parameters, and so are
+        integers that the pair does not take as they are.
     epochs, steps
         How long: passes over the data, or optimizer steps; 100 epochs if neither is given, the earlier end if
         both are.
@@ -109,7 +111,7 @@ def fit(
         eagerly, and the log says why. A graph is compared with Pyro when it is built, when a plain attribute
         of the modules has changed, and every 250 steps (whole steps: 2,000).
     validation
-        Held-out data in the form of ``data`` (no loaders); its loss is evaluated after every epoch with the
+        Held-out data in the form of ``data``; its loss is evaluated after every epoch with the
         same noise.
     patience
         Stop when the validation loss has not improved for so many epochs, and go back to the best parameters.
@@ -180,19 +182,19 @@ def fit(
     wanted = local_device(resolve_device(device)) if distributed else resolve_device(device)
     check_engine(engine, wanted)
     dtype = float_dtype(model, guide)
+    batches_on, floats = _batches_of(model, guide, data, batch_size=batch_size, seed=seed, dtype=dtype)
     resolved, batches = placed(
         model,
         guide,
         functools.partial(objective.estimate, model, guide),
-        lambda place: as_batches(data, batch_size=batch_size, seed=seed, device=place, dtype=dtype),
+        batches_on,
         wanted,
         seed=seed,
         optional=device == "auto" and engine != "cuda-graph" and not distributed,
     )
     held_out = None
     if validation is not None:
-        held_out = as_tensors(validation, device=resolved, dtype=dtype, name="validation")
-    check_support(model, data, "data")
+        held_out = as_tensors(validation, device=resolved, dtype=dtype, name="validation", floats=floats)
     check_support(model, validation, "validation")
     state = empty_store()
     with (
@@ -228,6 +230,25 @@ def fit(
         rate = loop.step / max(time.perf_counter() - started, 1e-9)
     programs = bound(model, state), bound(guide, state)
     return Fit(*programs, loop.recorder, seed, str(resolved), loop.engine, rate, _state=state)
+
+
+def _batches_of(
+    model: Program, guide: Program, data: Any, *, batch_size: int, seed: int, dtype: torch.dtype
+) -> tuple[Callable[[torch.device], Batches], Sequence[int]]:
+    """What makes the batches of the data on a device, and which parts of them become floating point though
+    they hold integers."""
+    check = support_check(model)
+
+    def batches_on(device: torch.device, floats: Sequence[int]) -> Batches:
+        return as_batches(
+            data, batch_size=batch_size, seed=seed, device=device, dtype=dtype, floats=floats, check=check
+        )
+
+    floats: Sequence[int] = []
+    if may_hold_integers(data):
+        first = batches_on(torch.device("cpu"), []).first()
+        floats = meant_as_floats(model, guide, first, dtype, seed=seed)
+    return functools.partial(batches_on, floats=floats), floats
 
 
 def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:

@@ -16,10 +16,11 @@ from torch import fx
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.arguments import check_numbers, check_programs, parameters_of
+from pyro_vae.arrays import is_mapped
 from pyro_vae.batches.batches import ArrayBatches, Batch, as_tensors
-from pyro_vae.batches.files import is_mapped
 from pyro_vae.devices import forked_streams, resolve_device
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, training_mode
+from pyro_vae.pairs.numbers import meant_as_floats
 from pyro_vae.pairs.parameters import bound
 from pyro_vae.pairs.running import check_support, float_dtype
 from pyro_vae.svi.arguments import check_choices
@@ -218,13 +219,16 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
     """
     _check_that_threads_can(seeds, data, options)
     pairs = [seeded_pair(make_pair, seed) for seed in seeds]
+    dtype, batch_size = float_dtype(*pairs[0]), options.get("batch_size", 128)
+    whole = as_tensors(data, device=torch.device("cpu"), dtype=dtype)
+    floats = meant_as_floats(*pairs[0], tuple(part[:batch_size] for part in whole), dtype, seed=seeds[0])
+    tensors = tuple(part.to(dtype) if i in floats else part for i, part in enumerate(whole))
     check_support(pairs[0][0], data, "data")
-    tensors = as_tensors(data, device=torch.device("cpu"), dtype=float_dtype(*pairs[0]))
     how = Optimization(**{name: options[name] for name in OF_OPTIMIZATION & {*options} if options[name]})
     started, cores, stop = time.perf_counter(), torch.get_num_threads(), threading.Event()
 
     def begun(seed: int, pair: tuple[Program, Program]) -> _SeedFit:
-        return _SeedFit(seed, pair, ArrayBatches(tensors, options.get("batch_size", 128), seed), how)
+        return _SeedFit(seed, pair, ArrayBatches(tensors, batch_size, seed), how)
 
     def check_stop() -> None:
         if stop.is_set():

@@ -10,7 +10,8 @@ import torch
 import zarr
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vae.batches.files import is_file_array, read_rows
+from pyro_vae.arrays import is_file_array
+from pyro_vae.batches.files import read_rows
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import PPCA
 from pyro_vae.posterior import calibrate, diagnose

@@ -335,3 +335,22 @@ def test_impossible_draws_count_as_weight_zero():
     assert (report["elbo"] == -np.inf).all()
     np.testing.assert_allclose(report["log_evidence"], expected, atol=0.1)
     assert not np.isnan(report["log_evidence_se"]).any()
+
+
+def test_a_factor_of_the_guide_is_not_log_q():
+    """Losses of a classifier are written so; they say nothing about how near q is to the posterior."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+            pyro.factor("loss", 5 + 0 * z, has_rsample=True)
+
+    report = diagnose(model, guide, torch.zeros(3))
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(torch.tensor(0.0)).item()
+    np.testing.assert_allclose(report["elbo"], exact, atol=1e-5)
+    np.testing.assert_allclose(report["log_evidence"], exact, atol=1e-5)

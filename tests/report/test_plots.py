@@ -108,7 +108,7 @@ class TestEvidence:
         figure = plot_evidence({**given, "shifted": shifted})
         assert_whole(figure)
         said = texts(figure)
-        assert "right − narrow\nevidence not believed" in said  # k̂ of the narrow one
+        assert "right − narrow\nnot believed" in said  # k̂ of the narrow one
         assert "right − shifted\nright is better" in said
         assert "3 seeds" in said
         assert "difference in log evidence (nats per observation)" in said
