@@ -1,8 +1,9 @@
 """What refinement costs, beside the bare matrix products of the decoder that it needs.
 
 ``python benchmarks/refine_time.py [--images 10000] [--device cuda] [--mnist DIR]`` trains a small VAE on the
-digits of scikit-learn, refines the held-out ones, and draws refined evidence for nine fits; with ``--mnist`` (IDX
-files) it refines so many images under the 784-400-20 model, too. CPU seconds of one thread, medians of three.
+digits of scikit-learn, refines the held-out ones, and draws refined evidence for nine fits; with ``--mnist``
+(IDX files) it refines so many images under the 784-400-20 model, too. CPU seconds of one thread, medians of
+three.
 """
 
 import argparse
@@ -86,8 +87,8 @@ def report(name: str, model: VAE, guide: AmortizedNormal, x: torch.Tensor, devic
     bare = products(model, counted.rows, device)
     each = counted.rows[True] / len(x)
     print(
-        f"{name}: {len(x)} observations refined in {took:.2f} s, {each:.0f} gradients each; their matrix products "
-        f"alone {bare:.2f} s ({took / bare:.1f} times); ELBO {refined.elbo_before.mean():.2f} → "
+        f"{name}: {len(x)} observations refined in {took:.2f} s, {each:.0f} gradients each; their matrix "
+        f"products alone {bare:.2f} s ({took / bare:.1f} times); ELBO {refined.elbo_before.mean():.2f} → "
         f"{refined.elbo.mean():.2f}, converged {refined.converged.double().mean():.1%}",
         flush=True,
     )
