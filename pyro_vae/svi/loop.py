@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.batches.batches import Batch, Batches, GatheredEpoch
 from pyro_vae.devices import forked_streams
-from pyro_vae.pairs.isolation import Program, modules_of, training_mode
+from pyro_vae.pairs.isolation import Program, evaluating, modules_of
 from pyro_vae.pairs.parameters import copy_tensors, named_tensors, restore_tensors
 from pyro_vae.svi.engines.captured import CaptureError, EagerEngine, Engine
 from pyro_vae.svi.engines.many_steps import ManySteps
@@ -250,7 +250,7 @@ class Loop:
         """The loss on other data, always from the same noise, in nats per observation, with the KL at full
         weight and layers in evaluation mode."""
         with (
-            training_mode((self.model, self.guide), training=False),
+            evaluating(self.model, self.guide),
             torch.no_grad(),
             forked_streams(),
         ):
