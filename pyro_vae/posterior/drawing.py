@@ -28,7 +28,17 @@ from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.progress import progress_bar
 
-__all__ = ["CHUNK", "Block", "Layout", "Pair", "PairError", "StoreState", "coordinate_names", "sample_sites"]
+__all__ = [
+    "CHUNK",
+    "Block",
+    "Layout",
+    "Pair",
+    "PairError",
+    "StoreState",
+    "coordinate_names",
+    "drawn_sites",
+    "sample_sites",
+]
 
 CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
@@ -221,7 +231,7 @@ class Pair:
 
     def _read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
         rows, count = observations.stop - observations.start, draws.stop - draws.start
-        guide_sites, model_sites = sample_sites(guide_trace), sample_sites(model_trace)
+        guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
         latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
         observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
         _check_sites(guide_sites, latents)
@@ -313,6 +323,12 @@ def sample_sites(trace: Any) -> dict[str, Any]:
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
     }
+
+
+def drawn_sites(trace: Any) -> dict[str, Any]:
+    """The sites that a guide draws. What it observes or adds by ``pyro.factor``, as losses of a classifier
+    are written, is no part of log q."""
+    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
 def _check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
