@@ -25,10 +25,20 @@ from torch import Tensor
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
-from pyro_vae.pairs.isolation import isolated
+from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.progress import progress_bar
 
-__all__ = ["CHUNK", "Block", "Layout", "Pair", "PairError", "StoreState", "coordinate_names", "sample_sites"]
+__all__ = [
+    "CHUNK",
+    "Block",
+    "Layout",
+    "Pair",
+    "PairError",
+    "StoreState",
+    "coordinate_names",
+    "drawn_sites",
+    "sample_sites",
+]
 
 CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
@@ -157,7 +167,12 @@ class Pair:
         if key[0] < 0:
             raise ValueError(f"seed is {key[0]}; give a number that is not negative")
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-        with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
+        with (
+            isolated(self.model, self.guide, seed=seed),
+            evaluating(self.model, self.guide),
+            _default_dtype(self.dtype),
+            torch.no_grad(),
+        ):
             yield
 
     def traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
@@ -216,7 +231,7 @@ class Pair:
 
     def _read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
         rows, count = observations.stop - observations.start, draws.stop - draws.start
-        guide_sites, model_sites = sample_sites(guide_trace), sample_sites(model_trace)
+        guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
         latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
         observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
         _check_sites(guide_sites, latents)
@@ -308,6 +323,12 @@ def sample_sites(trace: Any) -> dict[str, Any]:
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
     }
+
+
+def drawn_sites(trace: Any) -> dict[str, Any]:
+    """The sites that a guide draws. What it observes or adds by ``pyro.factor``, as losses of a classifier
+    are written, is no part of log q."""
+    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
 def _check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
