@@ -272,8 +272,9 @@ def refine_rows(
 ) -> Iterator[RefinedRows]:
     """Refine the observations of a pair that is ready, as many at a time as the memory is bounded to."""
     store, graphs = pyro.get_param_store(), Graphs()
-    with evaluating_model(pair, seed):
-        latents = local_sites(pair.model, _rows(pair, slice(0, None if pair.whole else 2)), {})
+    some = _rows(pair, slice(0, None if pair.whole else 2))
+    with evaluating_model(pair, seed), making_tensors_on(some[0].device):
+        latents = local_sites(pair.model, some, {})
     sizes = {site.name: site.size for site in latents[0]}
     rows = pair.observations if pair.whole else max(1, POINTS // (2 * sum(sizes.values())))
     chosen = sample_of(pair.observations, dispersed, seed)
