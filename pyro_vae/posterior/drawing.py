@@ -25,7 +25,7 @@ from torch import Tensor
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
-from pyro_vae.pairs.isolation import isolated
+from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.progress import progress_bar
 
 __all__ = [
@@ -167,7 +167,12 @@ class Pair:
         if key[0] < 0:
             raise ValueError(f"seed is {key[0]}; give a number that is not negative")
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-        with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
+        with (
+            isolated(self.model, self.guide, seed=seed),
+            evaluating(self.model, self.guide),
+            _default_dtype(self.dtype),
+            torch.no_grad(),
+        ):
             yield
 
     def traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
