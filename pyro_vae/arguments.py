@@ -11,6 +11,7 @@ __all__ = [
     "check_programs",
     "cut",
     "parameters_of",
+    "printable",
 ]
 
 OPTIONAL = ("epochs", "steps", "patience", "max_norm")
@@ -29,8 +30,17 @@ def brief(value: Any) -> str:
 
 def cut(text: str) -> str:
     """A text without quotes, as :func:`brief` has it."""
-    start = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: 2 * MOST_QUOTED])
+    start = printable(text[: 2 * MOST_QUOTED])
     return start if len(start) <= MOST_QUOTED else f"{start[: MOST_QUOTED - 1]}…"
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, and bytes that are no text, are to be seen and do nothing.
+
+    >>> print(printable("red: \\x1b[31m"))
+    red: \\x1b[31m
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_programs(**programs: Any) -> None:
