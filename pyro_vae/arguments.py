@@ -18,6 +18,7 @@ __all__ = [
     "positive_integer",
     "positive_integers",
     "positive_number",
+    "printable",
     "require_count",
     "require_finite",
     "require_module",
@@ -41,8 +42,17 @@ def brief(value: Any) -> str:
 
 def cut(text: str) -> str:
     """A text without quotes, as :func:`brief` has it."""
-    start = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: 2 * MOST_QUOTED])
+    start = printable(text[: 2 * MOST_QUOTED])
     return start if len(start) <= MOST_QUOTED else f"{start[: MOST_QUOTED - 1]}…"
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, and bytes that are no text, are to be seen and do nothing.
+
+    >>> print(printable("red: \\x1b[31m"))
+    red: \\x1b[31m
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_programs(**programs: Any) -> None:

@@ -19,6 +19,7 @@ from pyro_vae.svi.engines.functions import StepTerms
 from pyro_vae.svi.engines.gradients import capture_step, gradient_step
 from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.objectives.elbo import ELBO
+from tests import seeds
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 
@@ -112,7 +113,7 @@ class Made:
             )
 
     def index(self, steps: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.case.seed)
+        generator = seeds.generator(self.case.seed)
         return torch.stack(
             [torch.randperm(len(self.data), generator=generator)[: self.case.batch] for _ in range(steps)]
         )
