@@ -25,6 +25,7 @@ from pyro_vae.batches.batches import as_batches
 from pyro_vae.models import likelihoods
 from pyro_vae.study import StudyConfig, run_study
 from pyro_vae.svi import ELBO, IWAE, STL, Fit, NonFiniteError, Renyi, fit
+from tests import seeds
 from tests.pretend_device import CUDA, OnDevice, RecordsOnDevice, pretend_cuda
 from tests.svi.pairs import PAIRS, observations
 
@@ -38,7 +39,7 @@ def _pretend() -> Iterator[None]:
 
 
 def rows(n: int = 6) -> Tensor:
-    return torch.randn(n, D, generator=torch.Generator().manual_seed(1), device="cpu")
+    return torch.randn(n, D, generator=seeds.generator(1), device="cpu")
 
 
 def vae(likelihood: Any = "normal", outputs: int = D, **options: Any) -> models.VAE:
@@ -124,6 +125,25 @@ def test_the_ten_lines_of_the_readme_follow_to_the_device() -> None:
     assert result.device == "cuda"
     pyro_vae.diagnose(result.model, result.guide, rows(3), draws=30)
     pyro_vae.from_pyro_svi(result.model, result.guide, rows(3), draws=30)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_refinement_stays_on_the_device(
+    covariance: str, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if captured:
+        monkeypatch.setattr("pyro_vae.guides.refining.density.PATIENCE", 0)
+    model, guide = ten_lines()
+    result = fitted(model, guide, rows())
+    x = rows(5).to(CUDA)
+    assert result.refined(covariance=covariance).posterior(x).mean.is_cuda
+    refined = pyro_vae.refine(result.model, result.guide, rows(5), covariance=covariance, dispersed=2)
+    assert refined.loc.is_cuda
+    assert refined.elbo.is_cuda
+    assert (refined.elbo >= refined.elbo_before).all()
+    pyro_vae.diagnose(result.model, refined, rows(5), draws=30)
+    pyro_vae.diagnose(result.model, result.guide, rows(5), draws=30, refined=True)
 
 
 def test_auto_stays_on_the_cpu_where_a_pair_cannot_follow(caplog: pytest.LogCaptureFixture) -> None:
