@@ -76,7 +76,7 @@ def _light_shapes() -> Iterator[None]:
         proxy.node.meta["val"] = FakeTensor(mode, like, value.device)
         return proxy
 
-    proxy_tensor.set_meta = set_meta
+    proxy_tensor.set_meta = set_meta  # type: ignore[assignment]
     try:
         yield
     finally:
