@@ -17,26 +17,28 @@ __all__ = ["show_diagnosis", "show_path", "show_scales", "show_study"]
 
 
 def show_study(study: "Study", *, as_json: bool) -> None:
-    """Table, answer, readings, and where everything is."""
+    """The verdict, the tables behind it, and where everything is."""
     if as_json:
         _print_json(_as_data(study))
         return
     console = _console()
+    _print_verdict(console, study)
     _print_summary(console, study)
-    console.print(study.answer + "\n", highlight=False, soft_wrap=True)
-    _print_readings(console, study)
+    _print_belief(console, study)
     for failure in study.failures.values():
-        console.print(f"Failed: {failure}", highlight=False, soft_wrap=True)
-    console.print(f"Everything is in {study.folder}", highlight=False, soft_wrap=True)
+        _say(console, f"Failed: {failure}")
+    _say(console, f"The page is {study.folder / 'report.html'}")
 
 
 def show_diagnosis(study: "Study", *, as_json: bool) -> None:
-    """Table and readings."""
+    """The verdict, the tables behind it, and every measure in words."""
     if as_json:
         _print_json(_as_data(study))
         return
     console = _console()
+    _print_verdict(console, study)
     _print_summary(console, study)
+    _print_belief(console, study)
     _print_readings(console, study)
 
 
@@ -77,25 +79,43 @@ def show_scales(*, as_json: bool) -> None:
     )
 
 
-def _print_summary(console: "Console", study: "Study") -> None:
-    from rich.table import Table
+def _say(console: "Console", sentence: str) -> None:
+    """One sentence, as it is: names in it are no markup, and a path stays in one piece."""
+    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
+
+def _print_verdict(console: "Console", study: "Study") -> None:
+    for sentence in study.verdict.sentences:
+        console.print(sentence, highlight=False, markup=False)
+    if study.verdict.next_command:
+        _say(console, f"Run next: {study.verdict.next_command}")
+    console.print()
+
+
+def _print_summary(console: "Console", study: "Study") -> None:
     seeds = study.config.seeds
-    table = Table(
-        title=f"{study.config.data}, held-out observations, {seeds} seed{'s' * (seeds > 1)}",
-        title_justify="left",
-        box=None,
-        padding=(0, 1, 0, 0),
-    )
-    summary = study.summary()
-    table.add_column("guide", no_wrap=True)
-    for column in summary.columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, row in summary.iterrows():
-        table.add_row(str(name), *(_shown(value) for value in row))
-    console.print(table)
+    title = f"{study.config.data}, held-out observations, {seeds} seed{'s' * (seeds > 1)}"
+    _print_table(console, study.summary(), title)
     difference = " and difference to the best" if study.comparison is not None else ""
-    console.print(f"evidence (log p(x)), ELBO, KL{difference} in nats per observation\n")
+    console.print(f"evidence (log p(x)){difference} in nats per observation\n", highlight=False)
+
+
+def _print_belief(console: "Console", study: "Study") -> None:
+    _print_table(console, study.belief(), "Can the posteriors be believed?")
+    console.print("ELBO, and what it lacks of the evidence, in nats per observation\n", highlight=False)
+
+
+def _print_table(console: "Console", content: "pd.DataFrame", title: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column(str(content.index.name), no_wrap=True)
+    for column in content.columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in content.iterrows():
+        table.add_row(Text(str(name)), *(_shown(value) for value in row))
+    console.print(table)
 
 
 def _print_readings(console: "Console", study: "Study") -> None:
@@ -106,7 +126,7 @@ def _print_readings(console: "Console", study: "Study") -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for reading in read_findings_aloud(study.findings):
         table.add_row(reading.measure, reading.guide, reading.sentence)
-    console.print("Can the posteriors be believed?", highlight=False)
+    console.print("The encoders, measure by measure", highlight=False)
     console.print(table, highlight=False)
     console.print()
 
@@ -117,9 +137,11 @@ def _as_data(study: "Study") -> dict[str, Any]:
 
     return {
         "answer": study.answer,
+        "verdict": study.verdict.as_dict(),
         "config": dataclasses.asdict(study.config),
         "folder": str(study.folder),
         "summary": _records(study.summary()),
+        "belief": _belief_records(study.belief()),
         "comparison": {} if study.comparison is None else _records(study.comparison),
         "readings": [dataclasses.asdict(reading) for reading in read_findings_aloud(study.findings)],
         "failures": study.failures,
@@ -128,6 +150,10 @@ def _as_data(study: "Study") -> dict[str, Any]:
 
 def _records(table: "pd.DataFrame") -> Any:
     return json.loads(table.to_json(orient="index"))
+
+
+def _belief_records(table: "pd.DataFrame") -> Any:
+    return json.loads(table.reset_index().to_json(orient="records"))
 
 
 def _print_json(data: Any) -> None:
