@@ -109,9 +109,9 @@ class Findings:
     def belief(self) -> "pd.DataFrame":
         """One row per guide for the encoder's own q and one for the refined q, for people.
 
-        Columns: the ELBO and what it lacks of the log evidence (the gap), in nats per held-out observation;
-        the share of the observations whose weights cannot be believed; and how many of the true latents of
-        simulated data lie in the central 90% intervals.
+        Columns: the share of the observations whose weights cannot be believed; how many of the true latents
+        of simulated data lie in the central 90% intervals; what the ELBO lacks of the log evidence (the gap),
+        and the ELBO, in nats per held-out observation.
         """
         import pandas as pd
 
@@ -130,10 +130,10 @@ class Findings:
                     {
                         "guide": guide,
                         "q": name,
-                        "ELBO": elbo,
-                        "gap": float(evidence.sel(guide=guide)) - elbo,
                         "k̂ bad": "" if good is None else f"{1 - good.mean():.1%}",
                         "90% covers": f"{float(covered.mean()):.1%}",
+                        "gap": float(evidence.sel(guide=guide)) - elbo,
+                        "ELBO": elbo,
                     }
                 )
         return pd.DataFrame(rows).set_index("guide")

@@ -146,7 +146,7 @@ def _by_q(findings: Findings, own: str, refined: str) -> "dict[str, xr.Dataset]"
     found = findings.by_guide(own)
     if getattr(findings, refined) is None:
         return found
-    both = {}
+    both: dict[str, xr.Dataset] = {}
     for name, better in findings.by_guide(refined).items():
         both |= {name: found[name], f"{name}, refined": better}
     return both

@@ -14,7 +14,7 @@ from pyro_vae.svi.display import epoch_losses
 __all__ = ["Verdict", "reach_verdict"]
 
 STILL_FALLING = 0.1
-"""Nats per observation: a loss that fell by more over the last tenth of the epochs has not settled."""
+"""Nats per observation: a loss that fell by more within the last tenth of its epochs has not settled."""
 
 NEGLIGIBLE = 0.5
 """Nats per observation: where every difference is known to be smaller, more seeds would decide nothing that
@@ -40,7 +40,7 @@ class Verdict:
     converged
         Whether the loss of every fit had settled at its end.
     falling
-        By how many nats the worst fit's loss still fell over the last tenth of its epochs.
+        By how many nats the worst fit's loss still fell within the last tenth of its epochs.
     next_command
         What to run next; ``None`` where nothing is wrong.
     answer
@@ -140,15 +140,18 @@ def _on_belief(findings: Findings, share: float | None, own: float | None) -> st
 
 
 def _falling(findings: Findings) -> float | None:
-    """The largest fall of a loss from the tenth of the epochs before the last to the last."""
+    """By how many nats the worst loss surely still fell within the last tenth of its epochs: from the first
+    half of them to the second, less two standard errors of the noise from epoch to epoch."""
     falls = []
     for histories in findings.histories.values():
         for history in histories:
             losses = np.asarray(epoch_losses(history), dtype=np.float64)
-            tenth = len(losses) // 10
-            if tenth:
-                falls.append(float(losses[-2 * tenth : -tenth].mean() - losses[-tenth:].mean()))
-    return max(falls) if falls else None
+            half = len(losses) // 20
+            if half >= 2:
+                before, last = losses[-2 * half : -half], losses[-half:]
+                noise = math.sqrt((before.var(ddof=1) + last.var(ddof=1)) / half)
+                falls.append(float(before.mean() - last.mean()) - 2 * noise)
+    return max(0.0, *falls) if falls else None
 
 
 def _on_training(findings: Findings, falling: float) -> str:
@@ -162,7 +165,7 @@ def _on_training(findings: Findings, falling: float) -> str:
     if falling <= STILL_FALLING:
         return f"The loss of every fit has settled: {reached}."
     return (
-        f"Not every fit has settled: over the last tenth of its epochs a loss still fell by {falling:.2f} "
+        f"Not every fit has settled: within the last tenth of its epochs a loss still fell by {falling:.2f} "
         f"nats; {reached}."
     )
 

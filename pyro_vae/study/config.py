@@ -204,9 +204,11 @@ class StudyConfig:
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
             option = "--scale" if field.name == "scales" else f"--{field.name.replace('_', '-')}"
+            if value == field.default:
+                continue
             if isinstance(value, bool):
                 words.append(option if value else f"--no-{field.name}")
-            elif value != field.default:
+            else:
                 for item in value if isinstance(value, tuple) else [value]:
                     words += [option, str(item)]
         return shlex.join([*words, *(["--out", str(out)] if out is not None else [])])

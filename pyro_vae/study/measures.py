@@ -20,6 +20,8 @@ __all__ = ["ScaleHistory", "combine", "fit_gaps", "measure_fit", "posterior_tree
 
 SIMULATIONS = 500
 """Of each model, for calibration."""
+MOST_STEPS = 50
+"""Of refinement: simulated observations may start far from where they end."""
 SHOWN_OBSERVATIONS = 8
 """Held-out observations whose posterior draws are kept and drawn."""
 REFERENCED_OBSERVATIONS = 4
@@ -63,7 +65,7 @@ def measure_fit(fitted: Fit, held_out: DataSet, config: StudyConfig, seed: int) 
         "diagnostics": diagnose(model, guide, x, draws=config.draws, seed=seed),
         "refined": diagnose(model, guide, x, draws=config.draws, seed=seed, refined=True),
         "calibration": calibrate(model, guide, **simulations),
-        "refined_calibration": calibrate(model, fitted.refined(), **simulations),
+        "refined_calibration": calibrate(model, fitted.refined(steps=MOST_STEPS), **simulations),
         "units": active_units(model, guide, x, seed=seed),
         "latents": _latents(guide, held_out),
     }
