@@ -177,10 +177,10 @@ class GatheredEpoch(Iterator[Batch]):
         self._ahead = order
 
     def __next__(self) -> Batch:
-        if not len(self._ahead):
+        rows = self.next_rows()
+        if not len(rows):
             raise StopIteration
-        rows = self._ahead[: self.batch_size]
-        self._ahead = self._ahead[self.batch_size :]
+        self.skip(1)
         return self.gather(rows)
 
     def gather(self, rows: Tensor) -> Batch:
@@ -192,12 +192,12 @@ class GatheredEpoch(Iterator[Batch]):
         count = len(self._ahead) // self.batch_size
         return self._ahead[: count * self.batch_size].view(count, self.batch_size)
 
-    def rest(self) -> Tensor:
-        """The rows of the last, smaller batch, when no full one is ahead: (1, size), of size 0 at the end."""
-        return self._ahead[None]
+    def next_rows(self) -> Tensor:
+        """The rows of the next batch, full or not; none at the end."""
+        return self._ahead[: self.batch_size]
 
     def skip(self, batches: int) -> None:
-        """Go on behind so many batches."""
+        """Leave the next batches behind."""
         self._ahead = self._ahead[batches * self.batch_size :]
 
 

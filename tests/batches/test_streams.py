@@ -16,6 +16,7 @@ from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import PPCA
 from pyro_vae.posterior import calibrate, diagnose
 from pyro_vae.svi import fit
+from tests import seeds
 
 pytestmark = pytest.mark.arviz
 
@@ -30,7 +31,7 @@ def pair() -> tuple[PPCA, AmortizedNormal]:
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    return torch.randn(N, 3, generator=torch.Generator().manual_seed(1))
+    return torch.randn(N, 3, generator=seeds.generator(1))
 
 
 def in_file(kind: str, x: torch.Tensor, folder: Path) -> Any:

@@ -25,7 +25,9 @@ def test_a_dimension_without_effect_is_not_active():
     units = active_units(model, GaussianGuide.mean_field(model), x)
     assert units["active"].values.tolist() == [True, False]
     assert units.attrs["active_units"] == 1
-    np.testing.assert_allclose(units["activity"], model.mean(x).var(0), atol=1e-3)
+    expected, noise = model.mean(x).var(0), torch.tensor([1 / 6.25, 1.0]) / 100  # of means of 100 draws
+    error = ((4 * expected * noise + 2 * noise**2) / 2000).sqrt()
+    assert (abs(units["activity"].values - expected.numpy()) < 5 * error.numpy()).all()
     np.testing.assert_allclose(units["kl"][1], 0, atol=1e-12)
 
 
@@ -44,7 +46,7 @@ def test_kl_of_factorized_guides_add_up_to_the_total():
     loc, scale = model.mean(x), model.precision.diagonal() ** -0.5
     expected = 0.5 * (scale**2 + loc**2 - 1 - 2 * scale.log()).sum(1).mean()
     assert total == pytest.approx(float(expected))
-    assert total == pytest.approx(float(diagnose(model, guide, x, 2000)["kl"].mean()), abs=0.02)
+    assert total == pytest.approx(float(diagnose(model, guide, x, 2000)["kl"].mean()), abs=0.03)
 
 
 def test_marginal_kl_of_a_multivariate_normal():
