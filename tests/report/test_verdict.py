@@ -38,9 +38,7 @@ def refined(gain: float = 0.0, spread: float = 0.01, khat: float = 0.1) -> xr.Da
 def study(of: xr.Dataset | None, slope: float = 0.0) -> Findings:
     histories = {guide: [history(80.0, slope)] * 2 for guide in GUIDES}
     calibration = None if of is None else findings().calibration
-    return dataclasses.replace(
-        findings(), histories=histories, refined=of, refined_calibration=calibration
-    )
+    return dataclasses.replace(findings(), histories=histories, refined=of, refined_calibration=calibration)
 
 
 def verdict(of: xr.Dataset | None, slope: float = 0.0) -> Verdict:
