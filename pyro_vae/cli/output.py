@@ -1,11 +1,18 @@
 """What the commands print: tables and sentences for people, JSON for machines. Nothing else prints."""
 
 import dataclasses
+import errno
+import io
 import json
 import math
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pyro_vae.arguments import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,31 +22,44 @@ if TYPE_CHECKING:
 
 __all__ = ["show_diagnosis", "show_path", "show_scales", "show_study"]
 
+SPELLED = {
+    "k̂": "khat",
+    "σ": "sigma",
+    "β": "beta",
+    "√": "sqrt",
+    "²": "^2",
+    "−": "-",
+    "·": "*",
+    "≥": ">=",
+    "…": "...",
+}
+"""Symbols of the field, for terminals that do not have them."""
+
 
 def show_study(study: "Study", *, as_json: bool) -> None:
-    """The verdict, the tables behind it, and where everything is."""
+    """The verdict, the tables behind it, and where the page is."""
     if as_json:
         _print_json(_as_data(study))
         return
-    console = _console()
-    _print_verdict(console, study)
-    _print_summary(console, study)
-    _print_belief(console, study)
-    for failure in study.failures.values():
-        _say(console, f"Failed: {failure}")
-    _say(console, f"The page is {study.folder / 'report.html'}")
+    with _telling() as console:
+        _print_verdict(console, study)
+        _print_summary(console, study)
+        _print_belief(console, study)
+        for failure in study.failures.values():
+            console.print(printable(f"Failed: {failure}"), soft_wrap=True)
+        console.print(printable(f"The page is {study.folder / 'report.html'}"), soft_wrap=True)
 
 
 def show_diagnosis(study: "Study", *, as_json: bool) -> None:
-    """The verdict, the tables behind it, and every measure in words."""
+    """The verdict, the tables behind it, and every measure of the encoders in words."""
     if as_json:
         _print_json(_as_data(study))
         return
-    console = _console()
-    _print_verdict(console, study)
-    _print_summary(console, study)
-    _print_belief(console, study)
-    _print_readings(console, study)
+    with _telling() as console:
+        _print_verdict(console, study)
+        _print_summary(console, study)
+        _print_belief(console, study)
+        _print_readings(console, study)
 
 
 def show_path(path: Path, *, as_json: bool) -> None:
@@ -47,7 +67,8 @@ def show_path(path: Path, *, as_json: bool) -> None:
     if as_json:
         _print_json({"report": str(path)})
     else:
-        _console().print(f"The report is in {path}", highlight=False, soft_wrap=True)
+        with _telling() as console:
+            console.print(printable(f"The report is in {path}"), soft_wrap=True)
 
 
 def show_scales(*, as_json: bool) -> None:
@@ -72,49 +93,43 @@ def show_scales(*, as_json: bool) -> None:
         table.add_column(heading, no_wrap=key == "name", overflow="fold")
     for row in rows:
         table.add_row(*(row[key] for key in headings))
-    console = _console()
-    console.print(table)
-    console.print(
-        "\nraw: what the encoder puts out; slope: d log σ / d raw, the speed of σ under an optimizer"
-    )
-
-
-def _say(console: "Console", sentence: str) -> None:
-    """One sentence, as it is: names in it are no markup, and a path stays in one piece."""
-    console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    with _telling() as console:
+        console.print(table)
+        console.print(
+            "\nraw: what the encoder puts out; slope: d log σ / d raw, the speed of σ under an optimizer"
+        )
 
 
 def _print_verdict(console: "Console", study: "Study") -> None:
     for sentence in study.verdict.sentences:
-        console.print(sentence, highlight=False, markup=False)
+        console.print(printable(sentence))
     if study.verdict.next_command:
-        _say(console, f"Run next: {study.verdict.next_command}")
+        console.print(printable(f"Run next: {study.verdict.next_command}"), soft_wrap=True)
     console.print()
 
 
 def _print_summary(console: "Console", study: "Study") -> None:
     seeds = study.config.seeds
-    title = f"{study.config.data}, held-out observations, {seeds} seed{'s' * (seeds > 1)}"
+    title = f"{printable(study.config.data)}, held-out observations, {seeds} seed{'s' * (seeds > 1)}"
     _print_table(console, study.summary(), title)
     difference = " and difference to the best" if study.comparison is not None else ""
-    console.print(f"evidence (log p(x)){difference} in nats per observation\n", highlight=False)
+    console.print(f"evidence (log p(x)){difference} in nats per observation\n")
 
 
 def _print_belief(console: "Console", study: "Study") -> None:
     _print_table(console, study.belief(), "Can the posteriors be believed?")
-    console.print("ELBO, and what it lacks of the evidence, in nats per observation\n", highlight=False)
+    console.print("gap: what the ELBO lacks of the evidence; both in nats per observation\n")
 
 
 def _print_table(console: "Console", content: "pd.DataFrame", title: str) -> None:
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column(str(content.index.name), no_wrap=True)
     for column in content.columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in content.iterrows():
-        table.add_row(Text(str(name)), *(_shown(value) for value in row))
+        table.add_row(str(name), *(_shown(value) for value in row))
     console.print(table)
 
 
@@ -126,8 +141,8 @@ def _print_readings(console: "Console", study: "Study") -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for reading in read_findings_aloud(study.findings):
         table.add_row(reading.measure, reading.guide, reading.sentence)
-    console.print("The encoders, measure by measure", highlight=False)
-    console.print(table, highlight=False)
+    console.print("The encoders, measure by measure")
+    console.print(table)
     console.print()
 
 
@@ -141,7 +156,7 @@ def _as_data(study: "Study") -> dict[str, Any]:
         "config": dataclasses.asdict(study.config),
         "folder": str(study.folder),
         "summary": _records(study.summary()),
-        "belief": _belief_records(study.belief()),
+        "belief": json.loads(study.belief().reset_index().to_json(orient="records")),
         "comparison": {} if study.comparison is None else _records(study.comparison),
         "readings": [dataclasses.asdict(reading) for reading in read_findings_aloud(study.findings)],
         "failures": study.failures,
@@ -152,19 +167,52 @@ def _records(table: "pd.DataFrame") -> Any:
     return json.loads(table.to_json(orient="index"))
 
 
-def _belief_records(table: "pd.DataFrame") -> Any:
-    return json.loads(table.reset_index().to_json(orient="records"))
-
-
 def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))
+    _write(json.dumps(data, indent=2) + "\n")
 
 
-def _console() -> "Console":
-    """Standard output; where it is no terminal, wide enough for every table."""
+@contextmanager
+def _telling() -> "Iterator[Console]":
+    """What is printed on the console in this block goes to standard output, as it is: nothing in it is taken
+    for markup. Where that is no terminal it is wide enough for every table."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    told = io.StringIO()
+    width = None if on_terminal else 120
+    yield Console(
+        file=told, force_terminal=on_terminal, width=width, markup=False, emoji=False, highlight=False
+    )
+    _write(told.getvalue())
+
+
+def _write(text: str) -> None:
+    """To standard output, now; raises OSError if it is closed, full, or nobody reads it any more."""
+    stream = sys.stdout
+    try:
+        if stream is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        stream.write(_spelled(text, stream.encoding or "utf-8"))
+        stream.flush()
+    except OSError as error:
+        with suppress(OSError, AttributeError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is left in its buffer
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _spelled(text: str, encoding: str) -> str:
+    """A text as a terminal of some encoding can show it.
+
+    >>> _spelled("σ of k̂ ≥ 0.7", "ascii")
+    'sigma of khat >= 0.7'
+    """
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        for symbol, word in SPELLED.items():
+            text = text.replace(symbol, word)
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def _shown(value: Any) -> str:

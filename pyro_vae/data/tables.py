@@ -86,9 +86,10 @@ def read_parquet(path: Path) -> "pd.DataFrame":
     try:
         from pyarrow import parquet
 
-        about = parquet.read_metadata(path)
-        require_unpackable(8 * about.num_rows * about.num_columns, path.stat().st_size)
-        return pd.read_parquet(path, engine="pyarrow")
+        with path.open("rb") as file:
+            about = parquet.read_metadata(file)
+            require_unpackable(8 * about.num_rows * about.num_columns, path.stat().st_size)
+            return pd.read_parquet(file, engine="pyarrow")
     except ImportError as error:
         raise ImportError(f"{path} needs pyarrow: pip install 'pyro-vae[parquet]'.") from error
     except Exception as error:  # pandas lets through what it meets in a file's description of its index

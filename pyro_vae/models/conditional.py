@@ -2,7 +2,6 @@
 
 __all__ = ["Conditional", "over_leading_dims"]
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -10,8 +9,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.copies import deep_copy
 from pyro_vae.models import likelihoods
-from pyro_vae.models.arguments import positive_integer, require_module, require_rows, require_tensor
+from pyro_vae.arguments import positive_integer, require_module, require_rows, require_tensor
 from pyro_vae.models.likelihoods import Likelihood
 
 
@@ -73,13 +73,13 @@ class Conditional(PyroModule):
         origin = torch.zeros(1, latent_dim, dtype=parameter.dtype, device=parameter.device)
         with torch.no_grad():
             # on a copy in evaluation mode: no dropout noise, no batch norm of a single row
-            twin = copy.deepcopy(self.network).eval()
+            twin = deep_copy(self.network).eval()
             try:
                 shape = twin(origin).shape
             except RuntimeError as error:
                 raise ValueError(
-                    f"latent_dim={latent_dim}, and the decoder does not take latents of shape "
-                    f"(1, {latent_dim}) ({error}): give the size that it takes."
+                    f"latent_dim is {latent_dim}, and the decoder does not take latents of shape "
+                    f"(1, {latent_dim}) ({error}); give the size that it takes"
                 ) from error
         outputs = self.likelihood.outputs
         if len(shape) < 2 or shape[0] != 1 or shape[1] % outputs:
@@ -98,7 +98,7 @@ class Conditional(PyroModule):
         """The distribution at latents (..., latent_dim)."""
         require_tensor("z", z)
         if z.dim() == 0 or z.shape[-1] != self.latent_dim:
-            raise ValueError(f"z has shape {tuple(z.shape)}: it must be (..., {self.latent_dim}).")
+            raise ValueError(f"z has shape {tuple(z.shape)}; give (..., {self.latent_dim})")
         output = over_leading_dims(self.network, z)
         return self.likelihood.distribution(output, self.dispersion, event_dim=len(self.event_shape))
 

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyro_vae.batches.batches import Batch, check_rows, plain_parts
 from pyro_vae.batches.streams import is_stream
 from pyro_vae.devices import forked_streams, making_tensors_on
-from pyro_vae.pairs.isolation import Program, modules_of, owner, training_mode, untouched_buffers
+from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, untouched_buffers
+from pyro_vae.pairs.modes import quiet_about_hooks
 
 __all__ = [
     "check_support",
@@ -152,7 +153,7 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
     """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
     operations."""
     # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
         full = observation_count(run_once(model, guide, batch))
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
@@ -161,7 +162,7 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
 def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:
     """The model's trace on a batch, with Pyro's own checks on and the stream left alone. From then on, lazy
     parameters exist."""
-    with forked_streams(), training_mode((model, guide), training=False):
+    with forked_streams(), evaluating(model, guide):
         model_trace, _ = traced_pair(model, guide, batch, name)
     return model_trace
 

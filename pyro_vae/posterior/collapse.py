@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.calibration import univariate
 from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, drawn_sites, sample_sites
 from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.simulated.pairs import univariate
 
 __all__ = ["active_units"]
 

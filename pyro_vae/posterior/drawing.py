@@ -25,7 +25,7 @@ from torch import Tensor
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
-from pyro_vae.pairs.isolation import isolated
+from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.progress import progress_bar
 
 __all__ = [
@@ -158,7 +158,7 @@ class Pair:
         with self.evaluation(seed, observations.start, draws.start):
             args = tuple(arg[observations] for arg in self.args)
             guide_trace, model_trace = self.traces(args, draws.stop - draws.start)
-            block = self._read(guide_trace, model_trace, observations, draws)
+            block = self.read(guide_trace, model_trace, observations, draws)
             return self._predict(block, guide_trace, args) if predictive else block
 
     @contextmanager
@@ -167,7 +167,12 @@ class Pair:
         if key[0] < 0:
             raise ValueError(f"seed is {key[0]}; give a number that is not negative")
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-        with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
+        with (
+            isolated(self.model, self.guide, seed=seed),
+            evaluating(self.model, self.guide),
+            _default_dtype(self.dtype),
+            torch.no_grad(),
+        ):
             yield
 
     def traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
@@ -175,12 +180,14 @@ class Pair:
         guide_trace = self.run_guide(args, count)
         return guide_trace, self.run_model(args, count, given=guide_trace)
 
-    def run_guide(self, args: tuple[Tensor, ...], count: int) -> Any:
-        """The guide's trace of ``count`` draws for each observation in ``args``."""
+    def run_guide(self, args: tuple[Tensor, ...], count: int, *, given: Any = None) -> Any:
+        """The guide's trace of ``count`` draws for each observation in ``args``, or at the values of the
+        trace ``given``."""
         guide = self.guide
         if isinstance(guide, LocalGuide) and self.layout == "rows":
             guide = self._with_parameters_once(guide, args, count)
-        return self._run(guide, self.guide_state, args, count)
+        placed = None if given is None else ReplayMessenger(trace=given)
+        return self._run(guide, self.guide_state, args, count, placed)
 
     def _with_parameters_once(
         self, guide: LocalGuide, args: tuple[Tensor, ...], count: int
@@ -224,7 +231,8 @@ class Pair:
         with pyro.get_param_store().scope(state), making_tensors_on(args[0].device):
             return poutine.trace(program).get_trace(*args)
 
-    def _read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
+    def read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
+        """What two traces say of these draws and observations."""
         rows, count = observations.stop - observations.start, draws.stop - draws.start
         guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
         latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}

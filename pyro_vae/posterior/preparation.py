@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from pyro_vae.arrays import subsets
 from pyro_vae.batches.batches import as_rows, plain_parts
 from pyro_vae.batches.files import read_rows
+from pyro_vae.copies import deep_copy
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
 from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sample_sites
@@ -162,18 +162,20 @@ def _evaluation_copy(
     module = owner(program)
     if module is None:
         return program
-    autoguides = {
-        part: (part._model, part.master) for part in module.modules() if isinstance(part, AutoGuide)
-    }
-    twin = copy.deepcopy(program, shared)
+    autoguides = _autoguides(module)
+    models = [(part._model, part.master) for part in autoguides]
+    twin = deep_copy(program, shared)
     twin_module: Any = owner(twin)
     twin_module.to(dtype=dtype).eval()
     # copying an autoguide takes its model away, from the original too
-    for part, twin_part in zip(module.modules(), twin_module.modules(), strict=True):
-        if isinstance(part, AutoGuide):
-            part._model, part.master = autoguides[part]
-            twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
+    for part, twin_part, saved in zip(autoguides, _autoguides(twin_module), models, strict=True):
+        part._model, part.master = saved
+        twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
     return twin
+
+
+def _autoguides(module: nn.Module) -> list[Any]:
+    return [part for part in module.modules() if isinstance(part, AutoGuide)]
 
 
 def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | None) -> StoreState:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.batches.batches import Batch, Batches
 from pyro_vae.devices import forked_streams
-from pyro_vae.pairs.isolation import modules_of, training_mode
+from pyro_vae.pairs.isolation import evaluating, modules_of
 from pyro_vae.pairs.parameters import copy_tensors, named_tensors, restore_tensors
 from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Steps, Taken, Task
 from pyro_vae.svi.engines.updates import restore_optimizer
@@ -168,7 +168,7 @@ class Loop:
         weight and layers in evaluation mode."""
         task = self.task
         with (
-            training_mode((task.model, task.guide), training=False),
+            evaluating(task.model, task.guide),
             torch.no_grad(),
             forked_streams(),
         ):
