@@ -109,7 +109,24 @@ def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: An
         for floats in subsets(whole)
         for candidate in _copies(model, guide, data, (torch.float64, None), floats)
     )
-    return joint_pair(candidates)
+    pair = joint_pair(candidates)
+    _refuse_other_dims(pair)
+    return pair
+
+
+def _refuse_other_dims(pair: Pair) -> None:
+    """A plate over the observations at another dim than −1 is a slip, and no sign of shared latents."""
+    with pair.evaluation(0):
+        sites = sample_sites(pair.run_model(pair.tensors, 1))
+    if any(in_data_plate(site) for site in sites.values()):
+        return
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and frame.size == pair.observations > 1:
+                raise PairError(
+                    f"site '{name}' is in the plate '{frame.name}' of the {frame.size} observations at dim "
+                    f"{frame.dim}, not at dim -1, where they are looked for; give it dim=-1, or nothing"
+                )
 
 
 def _prepared(

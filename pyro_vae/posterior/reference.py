@@ -16,10 +16,10 @@ from pyro.infer.autoguide import init_to_sample, init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.arguments import check_numbers, check_programs
+from pyro_vae.arguments import check_numbers, check_programs, require_count
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.pairs.isolation import owner
-from pyro_vae.posterior.arguments import require_count, require_tree
+from pyro_vae.posterior.arguments import require_tree
 from pyro_vae.posterior.drawing import (
     Pair,
     SharedLatentError,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from pyro_vae.posterior.arguments import check_request, require_tree
 from pyro_vae.posterior.drawing import CHUNK, Block, SharedLatentError
 from pyro_vae.posterior.joint import joint_groups
 from pyro_vae.posterior.preparation import prepare, prepare_joint, select
+from pyro_vae.version import __version__
 
 __all__ = ["align_draws", "from_pyro_svi"]
 
@@ -191,7 +191,7 @@ def align_draws(
 
 def library_attrs() -> dict[str, str]:
     """Who made the draws, in the words of ArviZ."""
-    return {"inference_library": "pyro_vae", "inference_library_version": version("pyro-vae")}
+    return {"inference_library": "pyro_vae", "inference_library_version": __version__}
 
 
 def _values(block: Block) -> dict[str, dict[str, Array]]:
