@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.models.arguments import positive_integer, positive_integers
+from pyro_vae.arguments import positive_integer, positive_integers
 from pyro_vae.models.conditional import over_leading_dims
 
 Activation = str | Callable[[], nn.Module]
@@ -35,10 +35,10 @@ def _activation(activation: Activation) -> nn.Module:
     if callable(activation) and not isinstance(activation, nn.Module):
         return activation()
     if not isinstance(activation, str):
-        raise TypeError(f"activation={activation!r}: it is a name, or a function that makes a module.")
+        raise TypeError(f"activation is {activation!r}; give a name, or a function that makes a module")
     if activation not in _ACTIVATIONS:
         raise ValueError(
-            f"activation={activation!r}: it is one of {', '.join(_ACTIVATIONS)}, "
+            f"activation is {activation!r}; give one of {', '.join(_ACTIVATIONS)}, "
             "or a function that makes a module."
         )
     return _ACTIVATIONS[activation]()
@@ -59,14 +59,14 @@ def _as_shape(shape: int | Sequence[int], name: str) -> tuple[int, ...]:
     except ValueError:
         checked = ()
     if not checked:
-        raise ValueError(f"{name}={shape!r}: it is a size or a shape, of positive integers.")
+        raise ValueError(f"{name} is {shape!r}; give a size or a shape, of positive integers")
     return checked
 
 
 def _as_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     sizes = _as_shape(shape, "image_shape")
     if len(sizes) != 3:
-        raise ValueError(f"image_shape={shape!r}: it is (channels, height, width).")
+        raise ValueError(f"image_shape is {shape!r}; give (channels, height, width)")
     return sizes[0], sizes[1], sizes[2]
 
 

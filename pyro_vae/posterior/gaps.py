@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pyro_vae.posterior.arguments import check_request, require_count
+from pyro_vae.arguments import require_count
+from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
 from pyro_vae.posterior.local import ROUNDS, fit_local

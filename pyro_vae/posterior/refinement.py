@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.arguments import check_numbers, check_programs
+from pyro_vae.arguments import check_numbers, check_programs, require_count
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refined import (
@@ -28,7 +28,6 @@ from pyro_vae.guides.refining.density import CHUNK, Graphs, LocalDensity
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import POINTS, Normals, Refinement, refined_normals
 from pyro_vae.guides.sites import LocalSite, ObservationPlate
-from pyro_vae.posterior.arguments import require_count
 from pyro_vae.posterior.dispersion import (
     Elsewhere,
     elsewhere_attrs,

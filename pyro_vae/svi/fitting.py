@@ -182,7 +182,9 @@ def fit(
     if isinstance(data, DrawnAnew):
         objective = Augmented(objective, data.draw)
     if patience is not None and validation is None:
-        raise ValueError(f"patience is {patience}, and there is no validation data to watch; give validation")
+        raise ValueError(
+            f"patience is {patience}, and there is no validation data to watch; give validation="
+        )
     wanted = local_device(resolve_device(device)) if distributed else resolve_device(device)
     check_engine(engine, wanted)
     dtype = float_dtype(model, guide)
