@@ -25,6 +25,7 @@ from typing import Any
 from pyro_vae.storage.atomic import TEMPORARY
 from pyro_vae.storage.lock import LOCK, locked
 from pyro_vae.storage.records import read_record, write_record
+from pyro_vae.version import __version__
 
 __all__ = ["SCHEMA", "RunFolder", "claim", "open_run", "read_run_record", "writing"]
 
@@ -133,7 +134,7 @@ class RunFolder:
             "data": data,
             "read": dict(read or {}),
             "device": device,
-            "versions": {"pyro-vae": version("pyro-vae"), "python": sys.version.split()[0], **versions},
+            "versions": {"pyro-vae": __version__, "python": sys.version.split()[0], **versions},
             "result": dict(result),
             "files": dict(files or {}),
         }
