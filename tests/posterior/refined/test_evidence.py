@@ -71,7 +71,7 @@ def test_the_guide_does_not_matter_and_neither_do_groups_and_chunks(monkeypatch)
     assert (difference < 6 * (reports[0]["log_evidence_se"] + reports[1]["log_evidence_se"])).all()
     guide = AmortizedNormal(model, MLPEncoder(6, [8]))
     whole = pyro_vae.diagnose(model, guide, x, draws=100, refined=True)
-    monkeypatch.setattr("pyro_vae.posterior.evidence.GROUP", 250)
+    monkeypatch.setattr("pyro_vae.posterior.refined.evidence.GROUP", 250)
     parts = pyro_vae.diagnose(model, guide, x, draws=100, refined=True, chunk=64)
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-6)

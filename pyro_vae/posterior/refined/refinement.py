@@ -29,14 +29,14 @@ from pyro_vae.guides.refining.density import CHUNK, Graphs, LocalDensity
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import POINTS, Normals, Refinement, refined_normals
 from pyro_vae.guides.sites import LocalSite, ObservationPlate
-from pyro_vae.posterior.dispersion import (
+from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.refined.dispersion import (
     Elsewhere,
     elsewhere_attrs,
     refined_from_elsewhere,
     sample_of,
 )
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.preparation import prepare
 from pyro_vae.progress import progress_bar
 
 __all__ = ["RefinedPosterior", "RefinedRows", "evaluating_model", "refine", "refine_rows"]
