@@ -164,7 +164,8 @@ def refine(
     ----------
     model, guide
         A Pyro pair, as in :func:`~pyro_vae.posterior.importance.diagnose`. The latents are continuous and lie
-        in the plate over observations; others are fixed by ``poutine.condition(model, data={...})``.
+        in the plate over observations; others are fixed and hidden by
+        ``poutine.block(poutine.condition(model, data={"w": draw}), hide=["w"])``.
     data
         A tensor, an array, or a tuple of them for programs of several arguments.
     steps, stop, covariance
