@@ -71,7 +71,7 @@ class Refined(NormalsGuide):
         The model, where the guide does not know it. Latents outside of the plate of the observations must be
         fixed: ``poutine.condition(model, data={"weights": draw})``.
     steps
-        At most so many. Each takes 2D gradients for an observation that still moves.
+        The most to take. Each takes 2D gradients for an observation that still moves.
     stop
         In nats. An observation's last step is the first that promises to gain less.
     covariance
