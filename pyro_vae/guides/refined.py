@@ -73,7 +73,7 @@ class Refined(NormalsGuide):
         The model, where the guide does not know it. Latents outside of the plate of the observations must be
         fixed and hidden: ``poutine.block(poutine.condition(model, data={"w": draw}), hide=["w"])``.
     steps
-        At most so many. Each takes 2D gradients for an observation that still moves.
+        The most to take. Each takes 2D gradients for an observation that still moves.
     stop
         In nats. An observation's last step is the first that promises to gain less.
     covariance

@@ -169,7 +169,7 @@ def refine(
     data
         A tensor, an array, or a tuple of them for programs of several arguments.
     steps, stop, covariance
-        As in :class:`pyro_vae.guides.Refined`: at most so many steps, the last of an observation being the
+        As in :class:`pyro_vae.guides.Refined`: the most steps to take, the last of an observation being the
         first that promises less than ``stop`` nats; ``"full"`` or ``"diagonal"``.
     dtype
         ``torch.float64`` to compute with copies of the two modules in double precision; by default in their
