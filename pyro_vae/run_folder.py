@@ -7,7 +7,8 @@
       fits/softplus-0/               params.safetensors, fit.json, history.nc; state while it is fitted
       posterior/softplus.nc          draws for some held-out observations
       diagnostics.nc                 (guide, seed, observation): evidence, ELBO, k̂ …
-      calibration.nc units.nc latents.nc    (guide, seed, …)
+      refined.nc                     the same of the refined guides
+      calibration.nc refined_calibration.nc units.nc latents.nc    (guide, seed, …)
       gaps.nc                        (guide, observation), of each first fit
       compare.csv
       figures/*.png  report.html
@@ -36,7 +37,15 @@ LONGEST_NAME = 255
 """Bytes that file systems take."""
 
 _ENTRIES = {"config", "data", "read", "device", "versions", "result", "files"}
-_MEASURES = ("diagnostics", "calibration", "units", "latents", "gaps")
+_MEASURES = (
+    "diagnostics",
+    "refined",
+    "calibration",
+    "refined_calibration",
+    "units",
+    "latents",
+    "gaps",
+)
 _PARTS = (
     "fits",
     "parts",
@@ -82,7 +91,7 @@ class RunFolder:
         return self._within("posterior", f"{guide}.nc")
 
     def measure(self, name: str) -> Path:
-        """File of one of the measures: "diagnostics", "calibration", "units", "latents" or "gaps"."""
+        """File of one of the measures, such as "diagnostics"."""
         return self._within(f"{name}.nc")
 
     def _within(self, *names: str) -> Path:

@@ -4,7 +4,16 @@ Encoders give features, on which a guide puts its own heads; decoders give the o
 needs. Both take any leading dimensions (particles, draws, batch). Layers start as PyTorch starts them.
 """
 
-__all__ = ["Activation", "ConvDecoder", "ConvEncoder", "HasOutputBias", "MLPDecoder", "MLPEncoder"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "ConvDecoder",
+    "ConvEncoder",
+    "HasOutputBias",
+    "MLPDecoder",
+    "MLPEncoder",
+    "Standardize",
+]
 
 import itertools
 import math
@@ -19,7 +28,7 @@ from pyro_vae.models.conditional import over_leading_dims
 
 Activation = str | Callable[[], nn.Module]
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "leaky-relu": nn.LeakyReLU,
@@ -36,12 +45,12 @@ def _activation(activation: Activation) -> nn.Module:
         return activation()
     if not isinstance(activation, str):
         raise TypeError(f"activation is {activation!r}; give a name, or a function that makes a module")
-    if activation not in _ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise ValueError(
-            f"activation is {activation!r}; give one of {', '.join(_ACTIVATIONS)}, "
+            f"activation is {activation!r}; give one of {', '.join(ACTIVATIONS)}, "
             "or a function that makes a module."
         )
-    return _ACTIVATIONS[activation]()
+    return ACTIVATIONS[activation]()
 
 
 def _linear_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
@@ -87,6 +96,41 @@ def _set_bias(layer: nn.Module, bias: Tensor) -> None:
             f"output has {bias.numel()} numbers for a bias, and one observation has {layer.bias.numel()} numbers."
         )
     layer.bias.copy_(bias)
+
+
+class Standardize(nn.Module):
+    """Features in units of their own mean and standard deviation, as buffers: a first layer for an encoder.
+
+    A feature that hardly varies is divided by a tenth of what features vary on the root mean square, so that
+    one rare value of it does not outshout the rest.
+
+    Parameters
+    ----------
+    x
+        Data (n, features...), from which both are taken.
+
+    Examples
+    --------
+    >>> layer = Standardize(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    >>> layer(torch.tensor([[1.0, 5.0]]))
+    tensor([[-1.,  0.]])
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        spread, loc = torch.var_mean(x.double(), 0, correction=0)
+        floor = 0.1 * spread.mean().sqrt()
+        scale = torch.maximum(spread.sqrt(), floor).where(floor > 0, torch.ones(()).double())
+        like = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        self.register_buffer("loc", loc.to(like))
+        self.register_buffer("scale", scale.to(like))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x − loc) / scale."""
+        return (x - self.loc) / self.scale
 
 
 class MLPEncoder(nn.Module):

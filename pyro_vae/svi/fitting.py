@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro import infer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -15,10 +16,11 @@ from pyro_vae.arguments import check_numbers, check_programs
 from pyro_vae.batches.batches import Batches, DrawnAnew, as_batches, as_tensors
 from pyro_vae.batches.shares import share_of
 from pyro_vae.devices import resolve_device
-from pyro_vae.pairs.isolation import Program, empty_store, isolated, training_mode
+from pyro_vae.pairs.isolation import Program, isolated, training_mode
 from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
-from pyro_vae.pairs.parameters import bound
+from pyro_vae.pairs.parameters import bound, pending_values, start_of, unbound
 from pyro_vae.pairs.placement import placed
+from pyro_vae.pairs.reminding import remember
 from pyro_vae.pairs.running import check_support, float_dtype, run_once, support_check
 from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_choices
@@ -28,7 +30,8 @@ from pyro_vae.svi.engines.steps import threads_for
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
 from pyro_vae.svi.objectives.augmented import Augmented
-from pyro_vae.svi.objectives.elbo import ELBO, Objective
+from pyro_vae.svi.objectives.elbo import Objective
+from pyro_vae.svi.objectives.pyro_elbo import as_objective
 from pyro_vae.svi.parallel.launch import local_device
 from pyro_vae.svi.parallel.ranks import joined
 from pyro_vae.svi.result import Fit
@@ -49,7 +52,7 @@ def fit(
     lr: float = 1e-3,
     optimizer: Callable[..., Optimizer] | None = None,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
-    objective: Objective | None = None,
+    objective: Objective | infer.ELBO | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     engine: str = "auto",
@@ -91,7 +94,9 @@ def fit(
         A factory of a learning-rate schedule, called with the optimizer; it advances once per step.
     objective
         :class:`~pyro_vae.svi.ELBO` by default; or :class:`~pyro_vae.svi.IWAE`,
-        :class:`~pyro_vae.svi.Renyi`, :class:`~pyro_vae.svi.STL`.
+        :class:`~pyro_vae.svi.Renyi`, :class:`~pyro_vae.svi.STL`; or any ELBO of Pyro, such as
+        ``TraceEnum_ELBO(max_plate_nesting=1)`` for latents that are enumerated, whose history has the loss
+        alone.
     seed
         Of the data's order and of the noise; two guides fitted with one seed see the same batches and the
         same draws.
@@ -114,7 +119,8 @@ def fit(
         Held-out data in the form of ``data``; its loss is evaluated after every epoch with the
         same noise.
     patience
-        Stop when the validation loss has not improved for so many epochs, and go back to the best parameters.
+        Stop when the validation loss has not improved for this number of epochs, and go back to the best
+        parameters.
     lr_multiplier
         ``"matched"`` gives the layers that put out the raw scale their own rate lr / slope, where slope is d
         log σ / d raw at the start, so that log σ moves equally fast under every map (exactly so for
@@ -163,7 +169,8 @@ def fit(
     >>> fitted.history.sizes["step"]
     4
     """
-    objective = ELBO() if objective is None else objective
+    (state, unmet), model, guide = start_of(model, guide), unbound(model), unbound(guide)
+    objective = as_objective(objective)
     numbers = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     check_numbers(**numbers, patience=patience, max_norm=max_norm)
     check_programs(model=model, guide=guide)
@@ -198,7 +205,6 @@ def fit(
     if validation is not None:
         held_out = as_tensors(validation, device=resolved, dtype=dtype, name="validation", floats=floats)
     check_support(model, validation, "validation")
-    state = empty_store()
     with (
         joined(distributed, resolved) as ranks,
         open_checkpoint(checkpoint, ranks) as saver,
@@ -207,7 +213,8 @@ def fit(
     ):
         share = share_of(batches, ranks.rank, ranks.size)
         how = Optimization(objective, optimizer, schedule, lr, lr_multiplier, max_norm)
-        task, flops = how.of(model, guide, share.first(), ranks)
+        with pending_values(unmet):
+            task, flops = how.of(model, guide, share.first(), ranks)
         if held_out is not None:
             with torch.no_grad():
                 run_once(model, guide, held_out, "validation")
@@ -231,6 +238,7 @@ def fit(
             loop.stopping.restore_best(loop.tensors())
         rate = loop.step / max(time.perf_counter() - started, 1e-9)
     programs = bound(model, state), bound(guide, state)
+    remember(*programs)
     return Fit(*programs, loop.recorder, seed, str(resolved), loop.engine, rate, _state=state)
 
 

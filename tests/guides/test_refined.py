@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
+from pyro_vae import diagnose, refine
 from pyro_vae.guides import AmortizedFlow, AmortizedMultivariateNormal, AmortizedNormal, Refined
 from pyro_vae.models import PPCA
 
@@ -161,6 +162,10 @@ def test_given_global_latents():
         Refined(guide, model=model).posterior(x)
     given = poutine.condition(model, data={"weight": torch.tensor(2.0)})
     torch.testing.assert_close(Refined(guide, model=given).posterior(x).mean, 2 * x / 5)
+    hidden = poutine.block(given, hide=["weight"])
+    torch.testing.assert_close(Refined(guide, model=hidden).posterior(x).mean, 2 * x / 5)
+    torch.testing.assert_close(refine(hidden, guide, x).loc[:, 0], 2 * x / 5)
+    assert (diagnose(hidden, guide, x, draws=100, refined=True)["khat"] < 0.7).all()
 
 
 def test_a_guide_that_depends_on_its_own_draws_begins_with_their_moments():
@@ -194,6 +199,19 @@ def test_the_wrapped_guide_keeps_its_names_and_goes_on_training():
         guide.loc_head.bias += 0.5
     refined(X)
     assert not torch.equal(refined.refinement.elbo_before, before)
+
+
+def test_an_encoder_in_training_mode_is_asked_as_if_it_were_not():
+    model = ppca()
+    encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 8), torch.nn.Dropout(0.9))
+    guide = AmortizedNormal(model, encoder)
+    guide(X)
+    statistics = encoder[0].running_mean.clone()
+    refined = Refined(guide)
+    one, other = (refined.posterior(X) and refined.refinement.elbo_before for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(encoder[0].running_mean, statistics)
+    assert encoder.training
 
 
 def test_copies_and_pickles_refine_as_well():
@@ -238,7 +256,7 @@ def test_discrete_latents_are_named():
         with pyro.plate("data", len(x)):
             pyro.sample("k", dist.Poisson(torch.ones(len(x))))
 
-    with pytest.raises(ValueError, match="latent 'k' is discrete"):
+    with pytest.raises(ValueError, match="latent 'k' is discrete .*: marginalize it in the model"):
         Refined(guide, model=bad_models()["discrete"]).posterior(torch.ones(2))
 
 

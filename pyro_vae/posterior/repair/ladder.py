@@ -32,7 +32,7 @@ from pyro_vae.posterior.repair.mode import fit_mode
 from pyro_vae.posterior.repair.nuts import whitened_nuts
 from pyro_vae.posterior.repair.proposals import Proposal, effective_draws, matched, round_draws
 from pyro_vae.posterior.repair.search import FROM_EACH, Modes, find_modes, stretched
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
 
 __all__ = ["repair"]

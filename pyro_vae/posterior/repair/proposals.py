@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 __all__ = ["Proposal", "adapt", "effective_draws", "matched", "round_draws", "tempered"]
 
@@ -175,7 +175,7 @@ def adapt(
 
 
 def round_draws(size: int) -> int:
-    """How many draws of each observation a round takes with so many coordinates."""
+    """How many draws of each observation a round takes with this number of coordinates."""
     return max(FEWEST_DRAWS, DRAWS_PER_COORDINATE * size)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.posterior.repair.mixture import Mixture
 from pyro_vae.posterior.repair.mode import climb, fit_mode
 from pyro_vae.posterior.repair.proposals import Proposal
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 __all__ = ["FROM_EACH", "STARTS", "Modes", "find_modes", "stretched"]
 

@@ -19,7 +19,7 @@ from pyro_vae.posterior.repair.proposals import (
     matched,
     round_draws,
 )
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, observations
 
 
