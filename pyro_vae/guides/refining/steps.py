@@ -168,8 +168,11 @@ class _NewtonSteps(NamedTuple):
         return Normals(start.loc + _times(start.factor, step * share), start.factor @ turned), promise
 
 
-def refined_normals(density: LocalDensity, start: Normals, *, steps: int, stop: float) -> Refinement:
-    """Refine a Normal for each observation of ``density``, full or diagonal as the start is.
+def refined_normals(
+    density: LocalDensity, start: Normals, *, steps: int, stop: float, rows: Tensor | None = None
+) -> Refinement:
+    """Refine a Normal for each observation of ``density``, or each of ``rows``, full or diagonal as the start
+    is.
 
     Observations go a few thousand points at a time, which bounds the memory.
 
@@ -190,8 +193,12 @@ def refined_normals(density: LocalDensity, start: Normals, *, steps: int, stop: 
         By the cubature rule its ELBO is nowhere below that of the start.
     """
     n, size = start.loc.shape
-    every = torch.arange(n, device=start.loc.device).split(max(1, POINTS // (2 * size)))
-    parts = [_refined(density, rows, start.rows(rows), steps, stop) for rows in every]
+    every = torch.arange(n, device=start.loc.device)
+    rows = every if rows is None else rows
+    parts = [
+        _refined(density, rows[few], start.rows(few), steps, stop)
+        for few in every.split(max(1, POINTS // (2 * size)))
+    ]
     normals = Normals.joined([part.normals for part in parts])
     return Refinement(normals, *(torch.cat(columns) for columns in zip(*(p[1:] for p in parts), strict=True)))
 

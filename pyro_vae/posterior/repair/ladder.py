@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
+from pyro_vae.guides.refining.density import Graphs
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request, require_count
 from pyro_vae.posterior.drawing import CHUNK, Pair
@@ -63,11 +64,15 @@ GUIDE_SHARE = 0.2
 SMALLEST_SHARE = 0.01
 """Of the mass of a mode that draws must have visited."""
 
-ENOUGH = 2.0
-"""Effective candidates for each draw that is kept by resampling, as far as the rounds of adaptation tell."""
+ENOUGH, MOST = 1.25, 16
+"""Effective candidates for each draw that is kept by resampling, as far as the rounds of adaptation tell, and
+how many candidates are taken for it at most."""
 
-MOST_DOUBLINGS = 4
-"""Of the number of draws: at most 16 candidates for each."""
+ROWS = 4096
+"""An observation and a point each, that go through the model at once."""
+
+REFINING_STEPS, REFINED = 12, 0.1
+"""Of the Normals to begin with, and nats: see :class:`pyro_vae.guides.Refined`."""
 
 GROUP = 5_000_000
 """Coordinates of candidates that are held at once."""
@@ -183,6 +188,7 @@ class _Ladder:
         n = pair.observations
         self.pair, self.draws, self.seed, self.chunk = pair, draws, seed, chunk
         self.chains, self.warmup = chains, warmup
+        self.graphs = Graphs()
         self.values: Draws = {}
         self.log_weight = np.empty((n, draws))
         self.step = np.full(n, STEPS[0], dtype=f"<U{max(map(len, STEPS))}")
@@ -208,14 +214,17 @@ class _Ladder:
     def climb(self, group: Rows, steps: Sequence[str]) -> Iterator[str]:
         """Look around some observations, then take the steps, each with those that the one before left."""
         values = {site: value[:, group] for site, value in self.values.items()}
-        posterior, free = UnconstrainedPosterior.of(self.pair, group, values, self.chunk)
-        log_weight = torch.from_numpy(self.log_weight[group].T)
-        evidence = torch.from_numpy(self.log_evidence[group])
-        pool = self._pool(posterior, free, group)
-        modes = find_modes(posterior, matched(free, log_weight), evidence, pool)
+        posterior, free = UnconstrainedPosterior.of(
+            self.pair, group, values, min(self.chunk, ROWS), self.graphs
+        )
+        guide = matched(free, torch.zeros_like(free[..., 0]))
+        refined = posterior.refined(guide.loc, guide.tril, steps=REFINING_STEPS, stop=REFINED)
+        modes = find_modes(
+            posterior, Proposal(*refined.normals), refined.elbo, self._pool(posterior, free, group)
+        )
         self.modes[group] = (modes.share > SMALLEST_SHARE).sum(1)
         self.believable[group] &= _all_reached(modes, free, self.log_evidence[group])
-        reached = _Reached(modes.mixture(), matched(free, torch.zeros_like(log_weight)))
+        reached = _Reached(modes.mixture(), guide)
         left = np.flatnonzero(~self.believable[group])
         yield "guide"
         for step in steps:
@@ -314,11 +323,10 @@ class _Ladder:
 
     def _batches(self, worth: Tensor) -> Iterator[tuple[Rows, int]]:
         """Observations that take as many candidates, by the share of them that is effective, and how many."""
-        wanted = ENOUGH * self.draws / worth.clamp_min(1e-9).numpy()
-        more = np.ceil(np.log2(wanted / self.draws)).clip(0, MOST_DOUBLINGS).astype(int)
-        for doublings in np.unique(more):
-            few = np.flatnonzero(more == doublings)
-            candidates = self.draws * 2 ** int(doublings)
+        halves = np.ceil(2 * ENOUGH / worth.clamp_min(1e-9).numpy()).clip(2, 2 * MOST).astype(int)
+        for count in np.unique(halves):
+            few = np.flatnonzero(halves == count)
+            candidates = self.draws * int(count) // 2
             size = max(1, GROUP // (candidates * self.latent_dim))
             for start in range(0, len(few), size):
                 yield few[start : start + size], candidates
@@ -329,12 +337,12 @@ class _Ladder:
         """Judge candidates, and keep as many of them as draws are wanted, by their weights."""
         key = (self.seed, STEPS.index(step), 1)
         generators = [np.random.default_rng([*key, row]) for row in rows.tolist()]
-        points = posterior.at(proposal.draw(candidates, generators))
-        log_weight = (points.log_density - proposal.log_density(points.free)).numpy().T
+        free = proposal.draw(candidates, generators)
+        log_density = posterior.log_density(free)
+        log_weight = (log_density - proposal.log_density(free)).numpy().T
         smooth = self._judge(step, rows, log_weight, min(SMALLEST_ESS, self.draws))
-        chosen = _resample(smooth, points.log_density.numpy().T, self.draws, generators)
-        each = torch.arange(len(rows), device="cpu")
-        self._keep(rows, {site: value[chosen, each] for site, value in points.values.items()})
+        chosen = _resample(smooth, log_density.numpy().T, self.draws, generators)
+        self._keep(rows, posterior.values(free[chosen, torch.arange(len(rows), device="cpu")]))
 
     def _move(self, posterior: UnconstrainedPosterior, reached: _Reached, rows: Rows) -> None:
         """Chains from draws of every component, the guide's among them."""
@@ -345,7 +353,7 @@ class _Ladder:
         free = whitened_nuts(
             posterior, reached.unit, starts.draw(self.chains, generators), each, self.warmup, key
         )
-        values = posterior.at(free.flatten(0, 1)).values
+        values = posterior.values(free.flatten(0, 1))
         chained = {site: value.unflatten(0, free.shape[:2]) for site, value in values.items()}
         convergence = convergence_of(posterior_tree(chained, rows, "nuts", self.seed))
         self.rhat[rows] = convergence["rhat"].max("latent").values

@@ -194,7 +194,7 @@ def adapt_mixture(
         now = mixture.part(left)
         free = now.draw(draws, [generators[i] for i in left.tolist()])
         densities = now.log_densities(free)
-        log_weight = posterior.part(left.numpy()).at(free).log_density - densities.logsumexp(-1)
+        log_weight = posterior.part(left.numpy()).log_density(free) - densities.logsumexp(-1)
         effective = effective_draws(log_weight) / draws
         least[left] = torch.maximum(least[left], least_log_evidence(log_weight))
         better = (effective > worth[left]).nonzero()[:, 0]

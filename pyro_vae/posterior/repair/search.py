@@ -103,7 +103,7 @@ def stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor
 def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: Tensor, pool: Tensor) -> Modes:
     """Modes that starts from a pool (starts, observations, size) lead to, beside one's own, which is known to
     have that log evidence."""
-    height = torch.nan_to_num(posterior.at(pool).log_density, nan=-torch.inf)
+    height = torch.nan_to_num(posterior.log_density(pool), nan=-torch.inf)
     starts = torch.cat([own.loc[None], _best_of_each_neighbourhood(own, pool, height)])
     ends, height = climb(posterior, own, starts)
     known = Modes((own,), torch.nan_to_num(log_evidence, nan=-torch.inf)[:, None])
@@ -117,7 +117,7 @@ def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: T
             break
         start = Proposal(ends[best[new], new], own.tril[new])
         found = fit_mode(posterior.part(new.numpy()), start)
-        top = posterior.part(new.numpy()).at(found.loc[None]).log_density[0]
+        top = posterior.part(new.numpy()).log_density(found.loc[None])[0]
         mass = torch.full_like(known.log_mass[:, 0], -torch.inf)
         mass[new] = torch.nan_to_num(top - found.log_density(found.loc[None])[0], nan=-torch.inf)
         known = Modes(
