@@ -27,11 +27,11 @@ from pyro_vae.posterior.reference import (
     convergence_of,
     posterior_tree,
 )
-from pyro_vae.posterior.repair.mixture import Mixture, adapt_mixture, least_log_evidence
+from pyro_vae.posterior.repair.mixture import GUIDE_SHARE, Adapted, Mixture, adapt_mixture, least_log_evidence
 from pyro_vae.posterior.repair.mode import fit_mode
 from pyro_vae.posterior.repair.nuts import whitened_nuts
 from pyro_vae.posterior.repair.proposals import Proposal, effective_draws, matched, round_draws
-from pyro_vae.posterior.repair.search import FROM_EACH, Modes, find_modes, stretched
+from pyro_vae.posterior.repair.search import FROM_EACH, REFINED, REFINING_STEPS, Modes, find_modes, stretched
 from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
 
@@ -57,22 +57,21 @@ posterior differ by at most √(S / ESS − 1) standard deviations of q (Cauchy 
 SMALLEST_ESS = 4 * SMALLEST_ESS_PER_CHAIN
 """Effective candidates behind resampled draws, as many as of four chains, unless fewer draws are wanted."""
 
-GUIDE_SHARE = 0.2
-"""Of the last candidates that come from where the guide is: modes that its draws had visited stay in sight
-(Hesterberg, 1995, "Weighted average importance sampling and defensive mixture distributions")."""
-
 SMALLEST_SHARE = 0.01
 """Of the mass of a mode that draws must have visited."""
 
-ENOUGH, MOST = 1.25, 16
-"""Effective candidates for each draw that is kept by resampling, as far as the rounds of adaptation tell, and
-how many candidates are taken for it at most."""
+ENOUGH, MOST = 1.0, 16
+"""Effective candidates for each draw that is kept by resampling, as far as a round before tells, and how many
+candidates are taken for it at most."""
+
+EASY = 0.5
+"""Effective share of the draws of the first round with which a proposal needs no adaptation."""
+
+HARDER = 2.0
+"""How many times more candidates are taken where it did."""
 
 ROWS = 4096
 """An observation and a point each, that go through the model at once."""
-
-REFINING_STEPS, REFINED = 12, 0.1
-"""Of the Normals to begin with, and nats: see :class:`pyro_vae.guides.Refined`."""
 
 GROUP = 5_000_000
 """Coordinates of candidates that are held at once."""
@@ -219,12 +218,12 @@ class _Ladder:
         )
         guide = matched(free, torch.zeros_like(free[..., 0]))
         refined = posterior.refined(guide.loc, guide.tril, steps=REFINING_STEPS, stop=REFINED)
-        modes = find_modes(
-            posterior, Proposal(*refined.normals), refined.elbo, self._pool(posterior, free, group)
-        )
+        pool = self._pool(posterior, free, group)
+        modes = find_modes(posterior, Proposal(*refined.normals), refined.elbo, pool)
         self.modes[group] = (modes.share > SMALLEST_SHARE).sum(1)
         self.believable[group] &= _all_reached(modes, free, self.log_evidence[group])
-        reached = _Reached(modes.mixture(), guide)
+        weighted = matched(free, torch.from_numpy(self.log_weight[group].T))
+        reached = _Reached(modes.mixture(), guide, weighted)
         left = np.flatnonzero(~self.believable[group])
         yield "guide"
         for step in steps:
@@ -305,28 +304,47 @@ class _Ladder:
         mixture = start.mixture
         if step == "local":
             mixture = Mixture.of(fit_mode(posterior, start.unit)).joined(mixture, 0.5)
-        mixture, worth, least, at_once = adapt_mixture(
-            posterior, mixture.joined(Mixture.of(start.guide), GUIDE_SHARE), generators
-        )
-        hard = (~at_once).nonzero()[:, 0]
+        adapted = adapt_mixture(posterior, mixture, start.guide, generators, rounds=1)
+        hard = (adapted.worth < EASY).nonzero()[:, 0]
         if len(hard):
-            begin = start.mixture.part(hard).joined(Mixture.of(start.guide.part(hard)), GUIDE_SHARE)
-            again = adapt_mixture(posterior.part(hard.numpy()), begin, [generators[i] for i in hard.tolist()])
-            mixture = mixture.replaced(hard, mixture.part(hard).joined(again.mixture, 0.5))
-            least[hard] = torch.maximum(least[hard], again.least)
-            worth[hard] = torch.minimum(worth[hard], again.worth)
-        self.least_evidence[rows] = np.fmax(self.least_evidence[rows], least.numpy())
-        proposal = mixture.joined(Mixture.of(start.guide), GUIDE_SHARE)
-        for few, candidates in self._batches(worth):
-            self._draw(step, posterior.part(few), proposal.part(torch.from_numpy(few)), rows[few], candidates)
-        return replace(start, mixture=mixture)
+            adapted = adapted.replaced(hard, self._twice(posterior, mixture, start, hard, generators))
+        self.least_evidence[rows] = np.fmax(self.least_evidence[rows], adapted.least.numpy())
+        for few, candidates in self._batches(adapted.worth):
+            proposal = adapted.mixture.part(torch.from_numpy(few))
+            self._draw(step, posterior.part(few), proposal, rows[few], candidates)
+        return replace(start, mixture=adapted.mixture)
+
+    def _twice(
+        self,
+        posterior: UnconstrainedPosterior,
+        mixture: Mixture,
+        start: _Reached,
+        rows: Tensor,
+        generators: Sequence[np.random.Generator],
+    ) -> Adapted:
+        """A mixture of two that adapt independently of each other: what one misses, the other may find."""
+        mixture = mixture.part(rows).joined(Mixture.of(start.weighted.part(rows)), 0.5)
+        one, other = (
+            adapt_mixture(
+                posterior.part(rows.numpy()),
+                mixture,
+                start.guide.part(rows),
+                [generators[i] for i in rows.tolist()],
+            )
+            for _ in range(2)
+        )
+        return Adapted(
+            one.mixture.joined(other.mixture, 0.5),
+            torch.minimum(one.worth, other.worth) / HARDER,
+            torch.maximum(one.least, other.least),
+        )
 
     def _batches(self, worth: Tensor) -> Iterator[tuple[Rows, int]]:
         """Observations that take as many candidates, by the share of them that is effective, and how many."""
-        halves = np.ceil(2 * ENOUGH / worth.clamp_min(1e-9).numpy()).clip(2, 2 * MOST).astype(int)
-        for count in np.unique(halves):
-            few = np.flatnonzero(halves == count)
-            candidates = self.draws * int(count) // 2
+        quarters = np.ceil(4 * ENOUGH / worth.clamp_min(1e-9).numpy()).clip(4, 4 * MOST).astype(int)
+        for count in np.unique(quarters):
+            few = np.flatnonzero(quarters == count)
+            candidates = self.draws * int(count) // 4
             size = max(1, GROUP // (candidates * self.latent_dim))
             for start in range(0, len(few), size):
                 yield few[start : start + size], candidates
@@ -391,6 +409,8 @@ class _Reached:
 
     mixture: Mixture
     guide: Proposal
+    weighted: Proposal
+    """With the moments of the guide's weighted draws."""
 
     @property
     def unit(self) -> Proposal:
@@ -399,7 +419,7 @@ class _Reached:
 
     def part(self, rows: Rows) -> _Reached:
         at = torch.from_numpy(rows)
-        return _Reached(self.mixture.part(at), self.guide.part(at))
+        return _Reached(self.mixture.part(at), self.guide.part(at), self.weighted.part(at))
 
     def replaced(self, rows: Rows, other: _Reached) -> _Reached:
         return replace(self, mixture=self.mixture.replaced(torch.from_numpy(rows), other.mixture))

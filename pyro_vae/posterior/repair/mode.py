@@ -24,7 +24,7 @@ STEEPEST = 1e100
 LENGTHS = 0.5 ** torch.arange(10)
 """Of the Newton step, to choose from."""
 
-CLIMBS = 25
+CLIMBS = 16
 """Steps of a climb: enough to tell where it leads, Newton's method goes on from there."""
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.posterior.repair.mixture import Mixture
-from pyro_vae.posterior.repair.mode import climb, fit_mode
+from pyro_vae.posterior.repair.mode import climb
 from pyro_vae.posterior.repair.proposals import Proposal
 from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
 
-__all__ = ["FROM_EACH", "STARTS", "Modes", "find_modes", "stretched"]
+__all__ = ["FROM_EACH", "REFINED", "REFINING_STEPS", "STARTS", "Modes", "find_modes", "stretched"]
 
 FROM_EACH = 96
 """Starts from each source: the prior, other observations, the stretched guide."""
@@ -35,9 +35,15 @@ STARTS = 16
 UNEXPLAINED = math.log(10.0)
 """Nats by which a posterior is higher somewhere than what is known of it says, if there is something new."""
 
-LOWEST, LOWER_BY_SIZE = 12.0, 1.0
+LOWEST, LOWER_BY_SIZE = 12.0, 0.5
 """Nats below the highest end, for all and for each coordinate, down to which an end may be a mode that
 counts: it would have to be wider than the highest by as much."""
+
+SAME = 0.5
+"""Standard deviations between two locations that are one mode."""
+
+REFINING_STEPS, REFINED = 12, 0.1
+"""Of the Normals at modes, and nats: see :class:`pyro_vae.guides.Refined`."""
 
 MOST_MODES = 6
 """Beside the one at hand."""
@@ -83,9 +89,13 @@ class Modes:
         floored = torch.where(share > math.exp(SMALLEST_MASS), share.clamp_min(LEAST_SHARE), 0.0)
         return Mixture.of(*self.proposals, share=floored / floored.sum(1, keepdim=True))
 
-    def part(self, rows: Tensor) -> Modes:
-        """Of some observations."""
-        return Modes(tuple(proposal.part(rows) for proposal in self.proposals), self.log_mass[rows])
+    def covers(self, rows: Tensor, loc: Tensor) -> Tensor:
+        """Whether a location (rows, size) of some observations is that of a mode known before."""
+        same = torch.zeros(len(rows), dtype=torch.bool)
+        for proposal, mass in zip(self.proposals, self.log_mass.T, strict=True):
+            away = proposal.part(rows).to_white(loc[None])[0].norm(dim=-1)
+            same |= (away < SAME) & (mass[rows] > -torch.inf)
+        return same
 
 
 def stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
@@ -115,13 +125,15 @@ def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: T
         new = torch.isfinite(height.amax(0)).nonzero()[:, 0]
         if len(new) == 0:
             break
-        start = Proposal(ends[best[new], new], own.tril[new])
-        found = fit_mode(posterior.part(new.numpy()), start)
-        top = posterior.part(new.numpy()).log_density(found.loc[None])[0]
+        found = posterior.part(new.numpy()).refined(
+            ends[best[new], new], own.tril[new], steps=REFINING_STEPS, stop=REFINED
+        )
         mass = torch.full_like(known.log_mass[:, 0], -torch.inf)
-        mass[new] = torch.nan_to_num(top - found.log_density(found.loc[None])[0], nan=-torch.inf)
+        mass[new] = torch.nan_to_num(found.elbo, nan=-torch.inf)
+        mass[new] = torch.where(known.covers(new, found.normals.loc), -torch.inf, mass[new])
         known = Modes(
-            (*known.proposals, own.replaced(new, found)), torch.cat([known.log_mass, mass[:, None]], dim=1)
+            (*known.proposals, own.replaced(new, Proposal(*found.normals))),
+            torch.cat([known.log_mass, mass[:, None]], dim=1),
         )
         height[best[new], new] = -torch.inf
     return known
