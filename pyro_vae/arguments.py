@@ -6,13 +6,41 @@ from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
+    "brief",
     "check_numbers",
     "check_programs",
+    "cut",
     "parameters_of",
+    "printable",
 ]
 
 OPTIONAL = ("epochs", "steps", "patience", "max_norm")
 SEEDS = 2**63
+MOST_QUOTED = 80
+
+
+def brief(value: Any) -> str:
+    """What a message may quote of somebody's file or argument: printable, and at most 80 characters.
+
+    >>> brief("a" * 100), brief("tab\\t")
+    ("'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…", "'tab\\\\t'")
+    """
+    return cut(repr(value[: 2 * MOST_QUOTED] if isinstance(value, str | bytes | list | tuple) else value))
+
+
+def cut(text: str) -> str:
+    """A text without quotes, as :func:`brief` has it."""
+    start = printable(text[: 2 * MOST_QUOTED])
+    return start if len(start) <= MOST_QUOTED else f"{start[: MOST_QUOTED - 1]}…"
+
+
+def printable(text: str) -> str:
+    """A text whose control characters, and bytes that are no text, are to be seen and do nothing.
+
+    >>> print(printable("red: \\x1b[31m"))
+    red: \\x1b[31m
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_programs(**programs: Any) -> None:

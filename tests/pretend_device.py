@@ -23,8 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from pyro_vae.svi.engines import choice as engine_choice
-from pyro_vae.svi.engines import compilation
+from pyro_vae.svi.engines import captured, many_steps
 from tests.svi.tape import TapeRecorder
 
 __all__ = ["CUDA", "OnDevice", "RecordsOnDevice", "pretend_cuda"]
@@ -235,8 +234,8 @@ class RecordsOnDevice(TapeRecorder):
     def in_place_of_cuda_graphs(cls) -> Iterator[None]:
         """Inside, fits record with this."""
         with (
-            mock.patch.object(engine_choice, "CudaRecorder", cls),
-            mock.patch.object(compilation, "CudaRecorder", cls),
+            mock.patch.object(many_steps, "CudaRecorder", cls),
+            mock.patch.object(captured, "CudaRecorder", cls),
         ):
             yield
 

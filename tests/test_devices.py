@@ -25,6 +25,7 @@ from pyro_vae.batches.batches import as_batches
 from pyro_vae.models import likelihoods
 from pyro_vae.study import StudyConfig, run_study
 from pyro_vae.svi import ELBO, IWAE, STL, Fit, NonFiniteError, Renyi, fit
+from tests import seeds
 from tests.pretend_device import CUDA, OnDevice, RecordsOnDevice, pretend_cuda
 from tests.svi.pairs import PAIRS, observations
 
@@ -38,7 +39,7 @@ def _pretend() -> Iterator[None]:
 
 
 def rows(n: int = 6) -> Tensor:
-    return torch.randn(n, D, generator=torch.Generator().manual_seed(1), device="cpu")
+    return torch.randn(n, D, generator=seeds.generator(1), device="cpu")
 
 
 def vae(likelihood: Any = "normal", outputs: int = D, **options: Any) -> models.VAE:

@@ -21,7 +21,7 @@ from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.pairs import split_data
 from pyro_vae.study.sentences import SPEAKERS
 from pyro_vae.svi import NonFiniteError
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.state.saved import read
 from tests import jobs
 
@@ -144,7 +144,7 @@ def test_what_every_fit_would_say_is_said_once(
     """A study asks for native steps by name, and there may be none for its likelihood."""
 
     def refuse(*_: object) -> None:
-        raise UnsupportedError("an operation")
+        raise CannotError("an operation")
 
     monkeypatch.setattr("pyro_vae.svi.engines.native.engine.lower", refuse)
     monkeypatch.setattr(fits, "build_pays", lambda steps: True)

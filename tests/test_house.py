@@ -12,9 +12,11 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"arguments", "devices", "progress"}
+GROUND = {"arguments", "arrays", "copies", "devices", "progress"}
 MAY_KNOW: dict[str, set[str]] = {
     "arguments": set(),
+    "arrays": set(),
+    "copies": set(),
     "devices": set(),
     "progress": set(),
     "graphs": set(),

@@ -1,7 +1,7 @@
 """Data as minibatches on the device: every source looks the same to the fit."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.batches.files import MappedRows, is_file_array, is_mapped, row_chunks
+from pyro_vae.arrays import as_tensor, is_file_array, is_mapped, lost_columns, plain_array
+from pyro_vae.batches.files import MappedRows, row_chunks
+from pyro_vae.batches.streams import is_stream, whole_stream
 from pyro_vae.devices import making_tensors_on
 
 __all__ = [
     "ArrayBatches",
     "Batch",
     "Batches",
+    "Check",
     "DrawnAnew",
     "GatheredEpoch",
     "LoaderBatches",
@@ -24,12 +27,16 @@ __all__ = [
     "as_batches",
     "as_rows",
     "as_tensors",
+    "check_rows",
     "epoch_order",
     "epoch_seed",
+    "plain_parts",
 ]
 
 Batch = tuple[Tensor, ...]
 Rows = Tensor | MappedRows
+Check = Callable[[Tensor, str], None]
+"""Raises if values cannot come from the model's likelihood; knows what a sentence calls them."""
 
 
 class Batches(Protocol):
@@ -60,28 +67,43 @@ class DrawnAnew(Protocol):
         """One draw of a batch that was gathered."""
 
 
-def as_tensors(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = "data") -> Batch:
-    """A tensor, an array, or a tuple of them, on the device; floating point becomes ``dtype``, integers stay
-    what they are.
+def as_tensors(
+    data: Any,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str = "data",
+    floats: Collection[int] = (),
+) -> Batch:
+    """Whatever :func:`~pyro_vae.arrays.plain_array` takes, a tuple of them, or the batches of a loader, on
+    the device; floating point becomes ``dtype``, and so do the integers of the parts ``floats``.
 
     Raises
     ------
     TypeError
-        If an element is neither.
+        If an element is no array.
     ValueError
-        If it is empty, has NaN or infinite values, or the lengths differ.
+        If it is empty, has NaN, infinite or masked values, its differences are lost in ``dtype``, or the
+        lengths differ.
     """
-    rows = as_rows(data, device=device, dtype=dtype, name=name)
+    rows = as_rows(data, device=device, dtype=dtype, name=name, floats=floats)
     return tuple(part[:] if isinstance(part, MappedRows) else part for part in rows)
 
 
-def as_rows(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = "data") -> tuple[Rows, ...]:
+def as_rows(
+    data: Any,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str = "data",
+    floats: Collection[int] = (),
+) -> tuple[Rows, ...]:
     """As :func:`as_tensors`, but memory-mapped arrays stay in their files."""
-    parts = data if isinstance(data, tuple) else (data,)
-    if not parts:
-        raise ValueError(f"{name} is an empty tuple; give a tensor, a numpy array, or a tuple of them")
-    labels = [f"{name}[{i}]" if isinstance(data, tuple) else name for i in range(len(parts))]
-    rows = tuple(_as_rows(part, label, device, dtype) for part, label in zip(parts, labels, strict=True))
+    parts, labels = plain_parts(data, name)
+    rows = tuple(
+        _as_rows(part, label, device, dtype, i in floats)
+        for i, (part, label) in enumerate(zip(parts, labels, strict=True))
+    )
     lengths = {len(part) for part in rows}
     if len(lengths) > 1:
         raise ValueError(
@@ -90,24 +112,24 @@ def as_rows(data: Any, *, device: torch.device, dtype: torch.dtype, name: str = 
     return rows
 
 
-def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) -> Rows:
-    if isinstance(part, np.ndarray) or is_file_array(part):
-        if part.dtype.kind not in "fiub":
-            raise TypeError(f"{label} is an array of dtype {part.dtype}; give numbers")
-    elif not torch.is_tensor(part):
-        raise TypeError(
-            f"{label} is a {type(part).__name__}; give a tensor, a numpy array, or a tuple of them"
-            + _hint(part)
-        )
-    elif part.is_complex():
-        raise TypeError(f"{label} is a tensor of dtype {part.dtype}, complex; give numbers that are real")
-    elif part.layout is not torch.strided:
-        raise TypeError(f"{label} is a sparse tensor; give {label}.to_dense()")
+def plain_parts(data: Any, name: str = "data") -> tuple[tuple[Any, ...], list[str]]:
+    """The arguments of the programs as tensors and arrays, and what a sentence calls each."""
+    if is_stream(data):
+        data = whole_stream(data)
+    parts = data if isinstance(data, tuple) else (data,)
+    if not parts:
+        raise ValueError(f"{name} is an empty tuple; give a tensor, a numpy array, or a tuple of them")
+    labels = [f"{name}[{i}]" if isinstance(data, tuple) else name for i in range(len(parts))]
+    return tuple(plain_array(part, label) for part, label in zip(parts, labels, strict=True)), labels
+
+
+def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype, as_floats: bool) -> Rows:
     if part.ndim == 0 or part.shape[0] == 0:
         raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no observation in it")
     if 0 in part.shape:
         raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no number in it")
-    rows = _placed(part, device, dtype)
+    _require_differences(part, label, dtype)
+    rows = _placed(part, label, device, dtype, as_floats)
     for chunk in row_chunks(rows):
         values = rows[chunk]
         if not values.is_floating_point() or bool(torch.isfinite(values).all()):
@@ -124,24 +146,26 @@ def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype) ->
     return rows
 
 
-def _placed(part: Any, device: torch.device, dtype: torch.dtype) -> Rows:
+def _require_differences(part: Any, label: str, dtype: torch.dtype) -> None:
+    """Refuse numbers whose differences are lost where they become float32."""
+    if dtype != torch.float32 or part.dtype not in (torch.float64, np.dtype(np.float64)):
+        return
+    some = part[next(row_chunks(part))]  # of an array in a file the first few million values
+    values = some.detach().cpu().numpy() if isinstance(some, Tensor) else np.asarray(some)
+    lost = lost_columns(values.reshape(len(values), -1))
+    if lost:
+        raise ValueError(
+            f"{label} holds values near {values.reshape(len(values), -1)[0, lost[0]]:g} in column {lost[0]}, "
+            "whose differences float32 loses; standardize the column in float64 before, as "
+            "pyro_vae.data.standardize does, or give model and guide float64 parameters by .double()"
+        )
+
+
+def _placed(part: Any, label: str, device: torch.device, dtype: torch.dtype, as_floats: bool) -> Rows:
     if is_mapped(part) or is_file_array(part):
-        return MappedRows(part, device, dtype)
-    if isinstance(part, np.ndarray):
-        # torch knows neither arrays that must not be written to nor foreign byte orders
-        foreign = not part.flags.writeable or not part.dtype.isnative
-        part = torch.from_numpy(np.array(part, dtype=part.dtype.newbyteorder("=")) if foreign else part)
-    placed: Tensor = part.to(device=device, dtype=dtype if part.is_floating_point() else None)
-    return placed
-
-
-def _hint(part: Any) -> str:
-    """Where the array lies, of things that are often given in its place."""
-    if isinstance(part, str):
-        return "; pyro_vae.data.load reads files and data sets by name"
-    if hasattr(part, "to_numpy"):
-        return ": its .to_numpy()"
-    return ": its .x" if hasattr(part, "x") else ""
+        return MappedRows(part, device, dtype, as_floats=as_floats)
+    tensor = as_tensor(part, label, device, dtype)
+    return tensor.to(dtype) if as_floats else tensor
 
 
 class GatheredEpoch(Iterator[Batch]):
@@ -153,10 +177,10 @@ class GatheredEpoch(Iterator[Batch]):
         self._ahead = order
 
     def __next__(self) -> Batch:
-        if not len(self._ahead):
+        rows = self.next_rows()
+        if not len(rows):
             raise StopIteration
-        rows = self._ahead[: self.batch_size]
-        self._ahead = self._ahead[self.batch_size :]
+        self.skip(1)
         return self.gather(rows)
 
     def gather(self, rows: Tensor) -> Batch:
@@ -168,12 +192,12 @@ class GatheredEpoch(Iterator[Batch]):
         count = len(self._ahead) // self.batch_size
         return self._ahead[: count * self.batch_size].view(count, self.batch_size)
 
-    def rest(self) -> Tensor:
-        """The rows of the last, smaller batch, when no full one is ahead: (1, size), of size 0 at the end."""
-        return self._ahead[None]
+    def next_rows(self) -> Tensor:
+        """The rows of the next batch, full or not; none at the end."""
+        return self._ahead[: self.batch_size]
 
     def skip(self, batches: int) -> None:
-        """Go on behind so many batches."""
+        """Leave the next batches behind."""
         self._ahead = self._ahead[batches * self.batch_size :]
 
 
@@ -233,9 +257,18 @@ class LoaderBatches:
         If that is empty.
     """
 
-    def __init__(self, loader: DataLoader[Any], device: torch.device, dtype: torch.dtype, seed: int) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int,
+        floats: Collection[int] = (),
+        check: Check | None = None,
+    ) -> None:
         _require_length(loader.dataset)
         self.loader, self.device, self.dtype, self.seed = loader, device, dtype, seed
+        self.floats, self.check = floats, check
         self.observations = len(loader.dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -255,25 +288,55 @@ class LoaderBatches:
             batch = next(batches, None)
         while batch is not None:
             parts = tuple(batch) if isinstance(batch, list | tuple) else batch
-            yield as_tensors(parts, device=self.device, dtype=self.dtype, name="a batch of data")
+            tensors = as_tensors(
+                parts, device=self.device, dtype=self.dtype, name="a batch of data", floats=self.floats
+            )
+            if self.check is not None:
+                self.check(tensors[0], "a batch of data")
+            yield tensors
             with making_tensors_on(on_cpu):
                 batch = next(batches, None)
 
 
-def as_batches(data: Any, *, batch_size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Batches:
-    """The batches of whatever ``fit`` takes as data."""
+def as_batches(
+    data: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    floats: Collection[int] = (),
+    check: Check | None = None,
+) -> Batches:
+    """The batches of whatever ``fit`` takes as data; the integers of the parts ``floats`` become ``dtype``.
+
+    ``check`` looks at the first part: at arrays now, at a loader's batches as they come.
+    """
     if isinstance(data, DataLoader):
-        return LoaderBatches(data, device, dtype, seed)
+        return LoaderBatches(data, device, dtype, seed, floats, check)
     if isinstance(data, DrawnAnew):
-        data = data.tensors
+        data, check = data.tensors, None  # what is drawn is looked at by nobody, and it is not these
     elif isinstance(data, Dataset):
         _require_length(data)
-        return LoaderBatches(DataLoader(data, batch_size, shuffle=True), device, dtype, seed)
-    rows = as_rows(data, device=device, dtype=dtype)
+        return LoaderBatches(DataLoader(data, batch_size, shuffle=True), device, dtype, seed, floats, check)
+    rows = as_rows(data, device=device, dtype=dtype, floats=floats)
+    if check is not None:
+        check_rows(check, rows[0], "data")
     tensors = [part for part in rows if isinstance(part, Tensor)]
     if len(tensors) < len(rows):
         return MappedBatches(rows, batch_size, seed)
     return ArrayBatches(tensors, batch_size, seed)
+
+
+def check_rows(check: Check, rows: Any, name: str) -> None:
+    """Let ``check`` look at a tensor, or at an array piece by piece."""
+    if isinstance(rows, Tensor):
+        check(rows, name)
+        return
+    if not isinstance(rows, MappedRows):
+        rows = MappedRows(rows, torch.device("cpu"), torch.get_default_dtype())
+    for chunk in row_chunks(rows):
+        check(rows[chunk], name if chunk.start == 0 else f"{name}[{chunk.start}:]")
 
 
 def _require_length(dataset: Any) -> None:

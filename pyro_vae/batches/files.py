@@ -1,7 +1,6 @@
 """Rows of an array in a file (memory-mapped, zarr, HDF5): read when asked for, so that data may be larger
 than the memory."""
 
-import mmap
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,24 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["MappedRows", "is_file_array", "is_mapped", "read_rows", "row_chunks"]
+from pyro_vae.arrays import native_array
+
+__all__ = ["MappedRows", "read_rows", "row_chunks"]
 
 VALUES_AT_ONCE = 4_194_304
-
-
-def is_mapped(part: Any) -> bool:
-    """Whether an array's values lie in a file (``numpy.load(path, mmap_mode="r")``), it or what it views."""
-    while isinstance(part, np.ndarray):
-        part = part.base
-    return isinstance(part, mmap.mmap)
-
-
-def is_file_array(part: Any) -> bool:
-    """Whether something is an array of a library that reads it piece by piece: zarr's, h5py's, or another
-    with ``shape``, ``dtype`` and numpy's way of asking for rows. What has a ``to_numpy`` is in memory."""
-    like_an_array = all(hasattr(part, name) for name in ("shape", "dtype", "ndim", "__getitem__"))
-    in_memory = isinstance(part, np.ndarray | Tensor) or hasattr(part, "to_numpy")
-    return like_an_array and not in_memory and isinstance(part.dtype, np.dtype)
 
 
 def read_rows(array: Any, rows: slice | NDArray[Any]) -> NDArray[Any]:
@@ -62,6 +48,8 @@ class MappedRows:
         Observations first; never written to.
     device, dtype
         Of the tensors that come out; ``dtype`` is for floating point, other numbers stay what they are.
+    as_floats
+        Unless they are meant as floating point too.
 
     Examples
     --------
@@ -71,8 +59,10 @@ class MappedRows:
             [2., 3.]]), tensor([[4., 5.]]))
     """
 
-    def __init__(self, array: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self.array, self.device, self.float_dtype = array, device, dtype
+    def __init__(
+        self, array: Any, device: torch.device, dtype: torch.dtype, *, as_floats: bool = False
+    ) -> None:
+        self.array, self.device, self.float_dtype, self.as_floats = array, device, dtype, as_floats
 
     def __len__(self) -> int:
         return int(self.array.shape[0])
@@ -90,8 +80,8 @@ class MappedRows:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         """Some rows as a tensor of their own: a copy, so that a program may write into it."""
         chosen = read_rows(self.array, rows.cpu().numpy() if isinstance(rows, Tensor) else rows)
-        native = np.array(chosen, dtype=chosen.dtype.newbyteorder("="), order="C")
-        dtype = self.float_dtype if native.dtype.kind == "f" else None
+        native = native_array(np.array(chosen, order="C"))
+        dtype = self.float_dtype if native.dtype.kind == "f" or self.as_floats else None
         return torch.from_numpy(native).to(device=self.device, dtype=dtype)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:

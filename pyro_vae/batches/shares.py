@@ -96,7 +96,7 @@ class _LoaderShare(LoaderBatches):
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
         )
-        super().__init__(shared, whole.device, whole.dtype, whole.seed)
+        super().__init__(shared, whole.device, whole.dtype, whole.seed, whole.floats, whole.check)
 
 
 @dataclass(frozen=True)

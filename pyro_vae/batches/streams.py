@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["first_rows", "is_stream", "stream"]
+__all__ = ["first_rows", "is_stream", "stream", "whole_stream"]
 
 ROWS_AT_ONCE = 1024
 """Of a ``Dataset``; a loader says it by its ``batch_size``."""
@@ -67,3 +68,15 @@ def first_rows(data: Any, count: int) -> tuple[Tensor, ...]:
     if not batches:
         raise ValueError("data has no batch; give at least one observation")
     return tuple(torch.cat(parts)[:count] for parts in zip(*batches, strict=True))
+
+
+def whole_stream(data: Any) -> Any:
+    """All observations in memory: a tuple where a batch has several parts.
+
+    Examples
+    --------
+    >>> whole_stream(DataLoader(torch.utils.data.TensorDataset(torch.arange(5)), batch_size=2))
+    tensor([0, 1, 2, 3, 4])
+    """
+    parts = first_rows(data, sys.maxsize)
+    return parts if len(parts) > 1 else parts[0]

@@ -1,5 +1,6 @@
 """What can be typed: the commands, their options, and what becomes of errors."""
 
+import io
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pyro_vae.arguments import printable
 from pyro_vae.cli import output
 
 __all__ = ["app", "main"]
@@ -234,7 +236,8 @@ def scales(as_json: AsJson = False) -> None:
     [bold]Example[/bold]
       pyro-vae scales
     """
-    output.show_scales(as_json=as_json)
+    with _errors_as_sentences():
+        output.show_scales(as_json=as_json)
 
 
 def _run_study(defaults: dict[str, Any], options: dict[str, Any]) -> None:
@@ -289,13 +292,38 @@ def _with_notes(sentence: str, error: BaseException) -> str:
 
 
 def _stop(sentence: str, code: int) -> NoReturn:
-    print(f"pyro-vae: {sentence}", file=sys.stderr)
+    print(printable(f"pyro-vae: {sentence}"), file=sys.stderr)
     raise typer.Exit(code)
+
+
+class _PlainText(logging.Formatter):
+    """Lines of the log, in which names of files do nothing to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def _occupy_standard_streams() -> None:
+    """Where one is closed, the next file that is opened would get its number, and what is meant for the
+    terminal; and what a terminal's encoding does not have must not end the command."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
     """What the ``pyro-vae`` script calls."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _occupy_standard_streams()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainText("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     follower = os.environ.get("RANK", "0") != "0"  # of torchrun's processes the first one talks
     logging.getLogger("pyro_vae").setLevel(logging.ERROR if follower else logging.INFO)
     app()

@@ -1,11 +1,18 @@
 """What the commands print: tables and sentences for people, JSON for machines. Nothing else prints."""
 
 import dataclasses
+import errno
+import io
 import json
 import math
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pyro_vae.arguments import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,19 +22,32 @@ if TYPE_CHECKING:
 
 __all__ = ["show_diagnosis", "show_path", "show_scales", "show_study"]
 
+SPELLED = {
+    "k̂": "khat",
+    "σ": "sigma",
+    "β": "beta",
+    "√": "sqrt",
+    "²": "^2",
+    "−": "-",
+    "·": "*",
+    "≥": ">=",
+    "…": "...",
+}
+"""Symbols of the field, for terminals that do not have them."""
+
 
 def show_study(study: "Study", *, as_json: bool) -> None:
     """Table, answer, readings, and where everything is."""
     if as_json:
         _print_json(_as_data(study))
         return
-    console = _console()
-    _print_summary(console, study)
-    console.print(study.answer + "\n", highlight=False, soft_wrap=True)
-    _print_readings(console, study)
-    for failure in study.failures.values():
-        console.print(f"Failed: {failure}", highlight=False, soft_wrap=True)
-    console.print(f"Everything is in {study.folder}", highlight=False, soft_wrap=True)
+    with _telling() as console:
+        _print_summary(console, study)
+        console.print(study.answer + "\n", soft_wrap=True)
+        _print_readings(console, study)
+        for failure in study.failures.values():
+            console.print(printable(f"Failed: {failure}"), soft_wrap=True)
+        console.print(printable(f"Everything is in {study.folder}"), soft_wrap=True)
 
 
 def show_diagnosis(study: "Study", *, as_json: bool) -> None:
@@ -35,9 +55,9 @@ def show_diagnosis(study: "Study", *, as_json: bool) -> None:
     if as_json:
         _print_json(_as_data(study))
         return
-    console = _console()
-    _print_summary(console, study)
-    _print_readings(console, study)
+    with _telling() as console:
+        _print_summary(console, study)
+        _print_readings(console, study)
 
 
 def show_path(path: Path, *, as_json: bool) -> None:
@@ -45,7 +65,8 @@ def show_path(path: Path, *, as_json: bool) -> None:
     if as_json:
         _print_json({"report": str(path)})
     else:
-        _console().print(f"The report is in {path}", highlight=False, soft_wrap=True)
+        with _telling() as console:
+            console.print(printable(f"The report is in {path}"), soft_wrap=True)
 
 
 def show_scales(*, as_json: bool) -> None:
@@ -70,11 +91,11 @@ def show_scales(*, as_json: bool) -> None:
         table.add_column(heading, no_wrap=key == "name", overflow="fold")
     for row in rows:
         table.add_row(*(row[key] for key in headings))
-    console = _console()
-    console.print(table)
-    console.print(
-        "\nraw: what the encoder puts out; slope: d log σ / d raw, the speed of σ under an optimizer"
-    )
+    with _telling() as console:
+        console.print(table)
+        console.print(
+            "\nraw: what the encoder puts out; slope: d log σ / d raw, the speed of σ under an optimizer"
+        )
 
 
 def _print_summary(console: "Console", study: "Study") -> None:
@@ -82,7 +103,7 @@ def _print_summary(console: "Console", study: "Study") -> None:
 
     seeds = study.config.seeds
     table = Table(
-        title=f"{study.config.data}, held-out observations, {seeds} seed{'s' * (seeds > 1)}",
+        title=f"{printable(study.config.data)}, held-out observations, {seeds} seed{'s' * (seeds > 1)}",
         title_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
@@ -106,8 +127,8 @@ def _print_readings(console: "Console", study: "Study") -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for reading in read_findings_aloud(study.findings):
         table.add_row(reading.measure, reading.guide, reading.sentence)
-    console.print("Can the posteriors be believed?", highlight=False)
-    console.print(table, highlight=False)
+    console.print("Can the posteriors be believed?")
+    console.print(table)
     console.print()
 
 
@@ -131,14 +152,51 @@ def _records(table: "pd.DataFrame") -> Any:
 
 
 def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))
+    _write(json.dumps(data, indent=2) + "\n")
 
 
-def _console() -> "Console":
-    """Standard output; where it is no terminal, wide enough for every table."""
+@contextmanager
+def _telling() -> "Iterator[Console]":
+    """What is printed on the console in this block goes to standard output, as it is: nothing in it is taken
+    for markup. Where that is no terminal it is wide enough for every table."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    told = io.StringIO()
+    width = None if on_terminal else 120
+    yield Console(
+        file=told, force_terminal=on_terminal, width=width, markup=False, emoji=False, highlight=False
+    )
+    _write(told.getvalue())
+
+
+def _write(text: str) -> None:
+    """To standard output, now; raises OSError if it is closed, full, or nobody reads it any more."""
+    stream = sys.stdout
+    try:
+        if stream is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        stream.write(_spelled(text, stream.encoding or "utf-8"))
+        stream.flush()
+    except OSError as error:
+        with suppress(OSError, AttributeError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is left in its buffer
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _spelled(text: str, encoding: str) -> str:
+    """A text as a terminal of some encoding can show it.
+
+    >>> _spelled("σ of k̂ ≥ 0.7", "ascii")
+    'sigma of khat >= 0.7'
+    """
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        for symbol, word in SPELLED.items():
+            text = text.replace(symbol, word)
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def _shown(value: Any) -> str:

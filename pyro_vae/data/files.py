@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyro_vae.arguments import brief, cut
+from pyro_vae.arrays import lost_columns
 from pyro_vae.data.arrays import read_npy, read_npz
 from pyro_vae.data.dataset import STANDARDIZED, DataSet, FloatArray
-from pyro_vae.data.precision import lost_columns
 from pyro_vae.data.tables import read_csv, read_parquet, table_of_numbers
 
 SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
@@ -85,7 +86,7 @@ def _require_table(path: Path, suffix: str, options: TableOptions) -> None:
 def _image_shape(array: npt.NDArray[Any], path: Path) -> tuple[int, ...] | None:
     """The shape of a row that is an image; refuses what is neither a table nor images."""
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{path} has dtype {array.dtype}: save it as floats or integers.")
+        raise ValueError(f"{path} has dtype {cut(str(array.dtype))}: save it as floats or integers.")
     if array.ndim not in {2, 3, 4}:
         raise ValueError(
             f"{path} has shape {array.shape}; it takes (n, features), (n, height, width) or "
@@ -117,7 +118,7 @@ def _as_rows(array: npt.NDArray[Any], path: Path, columns: Sequence[str] | None)
         if not finite.all():
             row, column = (int(i) for i in np.argwhere(~finite)[0])
             value = array.reshape(len(array), -1)[start + row, column]
-            name = repr(columns[column]) if columns else column
+            name = brief(columns[column]) if columns else column
             remedy = "rescale the column" if np.isfinite(value) else "drop the row or impute the value"
             raise ValueError(f"{path} holds {value} in row {start + row}, column {name}: {remedy}.")
         lowest = np.minimum(lowest, rows.min(0))
@@ -133,7 +134,7 @@ def _as_rows(array: npt.NDArray[Any], path: Path, columns: Sequence[str] | None)
 
 def _lost_column(x: npt.NDArray[Any], columns: Sequence[str] | None) -> str:
     column = lost_columns(x)[0]
-    return f"column {columns[column] if columns else column!r}, near {float(x[0, column]):g}"
+    return f"column {brief(columns[column] if columns else column)}, near {float(x[0, column]):g}"
 
 
 def _suggestion(x: FloatArray, dtype: np.dtype[Any]) -> tuple[str, str]:

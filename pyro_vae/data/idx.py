@@ -6,12 +6,17 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from pyro_vae.arguments import brief, cut
+from pyro_vae.data.arrays import require_unpackable
+
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+AGAIN = "Download it again."
 
 
 def read_idx(path: Path) -> npt.NDArray[Any]:
@@ -25,26 +30,40 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
     ValueError
         If the file is corrupt, truncated, or not IDX at all.
     """
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
-                f"{path} cannot be unpacked, so it is truncated or corrupt ({error}): download it again."
-            ) from error
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
-        raise ValueError(f"{path} is not an IDX file: it starts with the bytes {content[:4].hex(' ')}.")
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise ValueError(f"{path} is truncated: it ends within its header. Download it again.")
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
-    dtype = np.dtype(_DTYPES[content[2]])
-    expected = start + math.prod(shape) * dtype.itemsize
-    if len(content) != expected:
-        problem = "truncated" if len(content) < expected else "corrupt"
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    try:
+        with cast(BinaryIO, gzip.open(path) if zipped else path.open("rb")) as stream:
+            shape, dtype = _header(stream, path)
+            start, size = 4 + 4 * len(shape), path.stat().st_size
+            needed = start + math.prod(shape) * dtype.itemsize
+            if not zipped and needed > size:
+                raise ValueError(f"{path} is truncated: {_promise(shape, needed)} {size}. {AGAIN}")
+            require_unpackable(needed, size)
+            content = stream.read(needed - start + 1)  # no more is unpacked, whatever there is
+    except (EOFError, OSError, zlib.error) as error:
         raise ValueError(
-            f"{path} is {problem}: shape {shape} needs {expected} bytes and the file has {len(content)}. "
-            "Download it again."
-        )
-    return np.frombuffer(content[start:], dtype).reshape(shape).astype(dtype.newbyteorder("="))
+            f"{path} cannot be unpacked, so it is truncated or corrupt ({cut(str(error))}): download it "
+            "again."
+        ) from error
+    held = start + len(content)
+    if held < needed:
+        raise ValueError(f"{path} is truncated: {_promise(shape, needed)} {held}. {AGAIN}")
+    if held > needed:
+        raise ValueError(f"{path} is corrupt: {_promise(shape, needed)} more. {AGAIN}")
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the numbers; the stream is where they begin then."""
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _DTYPES:
+        raise ValueError(f"{path} is not an IDX file: it starts with the bytes {start.hex(' ')}.")
+    sizes = stream.read(4 * start[3])
+    if len(sizes) < 4 * start[3]:
+        raise ValueError(f"{path} is truncated: it ends within its header. {AGAIN}")
+    return tuple(int(size) for size in np.frombuffer(sizes, ">u4")), np.dtype(_DTYPES[start[2]])
+
+
+def _promise(shape: tuple[int, ...], needed: int) -> str:
+    return f"shape {brief(shape)} needs {needed} bytes and the file has"

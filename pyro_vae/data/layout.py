@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyro_vae.arguments import brief
+
 SAMPLE_LINES = 1000
 SEPARATORS = (",", ";", "\t", "|")
 SPACES = r"\s+"
@@ -157,18 +159,21 @@ def _decimal(path: Path, rows: Sequence[Row]) -> str:
     with_both = [cell for cell in cells if re.fullmatch(r"[+-]?[\d.,]*\d[.,]\d[\d.,]*", cell)]
     with_both = [cell for cell in with_both if "," in cell and (cell.count(",") > 1 or "." in cell)]
     if with_both:
-        raise ValueError(f"{path} holds {with_both[0]!r}: write numbers without a separator of thousands.")
+        raise ValueError(
+            f"{path} holds {brief(with_both[0])}: write numbers without a separator of thousands."
+        )
     if not with_comma:
         return "."
     with_point = [cell for cell in cells if "." in cell and is_number(cell)]
     if with_point:
         raise ValueError(
-            f"{path} holds {with_comma[0]!r} and {with_point[0]!r}: write all numbers with one decimal sign."
+            f"{path} holds {brief(with_comma[0])} and {brief(with_point[0])}: write all numbers with one "
+            "decimal sign."
         )
     if all(_THOUSANDS.fullmatch(cell) for cell in with_comma):
         raise ValueError(
-            f"{path} holds {with_comma[0]!r}, whose comma may divide thousands or be a decimal sign: write "
-            "numbers with a decimal point, and without a separator of thousands."
+            f"{path} holds {brief(with_comma[0])}, whose comma may divide thousands or be a decimal sign: "
+            "write numbers with a decimal point, and without a separator of thousands."
         )
     return ","
 

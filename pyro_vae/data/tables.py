@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyro_vae.arguments import brief, cut
+from pyro_vae.data.arrays import require_unpackable
 from pyro_vae.data.layout import SPACES, is_number, layout_of
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def read_csv(path: Path, *, separator: str | None = None, header: bool | None = 
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame(columns=list(layout.names or ()))
     except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
-        reason = str(error).strip(". \n")
+        reason = brief(str(error).strip(". \n"))
         raise ValueError(f"{path} cannot be read as a table: {reason}.") from error
     names = layout.names or tuple(str(i) for i in range(len(frame.columns)))
     if len(names) != len(frame.columns):
@@ -82,11 +84,16 @@ def read_parquet(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_parquet(path, engine="pyarrow")
+        from pyarrow import parquet
+
+        with path.open("rb") as file:
+            about = parquet.read_metadata(file)
+            require_unpackable(8 * about.num_rows * about.num_columns, path.stat().st_size)
+            return pd.read_parquet(file, engine="pyarrow")
     except ImportError as error:
         raise ImportError(f"{path} needs pyarrow: pip install 'pyro-vae[parquet]'.") from error
-    except (ValueError, OSError) as error:
-        reason = str(error).strip(". ")
+    except Exception as error:  # pandas lets through what it meets in a file's description of its index
+        reason = str(error).strip(". ") if str(error).startswith("it unpacks") else brief(str(error))
         raise ValueError(f"{path} cannot be read as a parquet file: {reason}.") from error
 
 
@@ -106,7 +113,7 @@ def table_of_numbers(
     if label is not None:
         if label not in frame.columns:
             raise ValueError(
-                f"label={label!r} is not a column of {path}, whose columns are {list(frame.columns)}."
+                f"label={label!r} is not a column of {path}, whose columns are {brief(list(frame.columns))}."
             )
         y = frame.pop(label).to_numpy()
         left_out[label] = "the label"
@@ -133,9 +140,10 @@ def _require_numbers(frame: "pd.DataFrame", path: Path) -> None:
         for row, value in enumerate(column):
             if not _is_number(value):
                 raise ValueError(
-                    f"{path} holds {value!r} in row {row}, column {name!r}, and that is not a number: "
-                    f"encode the column as numbers, drop it, or name it as label={name!r} (--label {name}), "
-                    "or name the columns to keep as columns=[...] (--columns)."
+                    f"{path} holds {brief(value)} in row {row}, column {brief(name)}, and that is not a "
+                    "number: encode the column as numbers, drop it, or name it as "
+                    f"label={brief(name)} (--label {cut(str(name))}), or name the columns to keep as "
+                    "columns=[...] (--columns)."
                 )
 
 
@@ -147,9 +155,10 @@ def _require_exact(frame: "pd.DataFrame", whole: npt.NDArray[Any], path: Path) -
             spread = float(np.ptp(values.astype(np.int64)))
             if spread < 1e6 * np.spacing(np.abs(rounded).max()):
                 raise ValueError(
-                    f"{path} holds {values[0]} in row 0, column {name!r}, and its values are so close to "
-                    "each other that float64 loses their differences: subtract a constant from the column, "
-                    f"or leave it out by columns=[...] (--columns) or label={name!r} (--label)."
+                    f"{path} holds {values[0]} in row 0, column {brief(name)}, and its values are so close "
+                    "to each other that float64 loses their differences: subtract a constant from the "
+                    "column, or leave it out by columns=[...] (--columns) or "
+                    f"label={brief(name)} (--label {cut(name)})."
                 )
 
 
@@ -160,9 +169,9 @@ def _chosen(asked: Sequence[str], known: list[str], path: Path) -> list[str]:
         names += [name] if name in known else [part.strip() for part in name.split(",")]
     for name in names:
         if name not in known:
-            raise ValueError(f"columns names {name!r}, and the columns of {path} are {known}.")
+            raise ValueError(f"columns names {brief(name)}, and the columns of {path} are {brief(known)}.")
         if names.count(name) > 1:
-            raise ValueError(f"columns names {name!r} twice: name each column of {path} once.")
+            raise ValueError(f"columns names {brief(name)} twice: name each column of {path} once.")
     return names
 
 

@@ -28,7 +28,7 @@ _SAME_NAME = (
     "stack.default sub.Scalar sub.Tensor sum.default sum.dim_IntList t.default tanh.default transpose.int "
     "unsqueeze.default where.self"
 )
-_METHODS = "expand.default view.default"
+_METHODS = "expand.default"
 _WITH_A_NUMBER: dict[Any, Any] = {
     aten.add.Scalar: aten.add.Tensor,
     aten.add.Tensor: aten.add.Tensor,
@@ -56,6 +56,8 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     for home, names in ((torch, _SAME_NAME), (Tensor, _METHODS))
     for name in names.split()
 }
+_FUNCTIONS |= {aten.view.default: Tensor.reshape, aten._unsafe_view.default: Tensor.reshape}
+"""A view of what a cheaper operation laid out differently is a copy."""
 
 
 def make_replay(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:

@@ -85,10 +85,23 @@ def _compute_from(node: fx.Node, operands: list[object], before: dict[object, fx
     made = instead(node, cast(Any, node.target), *operands)
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in known))
     if shape == result.shape:
-        replace(node, made)
+        if _laid_out(made) == result.stride():  # whoever comes next may count on it
+            replace(node, made)
     else:
         made.meta["val"] = result.new_empty(shape)
         before[node] = made
+
+
+def _laid_out(node: fx.Node) -> tuple[int, ...]:
+    """The strides of an operation's result."""
+
+    def stand_in(argument: fx.Node) -> Tensor:
+        like = argument.meta["val"]
+        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+
+    args = fx.node.map_arg(node.args, stand_in)
+    made: Tensor = cast(Any, node.target)(*args)
+    return made.stride()
 
 
 def _is_scalar(node: fx.Node) -> bool:

@@ -215,7 +215,7 @@ def _fold_constants(graph: fx.GraphModule) -> None:
     for number, (node, value) in enumerate(known.items()):
         if all(user in known for user in node.users) or any(user.op == "output" for user in node.users):
             continue
-        graph.register_buffer(f"{_CONSTANT}{number}", value.contiguous(), persistent=False)
+        graph.register_buffer(f"{_CONSTANT}{number}", value, persistent=False)
         with graph.graph.inserting_before(node):
             constant = graph.graph.get_attr(f"{_CONSTANT}{number}")
         constant.meta = dict(node.meta)

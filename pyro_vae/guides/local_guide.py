@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.guides.arguments import require_model
 from pyro_vae.guides.families import DIAGONAL, Family, split
+from pyro_vae.guides.inputs import encoded
 from pyro_vae.guides.sites import (
     LocalSite,
     ObservationPlate,
@@ -108,7 +109,7 @@ class LocalGuide(AutoGuide):
             return {site.name: pyro.sample(site.name, site.point(part)) for site, part in split(self.sites, joint)}
 
     def posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution | dict[str, TorchDistribution]:
-        """q(z|x) itself, for use outside Pyro.
+        """q(z|x) itself, for use outside Pyro: takes whatever ``fit`` takes as data.
 
         Returns
         -------
@@ -122,7 +123,7 @@ class LocalGuide(AutoGuide):
             Where the marginals of several latents have no closed form; :meth:`get_posterior` has them
             jointly.
         """
-        return self.posterior_from(self.local_parameters(*args, **kwargs))
+        return self.posterior_from(encoded(self, args, kwargs))
 
     def posterior_from(
         self, parameters: dict[str, Tensor]
@@ -136,12 +137,12 @@ class LocalGuide(AutoGuide):
     def get_posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution:
         """q over the free coordinates of all latents together, batch shape (batch,), event shape
         (latent_dim,): what Pyro's autoguides call the posterior."""
-        return self._joint(self.local_parameters(*args, **kwargs))
+        return self._joint(encoded(self, args, kwargs))
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The image of the median of each free coordinate: name to (batch, event)."""
-        parameters = self.local_parameters(*args, **kwargs)
+        parameters = encoded(self, args, kwargs)
         self._marginal_scale(parameters)  # raises where the location is not the median
         return self._constrain(parameters["loc"])
 
@@ -155,7 +156,7 @@ class LocalGuide(AutoGuide):
             If ``quantiles`` are not numbers between 0 and 1.
         """
         _check_quantiles(quantiles)
-        parameters = self.local_parameters(*args, **kwargs)
+        parameters = encoded(self, args, kwargs)
         loc, scale = parameters["loc"], self._marginal_scale(parameters)
         levels = torch.as_tensor(quantiles, dtype=loc.dtype, device=loc.device).reshape(-1, 1, 1)
         return self._constrain(loc + scale * torch.special.ndtri(levels))

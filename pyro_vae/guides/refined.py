@@ -17,11 +17,12 @@ from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
 from pyro_vae.guides.sites import LocalSite, ObservationPlate, call_signature, find_local_sites
 
-__all__ = ["COVARIANCES", "Covariance", "NormalsGuide", "Refined", "as_parameters", "check_refinement", "local_sites"]
+__all__ = ["COVARIANCES", "STEPS", "STOP", "Covariance", "NormalsGuide", "Refined", "as_parameters", "check_refinement", "local_sites"]
 
 logger = logging.getLogger(__name__)
 
 Covariance = Literal["full", "diagonal"]
+STEPS, STOP = 12, 0.1
 COVARIANCES: dict[str, Family] = {"full": FULL, "diagonal": DIAGONAL}
 
 OUTSIDE = (
@@ -119,8 +120,8 @@ class Refined(NormalsGuide):
         guide: Callable[..., Any],
         *,
         model: Callable[..., Any] | None = None,
-        steps: int = 12,
-        stop: float = 0.1,
+        steps: int = STEPS,
+        stop: float = STOP,
         covariance: Covariance = "full",
     ) -> None:
         check_programs(guide=guide)

@@ -2,7 +2,6 @@
 
 __all__ = ["Conditional", "over_leading_dims"]
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.copies import deep_copy
 from pyro_vae.models import likelihoods
 from pyro_vae.models.arguments import positive_integer, require_module, require_rows, require_tensor
 from pyro_vae.models.likelihoods import Likelihood
@@ -73,7 +73,7 @@ class Conditional(PyroModule):
         origin = torch.zeros(1, latent_dim, dtype=parameter.dtype, device=parameter.device)
         with torch.no_grad():
             # on a copy in evaluation mode: no dropout noise, no batch norm of a single row
-            twin = copy.deepcopy(self.network).eval()
+            twin = deep_copy(self.network).eval()
             try:
                 shape = twin(origin).shape
             except RuntimeError as error:

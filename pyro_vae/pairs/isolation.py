@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,15 @@ import pyro
 import torch
 from pyro.params.param_store import StateDict
 from pyro.poutine import runtime
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae.devices import forked_streams
+from pyro_vae.pairs.modes import is_frozen, meeting_modules
 
 __all__ = [
     "Program",
     "empty_store",
+    "evaluating",
     "isolated",
     "modules_of",
     "one_at_a_time",
@@ -192,26 +194,58 @@ def _isolated(
 
 @contextmanager
 def training_mode(programs: Sequence[Any], *, training: bool) -> Iterator[None]:
-    """Sets every module's training flag inside, and gives each back as it was."""
-    modules = [module for root in modules_of(*programs) for module in root.modules()]
-    flags = [module.training for module in modules]
-    try:
-        for module in modules:
+    """Sets every module's training flag inside, and gives each back as it was.
+
+    Evaluation mode also reaches the modules that plain functions call. Training mode leaves alone what a user
+    has frozen and put into evaluation mode.
+    """
+    flags: dict[int, tuple[nn.Module, bool]] = {}
+
+    def switch(module: nn.Module) -> None:
+        if training and is_frozen(module):
+            return
+        if id(module) not in flags:
+            flags[id(module)] = module, module.training
             module.training = training
-        yield
+        for part in module.children():
+            switch(part)
+
+    try:
+        for root in modules_of(*programs):
+            switch(root)
+        functions = any(owner(program) is None for program in programs)
+        with meeting_modules(switch) if functions and not training else nullcontext():
+            yield
     finally:
-        for module, flag in zip(modules, flags, strict=True):
+        for module, flag in flags.values():
             module.training = flag
 
 
 @contextmanager
 def untouched_buffers(*programs: Program) -> Iterator[None]:
-    """Gives buffers (batch norm's running statistics) their values back at the end."""
-    buffers = [buffer for module in modules_of(*programs) for buffer in module.buffers()]
-    saved = [buffer.clone() for buffer in buffers]
+    """Gives buffers (batch norm's running statistics) their values back at the end, also those of modules
+    that plain functions call."""
+    saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def note(module: nn.Module) -> None:
+        for buffer in module.buffers():
+            if id(buffer) not in saved:
+                saved[id(buffer)] = buffer, buffer.clone()
+
+    for root in modules_of(*programs):
+        note(root)
+    functions = any(owner(program) is None for program in programs)
     try:
-        yield
+        with meeting_modules(note) if functions else nullcontext():
+            yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
+            for buffer, value in saved.values():
                 buffer.copy_(value)
+
+
+@contextmanager
+def evaluating(*programs: Program) -> Iterator[None]:
+    """Evaluation mode, in which nothing of the programs' modules moves."""
+    with training_mode(programs, training=False), untouched_buffers(*programs):
+        yield

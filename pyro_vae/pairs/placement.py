@@ -12,7 +12,15 @@ from torch import Tensor
 
 from pyro_vae.batches.batches import Batch, Batches
 from pyro_vae.devices import making_tensors_on
-from pyro_vae.pairs.isolation import Program, empty_store, isolated, modules_of, owner, training_mode
+from pyro_vae.pairs.isolation import (
+    Program,
+    empty_store,
+    evaluating,
+    isolated,
+    modules_of,
+    owner,
+    training_mode,
+)
 
 __all__ = ["ParametersFollow", "placed"]
 
@@ -113,6 +121,7 @@ def _let_parameters_follow(model: Program, guide: Program, batch: Batch, seed: i
                 suppress(Exception),  # what is wrong with them is told later
                 torch.no_grad(),
                 isolated(model, guide, state=empty_store(), seed=seed),
+                evaluating(model, guide),
                 making_tensors_on(device),
                 poutine.block(),
                 ParametersFollow(device),

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.infer.enum import get_importance_trace
@@ -13,9 +12,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_vae.batches.batches import Batch
+from pyro_vae.batches.batches import Batch, check_rows, plain_parts
+from pyro_vae.batches.streams import is_stream
 from pyro_vae.devices import forked_streams, making_tensors_on
-from pyro_vae.pairs.isolation import Program, modules_of, owner, training_mode, untouched_buffers
+from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, untouched_buffers
+from pyro_vae.pairs.modes import quiet_about_hooks
 
 __all__ = [
     "check_support",
@@ -26,18 +27,24 @@ __all__ = [
     "run_once",
     "run_pair",
     "set_up",
+    "support_check",
     "traced_pair",
 ]
 
 
-def check_support(model: Program, data: Any, name: str) -> None:
-    """Let a model that knows the support of its data (``model.likelihood.check``) look at them once."""
+def support_check(model: Program) -> Callable[[Tensor, str], None] | None:
+    """How a model that knows the support of its data looks at them (``model.likelihood.check``)."""
     check = getattr(getattr(owner(model), "likelihood", None), "check", None)
-    observed = data[0] if isinstance(data, tuple) else data
-    if check is not None and isinstance(observed, Tensor | np.ndarray):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            check(torch.as_tensor(observed), name)
+    return check if callable(check) else None
+
+
+def check_support(model: Program, data: Any, name: str) -> None:
+    """Let a model that knows the support of its data look at them once; at the batches of a loader it looks
+    as they come."""
+    check = support_check(model)
+    if check is None or data is None or is_stream(data):
+        return
+    check_rows(check, plain_parts(data, name)[0][0], name)
 
 
 def traced_pair(
@@ -146,7 +153,7 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
     """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
     operations."""
     # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
         full = observation_count(run_once(model, guide, batch))
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
@@ -155,7 +162,7 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
 def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:
     """The model's trace on a batch, with Pyro's own checks on and the stream left alone. From then on, lazy
     parameters exist."""
-    with forked_streams(), training_mode((model, guide), training=False):
+    with forked_streams(), evaluating(model, guide):
         model_trace, _ = traced_pair(model, guide, batch, name)
     return model_trace
 

@@ -8,8 +8,15 @@ from pyro_vae.posterior.collapse import active_units
 from pyro_vae.posterior.comparison import answer, compare, to_elpd
 from pyro_vae.posterior.gaps import inference_gaps
 from pyro_vae.posterior.importance import diagnose, log_weights
+from pyro_vae.posterior.judging import local_coverage
 from pyro_vae.posterior.pairing import paired_differences
-from pyro_vae.posterior.readings import coverage_reading, evidence_reading, gaps_reading, units_reading
+from pyro_vae.posterior.readings import (
+    coverage_reading,
+    evidence_reading,
+    gaps_reading,
+    sandwich_reading,
+    units_reading,
+)
 from pyro_vae.posterior.reference import posterior_error, reference_posterior
 from pyro_vae.posterior.refinement import RefinedPosterior, refine
 from pyro_vae.posterior.repair.ladder import repair
@@ -28,12 +35,14 @@ __all__ = [
     "from_pyro_svi",
     "gaps_reading",
     "inference_gaps",
+    "local_coverage",
     "log_weights",
     "paired_differences",
     "posterior_error",
     "reference_posterior",
     "refine",
     "repair",
+    "sandwich_reading",
     "to_elpd",
     "units_reading",
 ]

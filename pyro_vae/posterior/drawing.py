@@ -25,10 +25,20 @@ from torch import Tensor
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
-from pyro_vae.pairs.isolation import isolated
+from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.progress import progress_bar
 
-__all__ = ["CHUNK", "Block", "Layout", "Pair", "PairError", "StoreState", "coordinate_names", "sample_sites"]
+__all__ = [
+    "CHUNK",
+    "Block",
+    "Layout",
+    "Pair",
+    "PairError",
+    "StoreState",
+    "coordinate_names",
+    "drawn_sites",
+    "sample_sites",
+]
 
 CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
@@ -148,7 +158,7 @@ class Pair:
         with self.evaluation(seed, observations.start, draws.start):
             args = tuple(arg[observations] for arg in self.args)
             guide_trace, model_trace = self.traces(args, draws.stop - draws.start)
-            block = self._read(guide_trace, model_trace, observations, draws)
+            block = self.read(guide_trace, model_trace, observations, draws)
             return self._predict(block, guide_trace, args) if predictive else block
 
     @contextmanager
@@ -157,7 +167,12 @@ class Pair:
         if key[0] < 0:
             raise ValueError(f"seed is {key[0]}; give a number that is not negative")
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-        with isolated(self.model, self.guide, seed=seed), _default_dtype(self.dtype), torch.no_grad():
+        with (
+            isolated(self.model, self.guide, seed=seed),
+            evaluating(self.model, self.guide),
+            _default_dtype(self.dtype),
+            torch.no_grad(),
+        ):
             yield
 
     def traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
@@ -165,12 +180,14 @@ class Pair:
         guide_trace = self.run_guide(args, count)
         return guide_trace, self.run_model(args, count, given=guide_trace)
 
-    def run_guide(self, args: tuple[Tensor, ...], count: int) -> Any:
-        """The guide's trace of ``count`` draws for each observation in ``args``."""
+    def run_guide(self, args: tuple[Tensor, ...], count: int, *, given: Any = None) -> Any:
+        """The guide's trace of ``count`` draws for each observation in ``args``, or at the values of the
+        trace ``given``."""
         guide = self.guide
         if isinstance(guide, LocalGuide) and self.layout == "rows":
             guide = self._with_parameters_once(guide, args, count)
-        return self._run(guide, self.guide_state, args, count)
+        placed = None if given is None else ReplayMessenger(trace=given)
+        return self._run(guide, self.guide_state, args, count, placed)
 
     def _with_parameters_once(
         self, guide: LocalGuide, args: tuple[Tensor, ...], count: int
@@ -214,9 +231,10 @@ class Pair:
         with pyro.get_param_store().scope(state), making_tensors_on(args[0].device):
             return poutine.trace(program).get_trace(*args)
 
-    def _read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
+    def read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
+        """What two traces say of these draws and observations."""
         rows, count = observations.stop - observations.start, draws.stop - draws.start
-        guide_sites, model_sites = sample_sites(guide_trace), sample_sites(model_trace)
+        guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
         latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
         observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
         _check_sites(guide_sites, latents)
@@ -308,6 +326,12 @@ def sample_sites(trace: Any) -> dict[str, Any]:
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
     }
+
+
+def drawn_sites(trace: Any) -> dict[str, Any]:
+    """The sites that a guide draws. What it observes or adds by ``pyro.factor``, as losses of a classifier
+    are written, is no part of log q."""
+    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
 def _check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +13,12 @@ from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_vae.batches.batches import as_rows
-from pyro_vae.batches.files import is_file_array, read_rows
+from pyro_vae.arrays import subsets
+from pyro_vae.batches.batches import as_rows, plain_parts
+from pyro_vae.batches.files import read_rows
+from pyro_vae.copies import deep_copy
 from pyro_vae.pairs.isolation import owner
+from pyro_vae.pairs.numbers import is_floating
 from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sample_sites
 
 __all__ = ["as_parts", "prepare", "select"]
@@ -30,6 +32,8 @@ def prepare(
     dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
 ) -> Pair:
     """Make a pair ready: copies in evaluation mode and float64, and the fastest right way to run them.
+
+    Integers are tried as they are, and then as floating point.
 
     Modules are copied, put into evaluation mode and, if both programs are modules, converted to float64.
     Plain functions run as they are. Three ways of drawing many times are tried on two observations:
@@ -58,9 +62,37 @@ def prepare(
         If the data are empty or not finite, or the pair does not run on them; the pair's own error is the
         cause.
     """
-    as_parts(data)
+    parts = as_parts(data)
+    data = parts if len(parts) > 1 or isinstance(data, tuple) else parts[0]
     errors: list[Exception] = []
-    for candidate in _copies(model, guide, data, dtypes):
+    whole = [i for i, part in enumerate(parts) if not is_floating(part)]
+    for floats in subsets(whole):
+        pair = _prepared(model, guide, data, dtypes, floats, errors)
+        if pair is not None:
+            return pair
+        if any(isinstance(error, PairError) for error in errors):
+            break
+    told = [error for error in errors if isinstance(error, PairError)]
+    if told:
+        raise told[-1]  # of the most tolerant way
+    reason = str(errors[0]).strip().split("\n")[0].rstrip(".")
+    raise ValueError(
+        "model and guide do not run on the first two observations of data: "
+        f"{type(errors[0]).__name__}: {reason}; give data of the shape and dtype that both take, and each "
+        "site one shape in both"
+    ) from errors[0]
+
+
+def _prepared(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    dtypes: Sequence[torch.dtype | None],
+    floats: Collection[int],
+    errors: list[Exception],
+) -> Pair | None:
+    """The pair with the integers of some parts as floating point, if it runs on them."""
+    for candidate in _copies(model, guide, data, dtypes, floats):
         two = slice(0, min(2, candidate.observations))
         rows = _attempt(replace(candidate, layout="rows"), two, errors)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
@@ -73,15 +105,7 @@ def prepare(
         whole = _attempt(together, slice(0, candidate.observations), errors)
         if whole is not None:
             return whole[0]
-    told = [error for error in errors if isinstance(error, PairError)]
-    if told:
-        raise told[-1]  # of the most tolerant way
-    reason = str(errors[0]).strip().split("\n")[0].rstrip(".")
-    raise ValueError(
-        "model and guide do not run on the first two observations of data: "
-        f"{type(errors[0]).__name__}: {reason}; give data of the shape and dtype that both take, and each "
-        "site one shape in both"
-    ) from errors[0]
+    return None
 
 
 def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[Pair, Block] | None:
@@ -110,7 +134,11 @@ def _agree(a: Block, b: Block) -> bool:
 
 
 def _copies(
-    model: Callable[..., Any], guide: Callable[..., Any], data: Any, dtypes: Sequence[torch.dtype | None]
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    dtypes: Sequence[torch.dtype | None],
+    floats: Collection[int],
 ) -> Iterator[Pair]:
     """The pair in each dtype if both programs are modules, else in the one that it has."""
     store = pyro.get_param_store().get_state()
@@ -123,7 +151,7 @@ def _copies(
         shared: dict[int, Any] = {}
         programs = [_evaluation_copy(program, dtype, shared) for program in (model, guide)]
         states = [_state(store, owner(program), dtype) for program in programs]
-        args = as_rows(data, device=device, dtype=dtype or own)
+        args = as_rows(data, device=device, dtype=dtype or own, floats=floats)
         yield Pair(programs[0], programs[1], args, states[0], states[1], dtype)
 
 
@@ -134,18 +162,20 @@ def _evaluation_copy(
     module = owner(program)
     if module is None:
         return program
-    autoguides = {
-        part: (part._model, part.master) for part in module.modules() if isinstance(part, AutoGuide)
-    }
-    twin = copy.deepcopy(program, shared)
+    autoguides = _autoguides(module)
+    models = [(part._model, part.master) for part in autoguides]
+    twin = deep_copy(program, shared)
     twin_module: Any = owner(twin)
     twin_module.to(dtype=dtype).eval()
     # copying an autoguide takes its model away, from the original too
-    for part, twin_part in zip(module.modules(), twin_module.modules(), strict=True):
-        if isinstance(part, AutoGuide):
-            part._model, part.master = autoguides[part]
-            twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
+    for part, twin_part, saved in zip(autoguides, _autoguides(twin_module), models, strict=True):
+        part._model, part.master = saved
+        twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
     return twin
+
+
+def _autoguides(module: nn.Module) -> list[Any]:
+    return [part for part in module.modules() if isinstance(part, AutoGuide)]
 
 
 def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | None) -> StoreState:
@@ -170,22 +200,17 @@ def _device(data: Any) -> torch.device:
 
 
 def as_parts(data: Any) -> tuple[Any, ...]:
-    """The arguments of the programs, untouched.
+    """The arguments of the programs as tensors and arrays; of a loader all that it has.
 
     Raises
     ------
     TypeError
-        If one is neither a tensor nor an array.
+        If one is no array.
+    ValueError
+        If there is no observation.
     """
-    parts = data if isinstance(data, tuple) else (data,)
-    for part in parts:
-        if not isinstance(part, Tensor | np.ndarray) and not is_file_array(part):
-            given = (
-                f"a tuple with a {type(part).__name__}"
-                if isinstance(data, tuple)
-                else f"a {type(part).__name__}"
-            )
-            raise TypeError(f"data is {given}; give a tensor, an array, or a tuple of them")
+    empty = isinstance(data, tuple) and not data
+    parts = () if empty else plain_parts(data)[0]
     if not parts or any(part.ndim == 0 or part.shape[0] == 0 for part in parts):
         raise ValueError("data is empty; give at least one observation")
     return parts
@@ -195,8 +220,9 @@ def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.in
     """The chosen observations, and their data."""
     parts = as_parts(data)
     total = int(parts[0].shape[0])
+    several = len(parts) > 1 or isinstance(data, tuple)
     if observations is None:
-        return np.arange(total), data
+        return np.arange(total), parts if several else parts[0]
     chosen_rows = np.asarray(observations).ravel()
     if chosen_rows.size == 0:
         raise ValueError("observations is empty; name at least one, or leave it out for all")
@@ -210,4 +236,4 @@ def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.in
         )
     index = index % total
     chosen = tuple(part[index] if isinstance(part, Tensor) else read_rows(part, index) for part in parts)
-    return index, chosen if isinstance(data, tuple) else chosen[0]
+    return index, chosen if several else chosen[0]

@@ -24,7 +24,7 @@ from pyro_vae.posterior.drawing import Pair, coordinate_names, sample_sites
 from pyro_vae.posterior.preparation import prepare, select
 from pyro_vae.posterior.tree import library_attrs, site_dims
 
-__all__ = ["posterior_error", "reference_posterior"]
+__all__ = ["matched_draws", "posterior_error", "reference_posterior"]
 
 Array = NDArray[np.float64]
 
@@ -150,15 +150,7 @@ def posterior_error(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
     >>> posterior_error(tree(0.5), tree(1.0))["sd_ratio"].round(1).values
     array([[0.5]])
     """
-    require_tree("tree", tree)
-    require_tree("reference", reference)
-    guide, truth = (_flat(each["posterior"].to_dataset()) for each in (tree, reference))
-    guide, truth = xr.align(guide, truth, join="inner", exclude=["sample"])
-    if guide.sizes["observation"] == 0 or guide.sizes["latent"] == 0:
-        raise ValueError(
-            "the tree and the reference have no observation and latent in common; draw both for the same "
-            "observations"
-        )
+    guide, truth = matched_draws(tree, reference)
     scale = truth.std("sample", ddof=1)
     quantiles = [_quantiles(each) for each in (guide, truth)]
     return xr.Dataset(
@@ -169,6 +161,20 @@ def posterior_error(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
         },
         attrs={"method": reference["posterior"].attrs.get("method", "unknown")},
     )
+
+
+def matched_draws(tree: xr.DataTree, reference: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:
+    """The draws of both for the observations and latents that they share."""
+    require_tree("tree", tree)
+    require_tree("reference", reference)
+    guide, truth = (_flat(each["posterior"].to_dataset()) for each in (tree, reference))
+    guide, truth = xr.align(guide, truth, join="inner", exclude=["sample"])
+    if guide.sizes["observation"] == 0 or guide.sizes["latent"] == 0:
+        raise ValueError(
+            "the tree and the reference have no observation and latent in common; draw both for the same "
+            "observations"
+        )
+    return guide, truth
 
 
 def nuts(

@@ -16,6 +16,8 @@ from pyro_vae.arguments import check_numbers, check_programs
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refined import (
+    STEPS,
+    STOP,
     Covariance,
     NormalsGuide,
     as_parameters,
@@ -27,6 +29,12 @@ from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import POINTS, Normals, Refinement, refined_normals
 from pyro_vae.guides.sites import LocalSite, ObservationPlate
 from pyro_vae.posterior.arguments import require_count
+from pyro_vae.posterior.dispersion import (
+    Elsewhere,
+    elsewhere_attrs,
+    refined_from_elsewhere,
+    sample_of,
+)
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.preparation import prepare
 from pyro_vae.progress import progress_bar
@@ -53,6 +61,9 @@ class RefinedPosterior(NormalsGuide):
         In nats, of these Normals and of the guide's own, by the cubature rule, (n,).
     converged
         Whether another step promised less than ``stop`` nats, (n,).
+    attrs
+        ``dispersed``: how many observations were refined from elsewhere, too; ``elsewhere_share``: of which
+        share of these that led to a better optimum; ``elsewhere_nats``: by how much, on average.
     """
 
     loc: Tensor
@@ -76,6 +87,7 @@ class RefinedPosterior(NormalsGuide):
         self.register_buffer("scale_tril", refinement.normals.factor)
         self.elbo, self.elbo_before = refinement.elbo, refinement.elbo_before
         self.converged = refinement.converged
+        self.attrs: dict[str, float | int] = {}
 
     def __len__(self) -> int:
         return len(self.loc)
@@ -123,10 +135,11 @@ def refine(
     guide: Callable[..., Any],
     data: Any,
     *,
-    steps: int = 12,
-    stop: float = 0.1,
+    steps: int = STEPS,
+    stop: float = STOP,
     covariance: Covariance = "full",
     dtype: torch.dtype | None = None,
+    dispersed: int = 0,
     seed: int = 0,
     chunk: int = CHUNK,
     progress: bool = False,
@@ -149,8 +162,13 @@ def refine(
     dtype
         ``torch.float64`` to compute with copies of the two modules in double precision; by default in their
         own.
+    dispersed
+        How many observations, chosen at random, are refined from elsewhere, too: from draws of the prior and
+        from the posterior of another observation. Where that leads to a better optimum, it is taken, and the
+        attributes say how often that was so.
     seed
-        Of the draws that tell the moments of a guide that is none of Normals.
+        Of that choice and of those draws, and of the draws that tell the moments of a guide that is none of
+        Normals.
     chunk
         How many rows, an observation and a point each, go through the model at once: it bounds the memory.
     progress
@@ -160,7 +178,7 @@ def refine(
     -------
     RefinedPosterior
         A guide for this data, with ``loc``, ``scale_tril``, ``covariance_matrix``, ``elbo``, ``elbo_before``
-        and ``converged`` of each observation.
+        and ``converged`` of each observation, and ``attrs``.
 
     Raises
     ------
@@ -193,19 +211,24 @@ def refine(
     check_programs(model=model, guide=guide)
     check_refinement(steps, stop, covariance)
     check_numbers(seed=seed)
+    require_count("dispersed", dispersed, 0)
     require_count("chunk", chunk, 1, "; it counts rows that go through the networks at once")
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"dtype is {dtype!r}; give torch.float32 or torch.float64")
     pair = prepare(model, guide, data, dtypes=(dtype,))
     parts = []
     with progress_bar(pair.observations, "refining", enabled=progress) as show:
-        for part in refine_rows(pair, steps=steps, stop=stop, covariance=covariance, seed=seed, chunk=chunk):
+        for part in refine_rows(
+            pair, steps=steps, stop=stop, covariance=covariance, seed=seed, chunk=chunk, dispersed=dispersed
+        ):
             parts.append(part)
             show(part.observations.stop, "")
     columns = zip(*(part.refinement[1:] for part in parts), strict=True)
     normals = Normals.joined([part.refinement.normals for part in parts])
     refinement = Refinement(normals, *map(torch.cat, columns))
-    return RefinedPosterior(model, covariance, refinement, parts[0].latents, pair.args)
+    refined = RefinedPosterior(model, covariance, refinement, parts[0].latents, pair.args)
+    refined.attrs = elsewhere_attrs([part.elsewhere for part in parts])
+    return refined
 
 
 class RefinedRows(NamedTuple):
@@ -221,16 +244,31 @@ class RefinedRows(NamedTuple):
         Their log p(x, u), for use within :func:`evaluating_model`.
     refinement
         What the steps came to.
+    elsewhere
+        What dispersed starts found for those that were to be started from elsewhere, too.
     """
 
     observations: slice
     latents: Latents
     density: LocalDensity
     refinement: Refinement
+    elsewhere: Elsewhere
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers in the latents of an observation."""
+        return sum(site.event_shape.numel() for site in self.latents[0])
 
 
 def refine_rows(
-    pair: Pair, *, steps: int, stop: float, covariance: Covariance, seed: int, chunk: int
+    pair: Pair,
+    *,
+    steps: int = STEPS,
+    stop: float = STOP,
+    covariance: Covariance = "full",
+    seed: int = 0,
+    chunk: int = CHUNK,
+    dispersed: int = 0,
 ) -> Iterator[RefinedRows]:
     """Refine the observations of a pair that is ready, as many at a time as the memory is bounded to."""
     store, graphs = pyro.get_param_store(), Graphs()
@@ -238,6 +276,7 @@ def refine_rows(
         latents = local_sites(pair.model, _rows(pair, slice(0, None if pair.whole else 2)), {})
     sizes = {site.name: site.size for site in latents[0]}
     rows = pair.observations if pair.whole else max(1, POINTS // (2 * sum(sizes.values())))
+    chosen = sample_of(pair.observations, dispersed, seed)
     for start in range(0, pair.observations, rows):
         block = slice(start, min(start + rows, pair.observations))
         args = _rows(pair, block)
@@ -250,7 +289,13 @@ def refine_rows(
                 )
                 density.settle(begin.loc)
                 refinement = refined_normals(density, begin, steps=steps, stop=stop)
-        yield RefinedRows(block, latents, density, refinement)
+                looked_at = chosen[(chosen >= start) & (chosen < block.stop)] - start
+                refinement, elsewhere = refined_from_elsewhere(
+                    *(pair, args, density, refinement, torch.from_numpy(looked_at).to(begin.loc.device)),
+                    steps=steps,
+                    stop=stop,
+                )
+        yield RefinedRows(block, latents, density, refinement, elsewhere)
 
 
 def _rows(pair: Pair, block: slice) -> tuple[Tensor, ...]:

@@ -102,7 +102,7 @@ def plot_evidence(
                 pair["difference"], y - 0.22 + 0 * spread, s=16, color=COLORS[0], alpha=0.8, zorder=3
             )
         verdict = f"{pair['first'].item() if mean > 0 else pair['second'].item()} is better"
-        open_ = "not decided" if np.isfinite(pair["low"]) else "evidence not believed"
+        open_ = "not decided" if np.isfinite(pair["low"]) else "not believed"
         labels.append(f"{pair['pair'].item()}\n{verdict if bool(pair['decided']) else open_}")
     axes.set_yticks(range(rows - 1, -1, -1), labels)
     axes.set_ylim(-0.6, rows - 0.4)

@@ -24,7 +24,7 @@ from pyro_vae.study.measures import ScaleHistory
 from pyro_vae.study.pairs import make_pair
 from pyro_vae.study.sentences import Sentence, each_once, say, taken_along
 from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, fit
-from pyro_vae.svi.engines.many_steps import build_pays
+from pyro_vae.svi.engines.choice import build_pays
 from pyro_vae.svi.parallel.launch import hear, tell
 from pyro_vae.svi.state import saved as saved_fits
 from pyro_vae.svi.state.saved import SavedFit

@@ -268,7 +268,7 @@ def _draw_report(study: Study, folder: RunFolder) -> Path:
         config=dataclasses.asdict(study.config),
         record=folder.read_record(),
     )
-    write_whole(folder.report, page.encode())
+    write_whole(folder.report, page.encode(errors="backslashreplace"))
     return folder.report
 
 

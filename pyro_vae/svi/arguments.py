@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyro.optim import PyroOptim
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.svi.engines.captured import ENGINES
+from pyro_vae.svi.engines.choice import ENGINES
 from pyro_vae.svi.objectives.elbo import Objective
 
-__all__ = ["check_choices", "check_optimizer", "check_schedule"]
+__all__ = ["check_choices"]
 
 
 def check_choices(
@@ -40,17 +38,3 @@ def check_choices(
     for i, callback in enumerate(callbacks):
         if not callable(callback):
             raise TypeError(f"callbacks[{i}] is {callback!r}; give a function of an EpochRecord")
-
-
-def check_optimizer(made: Any) -> None:
-    """Raise a TypeError unless what ``optimizer`` has made is an optimizer."""
-    if not isinstance(made, Optimizer):
-        raise TypeError(f"optimizer made a {type(made).__name__}; let it return a torch.optim.Optimizer")
-
-
-def check_schedule(made: Any) -> None:
-    """Raise a TypeError unless what ``schedule`` has made is a schedule."""
-    if not isinstance(made, LRScheduler):
-        raise TypeError(
-            f"schedule made a {type(made).__name__}; let it return a torch.optim.lr_scheduler.LRScheduler"
-        )

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -17,16 +15,16 @@ from pyro_vae.arguments import check_numbers, check_programs
 from pyro_vae.batches.batches import Batches, DrawnAnew, as_batches, as_tensors
 from pyro_vae.batches.shares import share_of
 from pyro_vae.devices import resolve_device
-from pyro_vae.guides.heads import raw_parameters
-from pyro_vae.pairs.isolation import Program, empty_store, isolated, owner, training_mode
-from pyro_vae.pairs.parameters import bound, trainable_parameters
+from pyro_vae.pairs.isolation import Program, empty_store, isolated, training_mode
+from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
+from pyro_vae.pairs.parameters import bound
 from pyro_vae.pairs.placement import placed
-from pyro_vae.pairs.running import check_support, float_dtype, run_once, set_up
+from pyro_vae.pairs.running import check_support, float_dtype, run_once, support_check
 from pyro_vae.progress import progress_bar
-from pyro_vae.svi.arguments import check_choices, check_optimizer, check_schedule
-from pyro_vae.svi.engines.captured import EagerEngine
-from pyro_vae.svi.engines.choice import check_engine, make_engine
-from pyro_vae.svi.engines.threads import threads_for
+from pyro_vae.svi.arguments import check_choices
+from pyro_vae.svi.engines.choice import chain_of, check_engine
+from pyro_vae.svi.engines.optimizers import Optimization
+from pyro_vae.svi.engines.steps import threads_for
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
 from pyro_vae.svi.objectives.augmented import Augmented
@@ -34,10 +32,10 @@ from pyro_vae.svi.objectives.elbo import ELBO, Objective
 from pyro_vae.svi.parallel.launch import local_device
 from pyro_vae.svi.parallel.ranks import joined
 from pyro_vae.svi.result import Fit
-from pyro_vae.svi.state.identity import identity_of
-from pyro_vae.svi.state.resuming import Checkpoint, as_checkpoint, open_checkpoint
+from pyro_vae.svi.state.fit_state import identity_of
+from pyro_vae.svi.state.resuming import Checkpoint, open_checkpoint
 
-__all__ = ["fit", "fit_length", "make_optimizer"]
+__all__ = ["fit", "fit_length"]
 
 
 def fit(
@@ -76,10 +74,11 @@ def fit(
     model, guide
         The pair; modules are trained in place and moved to the device.
     data
-        A tensor or array (observation first), a tuple of them (passed as positional arguments), a ``Dataset``
-        or a ``DataLoader``. Tensors are kept on the device; a memory-mapped array (``numpy.load(path,
-        mmap_mode="r")``) stays in its file and is read batch by batch. Floating point is cast to the dtype of
-        the parameters.
+        A tensor, an array, a data frame or another array-like (observation first; a list of arrays has one
+        for each), a tuple of them (passed as positional arguments), a ``Dataset`` or a ``DataLoader``.
+        Tensors are kept on the device; a memory-mapped array (``numpy.load(path, mmap_mode="r")``) stays in
+        its file and is read batch by batch. Floating point is cast to the dtype of the parameters, and so are
+        integers that the pair does not take as they are.
     epochs, steps
         How long: passes over the data, or optimizer steps; 100 epochs if neither is given, the earlier end if
         both are.
@@ -104,17 +103,15 @@ def fit(
     engine
         ``"eager"`` runs Pyro at every step. ``"captured"`` replays the graph that Pyro leaves behind when it
         runs once. ``"native"`` makes that graph a C++ function that takes whole steps, many per call (needs a
-        C++ compiler, data in the CPU's memory, and Adam). ``"inductor"`` compiles the graph with torch's
-        compiler (10 to 15 seconds; needs a C++ compiler). ``"cuda-graph"`` records whole steps as a CUDA
-        graph, which starts each with one call; it has only been tested without a GPU. All take the same
-        steps, the compiled ones up to rounding. ``"auto"`` is the CUDA graph on CUDA; on the CPU it is native
-        if the fit is long enough to pay for the build (about 6,500 small steps, fewer large ones:
-        :func:`~pyro_vae.svi.engines.many_steps.build_pays`) and captured otherwise. What cannot be native,
-        compiled or recorded is captured, what cannot be captured runs eagerly, and the log says why. A graph
-        is compared with Pyro when it is built, when a plain attribute of the modules has changed, and every
-        250 steps (whole steps: 2,000).
+        C++ compiler, data in the CPU's memory, and Adam). ``"cuda-graph"`` records whole steps as a CUDA
+        graph, which starts each with one call. All take the same steps, native ones up to rounding.
+        ``"auto"`` is the CUDA graph on CUDA; on the CPU it is native if the fit is long enough to pay for the
+        build (about 6,500 small steps, fewer large ones: :func:`~pyro_vae.svi.engines.choice.build_pays`)
+        and captured otherwise. What cannot be native or recorded is captured, what cannot be captured runs
+        eagerly, and the log says why. A graph is compared with Pyro when it is built, when a plain attribute
+        of the modules has changed, and every 250 steps (whole steps: 2,000).
     validation
-        Held-out data in the form of ``data`` (no loaders); its loss is evaluated after every epoch with the
+        Held-out data in the form of ``data``; its loss is evaluated after every epoch with the
         same noise.
     patience
         Stop when the validation loss has not improved for so many epochs, and go back to the best parameters.
@@ -167,6 +164,8 @@ def fit(
     4
     """
     objective = ELBO() if objective is None else objective
+    numbers = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    check_numbers(**numbers, patience=patience, max_norm=max_norm)
     check_programs(model=model, guide=guide)
     check_choices(
         objective=objective,
@@ -176,157 +175,84 @@ def fit(
         schedule=schedule,
         callbacks=callbacks,
     )
-    check_numbers(
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        patience=patience,
-        max_norm=max_norm,
-    )
     if isinstance(data, DrawnAnew):
         objective = Augmented(objective, data.draw)
     if patience is not None and validation is None:
-        raise ValueError(
-            f"patience is {patience}, but there is no validation data to be patient about; give validation="
-        )
-    resolved = resolve_device(device)
-    if distributed:
-        resolved = local_device(resolved)
-    check_engine(engine, resolved)
+        raise ValueError(f"patience is {patience}, and there is no validation data to watch; give validation")
+    wanted = local_device(resolve_device(device)) if distributed else resolve_device(device)
+    check_engine(engine, wanted)
     dtype = float_dtype(model, guide)
-
-    def batches_on(device: torch.device) -> Batches:
-        return as_batches(data, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
-
-    optional = device == "auto" and engine != "cuda-graph" and not distributed
+    batches_on, floats = _batches_of(model, guide, data, batch_size=batch_size, seed=seed, dtype=dtype)
     resolved, batches = placed(
         model,
         guide,
-        lambda batch: objective.estimate(model, guide, batch),
+        functools.partial(objective.estimate, model, guide),
         batches_on,
-        resolved,
+        wanted,
         seed=seed,
-        optional=optional,
+        optional=device == "auto" and engine != "cuda-graph" and not distributed,
     )
-    held_out = (
-        None
-        if validation is None
-        else as_tensors(validation, device=resolved, dtype=dtype, name="validation")
-    )
-    check_support(model, data, "data")
+    held_out = None
+    if validation is not None:
+        held_out = as_tensors(validation, device=resolved, dtype=dtype, name="validation", floats=floats)
     check_support(model, validation, "validation")
     state = empty_store()
     with (
         joined(distributed, resolved) as ranks,
-        open_checkpoint(None if checkpoint is None else as_checkpoint(checkpoint), ranks) as saver,
+        open_checkpoint(checkpoint, ranks) as saver,
         isolated(model, guide, state=state, seed=seed),
         training_mode((model, guide), training=True),
     ):
         share = share_of(batches, ranks.rank, ranks.size)
-        first = share.first()
-        drawn = objective.batch(first) if isinstance(objective, Augmented) else first
-        count, flops = set_up(model, guide, drawn)
+        how = Optimization(objective, optimizer, schedule, lr, lr_multiplier, max_norm)
+        task, flops = how.of(model, guide, share.first(), ranks)
         if held_out is not None:
             with torch.no_grad():
                 run_once(model, guide, held_out, "validation")
-        parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
-        ranks.begin(model, guide, objective, parameters, first, rescaled=count(first) != len(first[0]))
-        made = make_optimizer(optimizer, parameters, guide, lr, lr_multiplier)
-        asked = engine if saver is None else saver.engine(engine)
-        loop = Loop(
-            model,
-            guide,
-            objective,
-            parameters,
-            EagerEngine(objective, model, guide, list(parameters.values())),
-            made,
-            None if schedule is None else _make_schedule(schedule, made),
-            max_norm,
-            count,
-            stopping=None if patience is None else EarlyStopping(patience),
-            ranks=ranks,
-        )
         total = fit_length(epochs, steps, len(batches))
-        make_engine(loop, batches, asked, steps=total, flops=flops)
-        if saver is not None:
-            options = {"lr": lr, "batch_size": batch_size, "seed": seed, "lr_multiplier": lr_multiplier}
-            options |= {"engine": engine, "device": resolved.type}
-            saver.begin(loop, batches, total, callbacks, identity_of(loop, batches, held_out, **options))
-        started = time.perf_counter() - (0.0 if saver is None else saver.seconds_before)
+        loop = Loop(
+            task,
+            chain_of(task, saver.engine(engine), steps=total, flops=flops),
+            by_name=engine != "auto",
+            stopping=None if patience is None else EarlyStopping(patience),
+        )
+        options = {"lr": lr, "batch_size": batch_size, "seed": seed, "lr_multiplier": lr_multiplier}
+        options |= {"engine": engine, "device": resolved.type}
+        saver.begin(loop, batches, total, callbacks, identity_of(loop, batches, held_out, **options))
+        started = time.perf_counter() - saver.seconds_before
         ranks.set_stream(seed, loop.step)
         with threads_for(flops), progress_bar(total, "fit", enabled=progress and ranks.leads) as show:
-            loop.run(
-                share,
-                total,
-                held_out if ranks.leads else None,
-                [lambda r: show(r.step, f"loss {r.loss:.4g} nats"), *callbacks],
-                *([] if saver is None else [saver.write_if_due]),
-            )
-        if saver is not None:
-            saver.try_to_write()
+            callbacks = [lambda record: show(record.step, f"loss {record.loss:.4g} nats"), *callbacks]
+            loop.run(share, total, held_out if ranks.leads else None, callbacks, saver.write_if_due)
+        saver.try_to_write()
         if loop.stopping is not None:
             loop.stopping.restore_best(loop.tensors())
-        seconds = time.perf_counter() - started
-    return Fit(
-        bound(model, state),
-        bound(guide, state),
-        loop.recorder,
-        seed,
-        str(resolved),
-        loop.engine_name,
-        loop.step / max(seconds, 1e-9),
-        _state=state,
-    )
+        rate = loop.step / max(time.perf_counter() - started, 1e-9)
+    programs = bound(model, state), bound(guide, state)
+    return Fit(*programs, loop.recorder, seed, str(resolved), loop.engine, rate, _state=state)
+
+
+def _batches_of(
+    model: Program, guide: Program, data: Any, *, batch_size: int, seed: int, dtype: torch.dtype
+) -> tuple[Callable[[torch.device], Batches], Sequence[int]]:
+    """What makes the batches of the data on a device, and which parts of them become floating point though
+    they hold integers."""
+    check = support_check(model)
+
+    def batches_on(device: torch.device, floats: Sequence[int]) -> Batches:
+        return as_batches(
+            data, batch_size=batch_size, seed=seed, device=device, dtype=dtype, floats=floats, check=check
+        )
+
+    floats: Sequence[int] = []
+    if may_hold_integers(data):
+        first = batches_on(torch.device("cpu"), []).first()
+        floats = meant_as_floats(model, guide, first, dtype, seed=seed)
+    return functools.partial(batches_on, floats=floats), floats
 
 
 def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:
-    """Steps of a fit with so many batches in an epoch."""
+    """Count the steps of a fit whose epochs have ``batches`` of them."""
     if not (epochs or steps):
         return 100 * batches
     return int(min(steps or math.inf, (epochs or math.inf) * batches))
-
-
-def make_optimizer(
-    factory: Callable[..., Optimizer] | None,
-    parameters: dict[str, Tensor],
-    guide: Program,
-    lr: float,
-    lr_multiplier: str | None,
-) -> Optimizer:
-    """The optimizer; under ``lr_multiplier="matched"`` the raw scales are a group each, with rate lr / slope.
-
-    Adam divides a gradient by its own size plus eps. The gradient of raw is that of log σ times the slope, so
-    eps takes the slope too: then the step of raw is that of log σ / slope, exactly, and log σ moves as it
-    would if the optimizer moved it itself.
-    """
-    factory = functools.partial(torch.optim.Adam, fused=True) if factory is None else factory
-    slopes = _raw_slopes(guide) if lr_multiplier == "matched" else {}
-    plain = [parameter for parameter in parameters.values() if id(parameter) not in slopes]
-    made = factory([{"params": plain}] if plain else [], lr=lr)
-    check_optimizer(made)
-    for parameter in parameters.values():
-        if id(parameter) in slopes:
-            slope = slopes[id(parameter)]
-            group: dict[str, Any] = {"params": [parameter], "lr": lr / slope}
-            if "eps" in made.defaults:
-                group["eps"] = made.defaults["eps"] * slope
-            made.add_param_group(group)
-    return made
-
-
-def _make_schedule(factory: Callable[[Optimizer], LRScheduler], optimizer: Optimizer) -> LRScheduler:
-    made = factory(optimizer)
-    check_schedule(made)
-    return made
-
-
-def _raw_slopes(guide: Program) -> dict[int, float]:
-    """d log σ / d raw at the start, by the identity of each parameter that puts out a raw scale."""
-    module = owner(guide)
-    return (
-        {}
-        if module is None
-        else {id(parameter): slope for parameter, slope in raw_parameters(module).values()}
-    )

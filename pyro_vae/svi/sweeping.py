@@ -1,49 +1,49 @@
-"""``sweep``: the fits of many seeds of one pair, made together where that is faster."""
+"""``sweep``: the fits of many seeds of one pair, on threads where that is faster."""
 
 import difflib
+import functools
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.arguments import check_numbers, parameters_of
-from pyro_vae.batches.batches import Batch
-from pyro_vae.batches.files import is_mapped
-from pyro_vae.devices import resolve_device
-from pyro_vae.pairs.isolation import training_mode
+from pyro_vae.arguments import check_numbers, check_programs, parameters_of
+from pyro_vae.arrays import is_mapped
+from pyro_vae.batches.batches import ArrayBatches, Batch, as_tensors
+from pyro_vae.devices import forked_streams, resolve_device
+from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, training_mode
+from pyro_vae.pairs.numbers import meant_as_floats
+from pyro_vae.pairs.parameters import bound
+from pyro_vae.pairs.running import check_support, float_dtype
 from pyro_vae.svi.arguments import check_choices
-from pyro_vae.svi.engines.many_steps import build_pays
-from pyro_vae.svi.engines.threads import WORTH_A_SECOND_THREAD, threads_for
-from pyro_vae.svi.fitting import fit, fit_length, make_optimizer
-from pyro_vae.svi.loop import BAD_STEPS_IN_A_ROW
-from pyro_vae.svi.members import MakePair, Member, OneByOneError, make_members, seeded_pair, set_up_members
-from pyro_vae.svi.native_seeds import NativeSeeds
+from pyro_vae.svi.engines.captured import CapturedSteps
+from pyro_vae.svi.engines.choice import build_pays
+from pyro_vae.svi.engines.many_steps import MOST_BUILDS, NativeSteps
+from pyro_vae.svi.engines.native import NativeFunction
+from pyro_vae.svi.engines.optimizers import Optimization
+from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken, threads_for
+from pyro_vae.svi.fitting import fit, fit_length
+from pyro_vae.svi.loop import Loop
+from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
 from pyro_vae.svi.objectives.elbo import ELBO
 from pyro_vae.svi.result import Fit
-from pyro_vae.svi.vectorized import VectorizedSteps
 
 __all__ = ["sweep"]
 
 logger = logging.getLogger(__name__)
 
-OF_VECTORIZED = {
-    "epochs",
-    "steps",
-    "batch_size",
-    "lr",
-    "objective",
-    "max_norm",
-    "progress",
-    "device",
-    "engine",
-}
-OF_NATIVE = OF_VECTORIZED | {"optimizer", "schedule", "lr_multiplier"}
+MakePair = Callable[[], tuple[Program, Program]]
+
+OF_OPTIMIZATION = {"objective", "optimizer", "schedule", "lr", "lr_multiplier", "max_norm"}
+OF_THREADS = OF_OPTIMIZATION | {"epochs", "steps", "batch_size", "progress", "device", "engine"}
 
 
 def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) -> list[Fit]:
@@ -55,19 +55,17 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
 
     1. **Threads over the native function**, one fit each: where it can express the graph, there is a C++
        compiler, and the steps of all seeds together are worth its build
-       (:func:`~pyro_vae.svi.engines.many_steps.build_pays`) or ``engine="native"`` is given. 8 seeds of a
+       (:func:`~pyro_vae.svi.engines.choice.build_pays`) or ``engine="native"`` is given. 8 seeds of a
        64-128-8 network, 1,000 steps each on 2 cores, take 0.3 of the time of captured fits one after another,
-       with an empty cache of builds 0.45 (``benchmarks/results/sweep.md``).
-    2. **All seeds in one step**, the captured graph vectorized over them, for steps of less than 100 MFLOP
-       whose graph draws only normal noise and changes no buffers; larger ones fill the processor already.
-    3. **Processes**, where a ``joblib.parallel_config`` with more than one job is active: workers on this
+       with an empty cache of builds 0.45 (``benchmarks/results/sweep.md``). It needs tensors on the CPU, and
+       options among ``epochs``, ``steps``, ``batch_size``, ``lr``, ``objective``, ``max_norm``,
+       ``optimizer``, ``schedule``, ``lr_multiplier``, ``engine``, ``device`` and ``progress``.
+    2. **Processes**, where a ``joblib.parallel_config`` with more than one job is active: workers on this
        machine, with any of joblib's backends. For pairs that only run eagerly, as much is gained as there
        are cores.
-    4. One after another.
+    3. One after another.
 
-    The first two need tensors on the CPU, and options among ``epochs``, ``steps``, ``batch_size``, ``lr``,
-    ``objective``, ``max_norm``, ``engine``, ``device`` and ``progress``; threads also take ``optimizer``,
-    ``schedule`` and ``lr_multiplier``. The log says why the ones before were not chosen.
+    The log says why it is not threads.
 
     Parameters
     ----------
@@ -83,8 +81,8 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
     Returns
     -------
     list of Fit
-        In the order of ``seeds``. Where they were fitted together, ``engine`` is ``"native"`` or
-        ``"vectorized"``, and ``steps_per_second`` counts the steps of all.
+        In the order of ``seeds``. Where they were fitted on threads, ``engine`` is ``"native"``, and
+        ``steps_per_second`` counts the steps of all.
 
     Raises
     ------
@@ -104,8 +102,8 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
     _check_sweep(make_pair, seeds, options)
     seeds = list(seeds)
     try:
-        return _fit_together(make_pair, seeds, data, options)
-    except OneByOneError as reason:
+        return _fit_on_threads(make_pair, seeds, data, options)
+    except CannotError as reason:
         logger.info("each seed is fitted by itself: %s", reason)
     return _fit_apart(make_pair, seeds, data, options)
 
@@ -146,78 +144,141 @@ def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
     resolve_device(options.get("device", "auto"))
 
 
-def _fit_together(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:
-    _check_that_fits_can_meet(seeds, data, options)
-    members = make_members(make_pair, seeds, data, options.get("batch_size") or 128)
-    total = fit_length(options.get("epochs"), options.get("steps"), len(members[0].batches))
-    with ExitStack() as modes:
-        for member in members:
-            modes.enter_context(training_mode((member.model, member.guide), training=True))
-        count, flops = set_up_members(members)
-        started, cores = time.perf_counter(), torch.get_num_threads()
-        with threads_for(flops):
+class SeedSteps(NativeSteps):
+    """The native steps of one seed among several: noise from a stream of its own, one thread, and no step
+    that is not native, for Pyro and torch's own stream belong to all."""
+
+    most_functions, any_size, most_bad = 2 * MOST_BUILDS, True, BAD_STEPS_IN_A_ROW
+
+    def __init__(self, captured: CapturedSteps, seed: int) -> None:
+        super().__init__(captured)
+        self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
+
+    def make(self, graph: fx.GraphModule, batch: Batch) -> NativeFunction:
+        """Compile the function, or take the one that was compiled for another seed."""
+        task = self.task
+        return NativeFunction(
+            graph,
+            task.leaves,
+            batch,
+            task.optimizer,
+            max_norm=task.max_norm,
+            most_bad=self.most_bad,
+            threads=1,
+            generator=self.generator,
+        )
+
+    def take_one(self, ahead: Ahead, plan: Plan) -> Taken:  # noqa: ARG002
+        """End the epoch, or the fit where its steps are no longer finite."""
+        if plan.bad_in_a_row < self.most_bad:
+            return Taken([], 0)
+        raise CannotError(f"{plan.bad_in_a_row} steps of seed {self.seed} are not finite")
+
+
+class _SeedFit:
+    """The fit of one seed, for a thread."""
+
+    def __init__(
+        self, seed: int, pair: tuple[Program, Program], batches: ArrayBatches, how: Optimization
+    ) -> None:
+        self.seed, self.pair, self.batches, self.state = seed, pair, batches, empty_store()
+        with isolated(*pair, state=self.state, seed=seed):
+            self.task, self.flops = how.of(*pair, batches.first())
+        self.task.alone = functools.partial(isolated, *pair, state=self.state)
+        self.captured = CapturedSteps(self.task)
+        self.loop = Loop(self.task, [])
+
+    def prepare(self, first: "_SeedFit") -> None:
+        """Have the functions for batches of all sizes, by the graphs of the first seed where they serve."""
+        mine, theirs = ([(n, p.shape, p.dtype) for n, p in f.task.parameters.items()] for f in (self, first))
+        if mine != theirs:
+            raise CannotError("make_pair gives pairs whose parameters differ in name or shape")
+        self.captured.like = None if self is first else first.captured
+        steps = SeedSteps(self.captured, self.seed)
+        sizes = {self.batches.batch_size, self.batches.observations % self.batches.batch_size}
+        steps.prepare(self.batches.tensors, sorted(sizes - {0}))
+        self.loop.chain.append(steps)
+
+    def result(self, steps_per_second: float) -> Fit:
+        model, guide = (bound(program, self.state) for program in self.pair)
+        loop, state = self.loop, self.state
+        return Fit(model, guide, loop.recorder, self.seed, "cpu", loop.engine, steps_per_second, _state=state)
+
+
+def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:
+    """A loop for each seed, on as many threads as there are cores.
+
+    The generated function runs without Python's lock, so threads share the cores with nothing to wait for.
+    Pyro runs before, when the graph is captured and compared with Pyro for every seed, and when it is
+    compared again; threads take turns then.
+
+    Raises
+    ------
+    CannotError
+        If a seed cannot be fitted by native steps alone.
+    """
+    _check_that_threads_can(seeds, data, options)
+    pairs = [seeded_pair(make_pair, seed) for seed in seeds]
+    dtype, batch_size = float_dtype(*pairs[0]), options.get("batch_size", 128)
+    whole = as_tensors(data, device=torch.device("cpu"), dtype=dtype)
+    floats = meant_as_floats(*pairs[0], tuple(part[:batch_size] for part in whole), dtype, seed=seeds[0])
+    tensors = tuple(part.to(dtype) if i in floats else part for i, part in enumerate(whole))
+    check_support(pairs[0][0], data, "data")
+    how = Optimization(**{name: options[name] for name in OF_OPTIMIZATION & {*options} if options[name]})
+    started, cores, stop = time.perf_counter(), torch.get_num_threads(), threading.Event()
+
+    def begun(seed: int, pair: tuple[Program, Program]) -> _SeedFit:
+        return _SeedFit(seed, pair, ArrayBatches(tensors, batch_size, seed), how)
+
+    def check_stop() -> None:
+        if stop.is_set():
+            raise CannotError("the fit of another seed has ended")
+
+    first = begun(seeds[0], pairs[0])
+    total = fit_length(options.get("epochs"), options.get("steps"), len(first.batches))
+    if options.get("engine") != "native" and not build_pays(len(seeds) * total, first.flops):
+        raise CannotError(f"{len(seeds)} times {total} steps are not worth a build")
+    with training_mode([program for pair in pairs for program in pair], training=True):
+        with threads_for(first.flops):
+            fits = [first, *map(begun, seeds[1:], pairs[1:])]
+            for one in fits:
+                one.prepare(first)
+        with ThreadPoolExecutor(min(len(fits), cores)) as threads:
             try:
-                run: NativeSeeds | VectorizedSteps = _native(members, options, count, total, flops, cores)
-                way = "native"
-            except OneByOneError as reason:
-                logger.info("the seeds are not fitted by threads over the native function: %s", reason)
-                run, way = _vectorized(members, options, count, flops), "vectorized"
-            run.run(total)
-        seconds = time.perf_counter() - started
-    rate = len(members) * total / max(seconds, 1e-9)
-    return [member.fit(way, rate) for member in members]
+                for done in [
+                    threads.submit(one.loop.run, one.batches, total, save=check_stop) for one in fits
+                ]:
+                    done.result()
+            except BaseException:  # an interrupt, too: the others end after the call that they are in
+                stop.set()
+                raise
+    rate = len(fits) * total / max(time.perf_counter() - started, 1e-9)
+    return [one.result(rate) for one in fits]
 
 
-def _check_that_fits_can_meet(seeds: list[int], data: Any, options: dict[str, Any]) -> None:
+def _check_that_threads_can(seeds: list[int], data: Any, options: dict[str, Any]) -> None:
     if len(seeds) < 2:
-        raise OneByOneError(f"there are {len(seeds)} of them")
-    if set(options) - OF_NATIVE:
-        raise OneByOneError(f"{', '.join(sorted(set(options) - OF_NATIVE))} given")
+        raise CannotError(f"there are {len(seeds)} of them")
+    if set(options) - OF_THREADS:
+        raise CannotError(f"{', '.join(sorted(set(options) - OF_THREADS))} given")
     if options.get("engine", "auto") not in ("auto", "native"):
-        raise OneByOneError(f"engine={options['engine']!r} given")
+        raise CannotError(f"engine={options['engine']!r} given")
     device = resolve_device(options.get("device", "auto"))
     if device.type != "cpu" or isinstance(data, Dataset | DataLoader):
-        raise OneByOneError("only tensors in the CPU's memory can be shared by all")
+        raise CannotError("only tensors in the CPU's memory can be shared by all")
     if any(map(is_mapped, data if isinstance(data, tuple) else (data,))):
-        raise OneByOneError("memory-mapped data are read batch by batch")
+        raise CannotError("memory-mapped data are read batch by batch")
 
 
-def _native(
-    members: list[Member],
-    options: dict[str, Any],
-    count: Callable[[Batch], int],
-    total: int,
-    flops: float,
-    cores: int,
-) -> NativeSeeds:
-    if options.get("engine") != "native" and not build_pays(len(members) * total, flops):
-        raise OneByOneError(f"{len(members)} times {total} steps are not worth a build")
-    lr, lr_multiplier, schedule = options.get("lr"), options.get("lr_multiplier"), options.get("schedule")
-    optimizers = [
-        make_optimizer(options.get("optimizer"), member.parameters, member.guide, lr or 1e-3, lr_multiplier)
-        for member in members
-    ]
-    return NativeSeeds(
-        members,
-        options.get("objective") or ELBO(),
-        optimizers,
-        [None if schedule is None else schedule(optimizer) for optimizer in optimizers],
-        options.get("max_norm"),
-        count,
-        BAD_STEPS_IN_A_ROW,
-        cores,
-    )
-
-
-def _vectorized(
-    members: list[Member], options: dict[str, Any], count: Callable[[Batch], int], flops: float
-) -> VectorizedSteps:
-    if set(options) - OF_VECTORIZED:
-        raise OneByOneError(f"{', '.join(sorted(set(options) - OF_VECTORIZED))} given")
-    if flops >= WORTH_A_SECOND_THREAD:
-        raise OneByOneError(f"a step has {flops / 1e6:.0f} MFLOP, which fills the processor by itself")
-    objective, lr, max_norm = options.get("objective") or ELBO(), options.get("lr"), options.get("max_norm")
-    return VectorizedSteps(members, objective, lr or 1e-3, max_norm, count)
+def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
+    """Make a pair after ``torch.manual_seed(seed)``; the stream outside does not move."""
+    with one_at_a_time(), forked_streams():
+        torch.manual_seed(seed)
+        pair = make_pair()
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise TypeError(f"make_pair made a {type(pair).__name__}; let it return a model and a guide")
+    check_programs(model=pair[0], guide=pair[1])
+    return pair
 
 
 def _fit_apart(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:

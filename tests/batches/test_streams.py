@@ -10,11 +10,13 @@ import torch
 import zarr
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vae.batches.files import is_file_array, read_rows
+from pyro_vae.arrays import is_file_array
+from pyro_vae.batches.files import read_rows
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import PPCA
 from pyro_vae.posterior import calibrate, diagnose
 from pyro_vae.svi import fit
+from tests import seeds
 
 pytestmark = pytest.mark.arviz
 
@@ -29,7 +31,7 @@ def pair() -> tuple[PPCA, AmortizedNormal]:
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    return torch.randn(N, 3, generator=torch.Generator().manual_seed(1))
+    return torch.randn(N, 3, generator=seeds.generator(1))
 
 
 def in_file(kind: str, x: torch.Tensor, folder: Path) -> Any:

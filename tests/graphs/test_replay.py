@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.graphs.replay import make_replay
+from tests import seeds
 
 aten = torch.ops.aten
-X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+X = torch.randn(4, 3, dtype=torch.float64, generator=seeds.generator(0))
 
 CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "functions of one tensor": lambda x: x.exp().log1p().sigmoid().tanh().neg().expm1().abs().sqrt().log(),

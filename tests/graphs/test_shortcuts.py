@@ -8,10 +8,11 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.graphs.shortcuts import take_shortcuts
+from tests import seeds
 from tests.graphs.test_simplification import operations
 
 aten = torch.ops.aten
-X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+X = torch.randn(4, 3, dtype=torch.float64, generator=seeds.generator(0))
 ROW = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 
 

@@ -8,9 +8,10 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.graphs.simplification import simplify
+from tests import seeds
 
 aten = torch.ops.aten
-X = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+X = torch.randn(4, 3, dtype=torch.float64, generator=seeds.generator(0))
 
 
 def operations(graph: fx.GraphModule) -> list[str]:

@@ -8,6 +8,8 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from tests import seeds
+
 
 class LinearGaussian(PyroModule):
     """z ~ N(0, I), x | z ~ N(W z, noise² I)."""
@@ -71,7 +73,7 @@ class GaussianGuide(PyroModule):
 
 
 def dense(latent_dim: int = 3, features: int = 6, seed: int = 1) -> LinearGaussian:
-    """A model with a correlated posterior."""
+    """A model with a correlated posterior; it is given, so that it is as hard on every random stream."""
     return LinearGaussian(torch.randn(features, latent_dim, generator=torch.Generator().manual_seed(seed)))
 
 
@@ -82,7 +84,7 @@ def diagonal(latent_dim: int = 2, noise: float = 0.5) -> LinearGaussian:
 
 def observations(model: LinearGaussian, n: int, seed: int = 0) -> Tensor:
     """Data from the model."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     z = torch.randn(n, model.weight.shape[1], generator=generator)
     noise = torch.randn(n, len(model.weight), generator=generator)
     return z @ model.weight.T + model.noise * noise

@@ -10,7 +10,7 @@ from scipy import stats
 
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import PPCA
-from pyro_vae.posterior import calibrate, coverage_reading
+from pyro_vae.posterior import calibrate, coverage_reading, sandwich_reading
 from tests.posterior.gaussians import GaussianGuide, dense, diagonal, observations
 
 pytestmark = pytest.mark.arviz
@@ -152,6 +152,177 @@ def test_arviz_draws_the_transforms():
     tree = arviz_base.from_dict({"prior_sbc": {"z": pit.values[None]}}, dims={"z": ["latent"]})
     arviz_plots.plot_ecdf_pit(tree, backend="matplotlib")
     pyplot.close("all")
+
+
+def by_latent(scales, shift=0.0):
+    """z ~ N(0, I), x ~ N(z, I), a guide with these multiples of the posterior's standard deviations."""
+    factors = torch.tensor(scales)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(scales)), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + shift * 0.5**0.5, 0.5**0.5 * factors).to_event(1))
+
+    return model, guide
+
+
+def reading_of(scales, shift=0.0, n=1000, seed=0):
+    pair, data = by_latent(scales, shift), torch.zeros(2, len(scales))
+    return coverage_reading(calibrate(*pair, n, data=data, seed=seed, joint_draws=50))
+
+
+class TestReading:
+    """Said where it must be, and not where it must not."""
+
+    @pytest.mark.parametrize(
+        ("scales", "shift", "said"),
+        [
+            ([0.5] + [1.3] * 7, 0.0, "too narrow in z[0] (5"),
+            ([0.6, 3.0], 0.0, "too wide in z[1] (100%)"),
+            ([1.3], 0.8, "beside the posterior"),
+            ([0.8] + [1.0] * 7, 0.0, "too narrow in z[0] (8"),
+            ([0.7, 0.7], 0.0, "q is too narrow: its 90% intervals cover 7"),
+            ([1.6, 1.6], 0.0, "q is too wide: its 90% intervals cover 99%"),
+        ],
+    )
+    def test_faults_of_single_latents_do_not_cancel(self, scales, shift, said):
+        found = reading_of(scales, shift)
+        assert said in found
+        assert "is right" not in found
+
+    @pytest.mark.parametrize("latents", [1, 8])
+    def test_an_exact_guide_is_right(self, latents):
+        """Of 40 calibrations, each of which is called wrong with probability 1%: six are one in a million."""
+        alarms = [
+            not reading_of([1.0] * latents, n=200, seed=s).startswith("the width of q is right: ")
+            for s in range(40)
+        ]
+        assert sum(alarms) < 6
+
+    def test_uniform_p_counts_the_latents(self):
+        """Any of eight below 0.05 in 5% of the calibrations; without Bonferroni in 34%."""
+        pair, data = by_latent([1.0] * 8), torch.zeros(2, 8)
+        found = [
+            calibrate(*pair, 200, data=data, seed=s, joint_draws=2)["uniform_p"].min() for s in range(60)
+        ]
+        assert sum(float(p) < 0.05 for p in found) <= 10
+
+    def test_seeds_are_judged_together(self):
+        import xarray as xr
+
+        one = calibrate(*by_latent([0.9]), 1000, data=torch.zeros(2, 1), joint_draws=2)
+        several = xr.concat([one] * 3, "seed")
+        assert "too narrow" in coverage_reading(several)
+
+
+class TestJoint:
+    """A guide whose marginals are right and that is wrong."""
+
+    def test_the_prior_is_calibrated_and_says_nothing(self):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def prior(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+
+        found = calibrate(model, prior, data=torch.zeros(2))
+        assert found["uniform_p"].item() > 0.01
+        assert found["joint_p"].item() < 1e-4
+        assert "not jointly" in coverage_reading(found)
+
+    def test_right_marginals_without_their_correlation(self):
+        model = dense()
+        guide = GaussianGuide(model, scale=model.covariance.diagonal().sqrt())
+        found = calibrate(model, guide, data=observations(model, 5))
+        assert found["uniform_p"].min() > 0.01
+        assert found["joint_p"].item() < 1e-3
+        exact = calibrate(model, GaussianGuide.exact(model), data=observations(model, 5))
+        assert exact["joint_p"].item() > 0.01
+
+
+class TestSandwich:
+    def test_bounds_hold_the_evidence_and_meet_for_the_exact_guide(self):
+        model = dense()
+        found = calibrate(model, GaussianGuide.exact(model), data=observations(model, 5))
+        np.testing.assert_allclose(found["evidence_lower"], found["evidence_upper"], atol=1e-8)
+        assert found["sandwich"].item() < 1e-8
+        assert "known to within 0.00" in sandwich_reading(found)
+
+    def test_a_narrow_guide_does_not_bound_it(self):
+        model = dense()
+        x = observations(model, 5)
+        found, exact = (calibrate(model, GaussianGuide.exact(model, f), data=x) for f in (0.4, 1.0))
+        truth = float(exact["evidence_lower"].mean())  # of the same simulated data
+        assert float(found["evidence_lower"].mean()) < truth < float(found["evidence_upper"].mean())
+        assert found["sandwich"].item() > 0.5
+        assert "do not bound it" in sandwich_reading(found)
+        more = calibrate(model, GaussianGuide.exact(model, 0.4), data=x, joint_draws=2000)
+        assert more["sandwich"].item() < found["sandwich"].item()
+
+    def test_auxiliary_draws_leave_the_upper_bound_open(self):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                u = pyro.sample("u", dist.Normal(x / 2, 0.5**0.5), infer={"is_auxiliary": True})
+                pyro.sample("z", dist.Delta(u))
+
+        found = calibrate(model, guide, data=torch.zeros(2), n=50)
+        assert np.isnan(found["sandwich"])
+        assert "no upper bound" in sandwich_reading(found)
+
+
+def test_discrete_latents_are_ranked_with_ties_broken_at_random():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+
+    def guide(x):
+        one, zero = (dist.Normal(at, 1.0).log_prob(x) for at in (2.0, 0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=one - zero + np.log(0.4 / 0.6)))
+
+    found = calibrate(model, guide, data=torch.zeros(2), draws=200)
+    assert found.attrs["method"] == "ranks"
+    assert coverage_reading(found).startswith("the width of q is right")
+    assert found["uniform_p"].item() > 0.01
+
+    def sure(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli((x > 1).double() * 0.98 + 0.01))
+
+    assert not coverage_reading(calibrate(model, sure, data=torch.zeros(2))).startswith("the width of q is r")
+
+
+def test_a_plate_inside_the_data_plate():
+    """Latents of an observation lie in front of it there: a transpose, and no reshape."""
+
+    def model(x):
+        with pyro.plate("data", len(x)), pyro.plate("latent", 3, dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.tensor([[0.0], [5.0], [-5.0]]), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), pyro.plate("latent", 3, dim=-2):
+            loc = (x.T + torch.tensor([[0.0], [5.0], [-5.0]])) / 2
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+    found = calibrate(model, guide, data=torch.zeros(4, 3))
+    assert found.attrs["method"] == "exact"
+    assert list(found["latent"].values) == ["z[0]", "z[1]", "z[2]"]
+    np.testing.assert_allclose(found["coverage"].sel(level=0.9), 0.9, atol=0.04)
+    assert found["uniform_p"].min() > 0.01
 
 
 class TestErrors:

@@ -13,11 +13,16 @@ from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, obse
 pytestmark = pytest.mark.arviz
 
 
-def guides(seeds=4, n=300, gaps=(0.0, 0.5), noise=0.2, level=-100.0, seed=0):
-    """Log evidence of guides that share what is hard about an observation."""
-    rng = np.random.default_rng(seed)
+def guides(seeds=4, n=300, gaps=(0.0, 0.5), noise=0.2, level=-100.0):
+    """Log evidence of guides that share what is hard about an observation.
+
+    The fits of each guide are spread evenly over ±``noise``, of every second guide in reverse: whether a
+    difference between guides is decided is then no matter of luck.
+    """
+    rng = np.random.default_rng(0)
     hard = rng.normal(level, 10, size=(1, n))
-    shift = rng.normal(0, noise, size=(len(gaps), seeds, 1))
+    spread = np.linspace(-noise, noise, seeds)[:, None]
+    shift = [spread if i % 2 else -spread for i in range(len(gaps))]
     return {
         name: {"log_evidence": hard - gap + shift[i] + rng.normal(0, noise, (seeds, n))}
         for i, (name, gap) in enumerate(zip("abcdefgh", gaps, strict=False))
@@ -76,7 +81,9 @@ def test_what_varies_more_between_seeds_than_between_guides_is_not_decided():
 def test_a_clear_difference_is_decided():
     table = compare(guides(gaps=(2.0, 0.0), noise=0.1))
     assert table["decided"].all()
-    assert answer(table).startswith("b has the higher log evidence: it beats a by 2.02 nats")
+    by = table.loc["a", "diff"]
+    assert by == pytest.approx(-2, abs=5 * 0.1 * (2 / 1200) ** 0.5)  # 4 fits of each, 300 observations
+    assert answer(table).startswith(f"b has the higher log evidence: it beats a by {-by:.2f} nats")
 
 
 def test_the_same_guide_twice_decides_nothing():
@@ -98,8 +105,10 @@ def test_a_permuted_copy_decides_nothing_and_a_worse_guide_is_found():
 
     table = compare({"guide": fits(model, 1.0), "permuted": fits(turned, 1.0)})
     assert not table["decided"].any()
+    # Nothing is decided in 95 of 100 cases. What the evidence varies by: 1 / ESS = 0.9 × 200, as a Gaussian
+    # that is a tenth too narrow has it in three dimensions; two guides, 3 fits of 60 observations each.
     table = compare({"guide": fits(model, 0.9), "permuted": fits(turned, 0.9)})
-    assert not table["decided"].any()
+    assert abs(table["diff"].iloc[1]) < 5 * (2 * (1 / 0.9 - 1) / 200 / 180) ** 0.5
     table = compare({"right": fits(model, 1.0), "narrow": fits(model, 0.5)}, shared_model=True)
     assert table.index[0] == "right"
     assert table["decided"].all()

@@ -23,6 +23,7 @@ from pyro_vae.posterior import (
     repair,
 )
 from pyro_vae.posterior.preparation import prepare
+from tests import seeds
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, diagonal, observations
 
 pytestmark = pytest.mark.arviz
@@ -54,7 +55,7 @@ class ExampleVAE(nn.Module):
 
 
 def bits(n=5, features=6):
-    return (torch.rand(n, features, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    return (torch.rand(n, features, generator=seeds.generator(0)) > 0.5).float()
 
 
 def brute_force(model, guide, x, z):

@@ -11,6 +11,8 @@ from pyro.infer import autoguide
 from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import Tensor, nn
 
+from tests import seeds
+
 D, H, Z = 6, 5, 2
 
 
@@ -209,4 +211,6 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 
 def observations(n: int = 8) -> Tensor:
     """Binary rows with at least one 1 in the first column."""
-    return (torch.rand(n, D, generator=torch.Generator().manual_seed(1)) < 0.5).to(torch.get_default_dtype())
+    x = (torch.rand(n, D, generator=seeds.generator(1)) < 0.5).to(torch.get_default_dtype())
+    x[0, 0] = 1.0
+    return x

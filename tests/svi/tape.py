@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import CannotError
 
 aten = torch.ops.aten
 WAITS = (aten._local_scalar_dense.default, aten.item.default, aten.nonzero.default, aten.equal.default)
@@ -29,7 +29,7 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in WAITS:
-            raise UnsupportedError(f"{func} waits for the device")
+            raise CannotError(f"{func} waits for the device")
         if func._schema.is_mutable:
             self.calls.append((func, args, kwargs, []))
             return args[0] if func._schema.returns else None

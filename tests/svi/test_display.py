@@ -11,6 +11,7 @@ from torch import nn
 from pyro_vae import guides, models
 from pyro_vae.svi import Fit, fit
 from pyro_vae.svi.display import epoch_losses, html_table, loss_figure
+from tests import seeds
 
 
 def history_of(loss: list[float], epoch_step: list[int], validation: list[float]) -> xr.Dataset:
@@ -22,7 +23,7 @@ def history_of(loss: list[float], epoch_step: list[int], validation: list[float]
 
 @pytest.fixture
 def fitted() -> Fit:
-    x = torch.randn(32, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(32, 5, generator=seeds.generator(0))
     model = models.VAE(nn.Linear(2, 5), 2, "normal")
     guide = guides.AmortizedNormal(model, nn.Linear(5, 8))
     return fit(model, guide, x, epochs=3, batch_size=16, validation=x[:8], progress=False)

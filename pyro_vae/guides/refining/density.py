@@ -2,13 +2,14 @@
 
 A row is one observation at one point. Rows of any observations go through the model together, so that what
 still moves is all that is computed. A batch that comes often is captured as a graph, which is replayed
-without Pyro and without autograd; what cannot be traced, or does not agree with Pyro, stays with Pyro.
+without Pyro and without autograd, and without computing anew what depends on the data alone; what cannot be
+traced, or does not agree with Pyro, stays with Pyro.
 """
 
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.graphs.replay import make_replay
+from pyro_vae.graphs.splitting import split_by_rows
 from pyro_vae.graphs.tracing import capture
 from pyro_vae.guides.refining.placement import evaluating, log_joint
 
@@ -29,11 +31,11 @@ CHUNK = 4096
 enough for the activations to stay near the processor."""
 
 SMALLEST_BATCH = 64
-"""Graphs are made for CHUNK rows, a quarter of it, and so on; a batch between two is filled up."""
+"""Graphs are made for CHUNK rows, half of it, and so on; a batch between two is filled up."""
 
-PATIENCE = 100
-"""How often a batch of one size runs in Pyro before it is captured. A capture takes as long as about so many
-times of what it saves."""
+PATIENCE, SMALLEST_COST = 80_000, 1000
+"""How many rows run in Pyro before a batch of their size is captured, where a batch costs as much as a thousand
+rows before there is any. By then a capture would have paid for itself."""
 
 AGREEMENT = 1e-3
 """Relative to the largest number: kernels may sum in another order, while anything frozen is off by more."""
@@ -41,11 +43,27 @@ AGREEMENT = 1e-3
 Replay = Callable[..., Sequence[Tensor]]
 
 
+class Captured(NamedTuple):
+    """A density as a graph of ``(free, *shared, *own)``, in two parts where that saves something.
+
+    Attributes
+    ----------
+    once
+        Of the tensors with a row for each observation, what the density needs of them; None if that is
+        themselves.
+    each
+        The density, of points, what all share, and what ``once`` gave for the rows.
+    """
+
+    once: Replay | None
+    each: Replay
+
+
 @dataclass
 class Graphs:
     """Captured densities, for those who evaluate the same model again and again."""
 
-    made: dict[Hashable, Replay] = field(default_factory=dict)
+    made: dict[Hashable, Captured] = field(default_factory=dict)
     runs: dict[Hashable, int] = field(default_factory=dict)
     refused: bool = False
     """Whether the model cannot be traced."""
@@ -109,6 +127,11 @@ class LocalDensity:
                 for x, by_row in zip(self._leaves, self._by_row, strict=True)
             ),
         )
+        self._own = [x for x, by_row in zip(self._leaves, self._by_row, strict=True) if by_row]
+        self._shared = [
+            x for x, by_row in zip(self._leaves, self._by_row, strict=True) if torch.is_tensor(x) and not by_row
+        ]
+        self._once: dict[Hashable, list[Tensor]] = {}
         self._checked: set[Hashable] = set()
         self._whole: Tensor | None = None
 
@@ -124,7 +147,13 @@ class LocalDensity:
 
     def __call__(self, free: Tensor, rows: Tensor | None = None) -> Tensor:
         """The density at u of shape (points, n, size) for n chosen observations, or all: (points, n)."""
-        return self._at(free, rows, gradient=False)[0]
+        prior, likelihood = self.parts(free, rows)
+        return prior + likelihood
+
+    def parts(self, free: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        r"""log p(z(u)) + log \|dz/du\| and log p(x|z(u)), of which the density is the sum, (points, n) each."""
+        prior, likelihood = self._at(free, rows, gradient=False)
+        return prior, likelihood
 
     def with_gradient(self, free: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The density, and its gradient in u, (points, n, size)."""
@@ -140,7 +169,7 @@ class LocalDensity:
             If the model does not run on the observations; its own error is the cause.
         """
         try:
-            natural = self._by_pyro(free, None, gradient=False)[0]
+            natural = torch.stack(self._by_pyro(free, None, gradient=False)).sum(0)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             if str(error).startswith(("the model ", "latent '", "site '")):
                 raise
@@ -151,7 +180,7 @@ class LocalDensity:
             ) from error
         some = torch.arange(min(3, self.rows), device=free.device).flip(0).repeat(2)
         try:
-            packed = self._by_pyro(free[some], some, gradient=False)[0]
+            packed = torch.stack(self._by_pyro(free[some], some, gradient=False)).sum(0)
             alone = _close(packed, natural[some])
         except (ValueError, TypeError, RuntimeError, IndexError):
             alone = False
@@ -184,74 +213,94 @@ class LocalDensity:
         filled = self._batch_size(len(free))
         key = (filled, gradient, free.dtype, free.device, *self._signature)
         runs = self.graphs.runs[key] = self.graphs.runs.get(key, 0) + 1
-        if self.graphs.refused or (runs <= PATIENCE and key not in self.graphs.made):
+        early = runs * (filled + SMALLEST_COST) < PATIENCE and key not in self.graphs.made
+        if self.graphs.refused or early:
             return self._by_pyro(free, index, gradient=gradient)
         missing = filled - len(free)
         batch = torch.cat([free, free[-1:].expand(missing, -1)]) if missing else free
         places = torch.cat([index, index[-1:].expand(missing)]) if missing else index
-        inputs = [batch, *self._inputs(places)]
-        if key not in self._checked and not self._agrees(key, inputs, gradient=gradient):
+        if key not in self._checked and not self._agrees(key, batch, places, gradient=gradient):
             return self._by_pyro(free, index, gradient=gradient)
-        with torch.no_grad():
-            return [column[: len(free)] for column in self.graphs.made[key](*inputs)]
+        return [column[: len(free)] for column in self._replayed(key, batch, places)]
+
+    @torch.no_grad()
+    def _replayed(self, key: Hashable, batch: Tensor, places: Tensor) -> Sequence[Tensor]:
+        once, each = self.graphs.made[key]
+        if once is not None and key not in self._once:
+            self._once[key] = self._computed_once(once, len(batch))
+        own = self._own if once is None else self._once[key]
+        return each(batch, *self._shared, *(x.index_select(0, places.to(x.device)) for x in own))
+
+    def _computed_once(self, once: Replay, size: int) -> list[Tensor]:
+        """What a graph for batches of this size gives for the rows of all observations."""
+        every, parts = torch.arange(self.rows), []
+        for block in every.split(size):
+            filled = torch.cat([block, block[-1:].expand(size - len(block))])
+            columns = once(*(x.index_select(0, filled.to(x.device)) for x in self._own))
+            parts.append([column[: len(block)] for column in columns])
+        return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
     def _batch_size(self, rows: int) -> int:
         size = self.chunk
-        while size // 4 >= max(rows, SMALLEST_BATCH):
-            size //= 4
+        while size // 2 >= max(rows, SMALLEST_BATCH):
+            size //= 2
         return size
 
-    def _by_pyro(self, free: Tensor, index: Tensor | None, *, gradient: bool) -> Sequence[Tensor]:
-        return self._run(free, *self._inputs(index), gradient=gradient)
-
-    def _inputs(self, index: Tensor | None) -> list[Tensor]:
-        """The tensors among the arguments, those of observations with the rows wished for."""
-        return [
-            x if index is None or not by_row else x.index_select(0, index.to(x.device))
-            for x, by_row in zip(self._leaves, self._by_row, strict=True)
-            if torch.is_tensor(x)
-        ]
+    def _by_pyro(self, free: Tensor, index: Tensor | None, *, gradient: bool) -> tuple[Tensor, ...]:
+        own = self._own if index is None else [x.index_select(0, index.to(x.device)) for x in self._own]
+        return self._run(free, *self._shared, *own, gradient=gradient)
 
     def _run(self, free: Tensor, *inputs: Tensor, gradient: bool) -> tuple[Tensor, ...]:
-        given = iter(inputs)
-        leaves = [next(given) if torch.is_tensor(x) else x for x in self._leaves]
+        """The density at ``free`` of rows that have the ``inputs``: what all share, and their own."""
+        shared, own = iter(inputs[: len(self._shared)]), iter(inputs[len(self._shared) :])
+        leaves = [
+            x if not torch.is_tensor(x) else next(own if by_row else shared)
+            for x, by_row in zip(self._leaves, self._by_row, strict=True)
+        ]
         args, kwargs = tree_unflatten(leaves, self._structure)
         with making_tensors_on(self._device), torch.inference_mode(False), torch.set_grad_enabled(gradient):
             at = free.detach().requires_grad_(gradient)
             by_site = dict(zip(self.sizes, at.split(list(self.sizes.values()), -1), strict=True))
-            density = log_joint(self.model, by_site, args, kwargs)
+            prior, likelihood = log_joint(self.model, by_site, args, kwargs)
             if not gradient:
-                return (density,)
+                return prior, likelihood
+            density = prior + likelihood
             (slope,) = torch.autograd.grad(density.sum(), at)
             return density.detach(), slope
 
-    def _agrees(self, key: Hashable, inputs: list[Tensor], *, gradient: bool) -> bool:
+    def _agrees(self, key: Hashable, batch: Tensor, places: Tensor, *, gradient: bool) -> bool:
         """Whether a graph says what Pyro says at points that it was not made with; made anew once if not."""
-
-        def run(*given: Tensor) -> tuple[Tensor, ...]:
-            return self._run(*given, gradient=gradient)
-
-        wanted = run(*inputs)
+        wanted = self._by_pyro(batch, places, gradient=gradient)
         for known in (True, False):
             if not known or key not in self.graphs.made:
-                half = torch.arange(len(inputs[0]) // 2, device=inputs[0].device).repeat(2)
-                elsewhere = [
-                    x.index_select(0, half.to(x.device)) if x.dim() and len(x) == len(half) else x
-                    for x in inputs
-                ]
                 try:
-                    self.graphs.made[key] = make_replay(capture(run, elsewhere))
+                    self.graphs.made[key] = self._captured(batch, places, gradient=gradient)
                 except Exception as error:  # whatever the user's program does that a tracer cannot follow
                     reason = str(error).strip().split("\n")[0]
                     self._refuse(f"tracing it failed with {type(error).__name__}: {reason}")
                     return False
-            with torch.no_grad():
-                given = self.graphs.made[key](*inputs)
-            if all(_close(a, b) for a, b in zip(given, wanted, strict=True)):
+                self._once.pop(key, None)
+            if all(_close(a, b) for a, b in zip(self._replayed(key, batch, places), wanted, strict=True)):
                 self._checked.add(key)
                 return True
         self._refuse("its graph and Pyro give different numbers")
         return False
+
+    def _captured(self, batch: Tensor, places: Tensor, *, gradient: bool) -> Captured:
+        """A graph made with the first half of these rows, twice."""
+
+        def run(*given: Tensor) -> tuple[Tensor, ...]:
+            return self._run(*given, gradient=gradient)
+
+        half = torch.arange(len(batch), device=batch.device) % (len(batch) // 2)
+        own = [x.index_select(0, places[half].to(x.device)) for x in self._own]
+        graph = capture(run, [batch[half], *self._shared, *own])
+        first = 1 + len(self._shared)
+        parts = split_by_rows(graph, range(first, first + len(own)))
+        if parts is None:
+            return Captured(None, make_replay(graph))
+        once, each = parts
+        return Captured(make_replay(once), make_replay(each))
 
     def _refuse(self, reason: str) -> None:
         self.graphs.refused = True
@@ -261,13 +310,6 @@ class LocalDensity:
 
 def _is_inference(x: object) -> bool:
     return isinstance(x, Tensor) and x.is_inference()
-
-
-def _elsewhere(inputs: list[Tensor]) -> list[Tensor]:
-    """The first half of the rows, twice."""
-    rows = len(inputs[0])
-    half = [i % (rows // 2) for i in range(rows)]
-    return [x[half] if x.dim() and len(x) == rows else x for x in inputs]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -68,8 +68,8 @@ def log_joint(
     free: Mapping[str, Tensor],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> Tensor:
-    r"""log p(x, z(u)) + log \|dz/du\| of each observation, in nats, (rows,).
+) -> tuple[Tensor, Tensor]:
+    r"""log p(z(u)) + log \|dz/du\| and log p(x|z(u)) of each observation, in nats, (rows,) each.
 
     Masks count; subsampling and annealing scales do not. Sites outside of the plate are the same for all and
     belong to nobody: they are left out.
@@ -85,7 +85,9 @@ def log_joint(
             "the model observes nothing, so its latents have no posterior; give the whole model, not the part "
             "of it that poutine.block leaves to a guide"
         )
-    total: Any = sum(placement.log_jacobian.values())
+    nothing = next(iter(free.values())).new_zeros(())
+    prior = sum(placement.log_jacobian.values(), nothing)
+    likelihood = nothing.expand(prior.shape)
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
             continue
@@ -97,8 +99,12 @@ def log_joint(
         if any(frame.dim == -1 for frame in site["cond_indep_stack"] if frame.vectorized):
             log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
             front = rows_in_front(site, log_prob, len(next(iter(free.values()))))
-            total = total + front.reshape(len(front), -1).sum(-1)
-    return total  # type: ignore[no-any-return]
+            total = front.reshape(len(front), -1).sum(-1)
+            if site["is_observed"]:
+                likelihood = likelihood + total
+            else:
+                prior = prior + total
+    return prior, likelihood
 
 
 def rows_in_front(site: Any, tensor: Tensor, rows: int) -> Tensor:

@@ -125,6 +125,19 @@ class Refinement(NamedTuple):
     elbo_before: Tensor
     converged: Tensor
 
+    def rows(self, index: Tensor) -> "Refinement":
+        """Of some observations."""
+        return Refinement(self.normals.rows(index), *(column[index] for column in self[1:]))
+
+    def replaced(self, index: Tensor, other: "Refinement") -> "Refinement":
+        """With other Normals for some observations; where these began stays as it is."""
+        return Refinement(
+            self.normals.replaced(index, other.normals),
+            self.elbo.index_copy(0, index, other.elbo),
+            self.elbo_before,
+            self.converged.index_copy(0, index, other.converged),
+        )
+
 
 class _NewtonSteps(NamedTuple):
     """Newton steps in the coordinates in which q is standard, with H = vectors · diag(values) · vectorsᵀ."""
@@ -171,8 +184,7 @@ class _NewtonSteps(NamedTuple):
 def refined_normals(
     density: LocalDensity, start: Normals, *, steps: int, stop: float, rows: Tensor | None = None
 ) -> Refinement:
-    """Refine a Normal for each observation of ``density``, or each of ``rows``, full or diagonal as the start
-    is.
+    """Refine a Normal for each observation of ``density``, full or diagonal as the start is.
 
     Observations go a few thousand points at a time, which bounds the memory.
 
@@ -186,6 +198,8 @@ def refined_normals(
         How many at most; each takes 2D gradients for an observation that still moves.
     stop
         In nats: an observation's last step is the first that promises less.
+    rows
+        Which observations of the density these are; all by default.
 
     Returns
     -------
@@ -193,12 +207,9 @@ def refined_normals(
         By the cubature rule its ELBO is nowhere below that of the start.
     """
     n, size = start.loc.shape
-    every = torch.arange(n, device=start.loc.device)
-    rows = every if rows is None else rows
-    parts = [
-        _refined(density, rows[few], start.rows(few), steps, stop)
-        for few in every.split(max(1, POINTS // (2 * size)))
-    ]
+    rows = torch.arange(n, device=start.loc.device) if rows is None else rows
+    blocks = torch.arange(n, device=start.loc.device).split(max(1, POINTS // (2 * size)))
+    parts = [_refined(density, rows[block], start.rows(block), steps, stop) for block in blocks]
     normals = Normals.joined([part.normals for part in parts])
     return Refinement(normals, *(torch.cat(columns) for columns in zip(*(p[1:] for p in parts), strict=True)))
 

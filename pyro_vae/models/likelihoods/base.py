@@ -9,6 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.arguments import brief
+
 _VALUES_AT_ONCE = 4_194_304
 
 
@@ -99,7 +101,7 @@ class Likelihood(ABC):
             row, *rest = (int(i) for i in invalid.nonzero()[0])
             place = f"row {start + row}"
             if len(rest) == 1:
-                place += f", column {rest[0] if columns is None else repr(columns[rest[0]])}"
+                place += f", column {rest[0] if columns is None else brief(columns[rest[0]])}"
             elif rest:
                 place += f", position {tuple(rest)}"
             raise ValueError(f"{name} holds {rows[(row, *rest)].item():g} in {place}. {self.requirement}")

@@ -64,11 +64,14 @@ ENOUGH, MOST = 1.0, 16
 """Effective candidates for each draw that is kept by resampling, as far as a round before tells, and how many
 candidates are taken for it at most."""
 
-EASY = 0.5
+EASY = 0.4
 """Effective share of the draws of the first round with which a proposal needs no adaptation."""
 
 HARDER = 2.0
 """How many times more candidates are taken where it did."""
+
+FINEST = 1e-3
+"""Nats that the rounding of a density may come to; computations are in double precision where it is more."""
 
 ROWS = 4096
 """An observation and a point each, that go through the model at once."""
@@ -166,7 +169,7 @@ def repair(
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
     _check_steps(steps, chains, warmup)
     index, subset = select(data, observations)
-    pair = prepare(model, guide, subset)
+    pair = _ready(model, guide, subset)
     for module in modules_of(pair.model):
         module.requires_grad_(False)  # a copy; only latents and proposals move
     ladder = _Ladder(pair, draws, seed, chunk, chains, warmup)
@@ -178,6 +181,15 @@ def repair(
     tree = posterior_tree({site: value[None] for site, value in ladder.values.items()}, index, "repair", seed)
     tree["repair"] = xr.DataTree(dataset=ladder.report(index))
     return tree
+
+
+def _ready(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
+    """The pair in its own precision, or in double where single cannot tell the densities apart."""
+    pair = prepare(model, guide, data, dtypes=(None,))
+    block = pair.block(slice(0, pair.observations if pair.whole else 1), slice(0, 3), 0)
+    resolution = torch.finfo(next(iter(block.latents.values())).dtype).eps
+    largest = float(torch.maximum(block.log_prior.abs(), block.reconstruction.abs()).max())
+    return pair if largest * resolution < FINEST else prepare(model, guide, data)
 
 
 class _Ladder:

@@ -26,7 +26,7 @@ FEWEST_DRAWS, DRAWS_PER_COORDINATE = 500, 50
 TEMPERED_SHARE = 0.1
 """Effective share of a round's draws behind the moments, at least: where it is less, weights are tempered."""
 
-SETTLED_SHARE = 0.4
+SETTLED_SHARE = 0.35
 """Effective share of a round's draws with which a proposal is good enough."""
 
 WIDE_SHARE, WIDE = 0.1, 2.0

@@ -1,8 +1,8 @@
-"""How a step's loss and gradients are computed: by Pyro itself, or by the graph that Pyro left behind."""
+"""Steps one by one, with gradients by the graph that Pyro leaves behind when it runs once."""
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -10,14 +10,16 @@ from torch import Tensor, fx
 from pyro_vae.batches.batches import Batch
 from pyro_vae.devices import forked_streams
 from pyro_vae.graphs.replay import make_replay
-from pyro_vae.pairs.isolation import Program, modules_of, untouched_buffers
-from pyro_vae.svi.engines.gradients import capture_step, gradient_step
-from pyro_vae.svi.engines.verification import agree, changed_settings, settings_of
-from pyro_vae.svi.objectives.elbo import Objective
+from pyro_vae.pairs.isolation import modules_of, untouched_buffers
+from pyro_vae.pairs.settings import settings_of
+from pyro_vae.svi.engines.cuda import CudaRecorder
+from pyro_vae.svi.engines.eager import EagerSteps, Gradients
+from pyro_vae.svi.engines.gradients import capture_step
+from pyro_vae.svi.engines.steps import CannotError, Plan, Task
+from pyro_vae.svi.engines.verification import agree, changed_settings
 
-__all__ = ["ENGINES", "CaptureError", "CapturedEngine", "EagerEngine", "Engine"]
+__all__ = ["CapturedSteps", "RecordedGradients"]
 
-ENGINES = ("auto", "captured", "cuda-graph", "eager", "inductor", "native")
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_VERIFICATIONS = 250
@@ -25,145 +27,189 @@ STEPS_BETWEEN_VERIFICATIONS = 250
 every epoch would cost half as much as the steps where an epoch has eight."""
 
 
-class CaptureError(Exception):
-    """This pair cannot be replayed as a graph; the message says why."""
+class _Captured(NamedTuple):
+    graph: fx.GraphModule
+    replay: Gradients
 
 
-class Engine(Protocol):
-    """``engine(batch, kl_weight)`` returns loss, KL, reconstruction (totals in nats) and a gradient for each
-    parameter."""
-
-    name: str
-
-    def __call__(self, batch: Batch, kl_weight: Tensor) -> Sequence[Tensor]: ...
-
-    def verify(self, batch: Batch, kl_weight: Tensor) -> None:
-        """Called once per epoch: compare with Pyro, when that is due. Raises CaptureError if the two cannot
-        be brought together."""
-
-
-class EagerEngine:
-    """Plain Pyro: the pair runs at every step."""
-
-    name = "eager"
-
-    def __init__(
-        self, objective: Objective, model: Program, guide: Program, parameters: Sequence[Tensor]
-    ) -> None:
-        self.objective, self.model, self.guide, self.parameters = objective, model, guide, list(parameters)
-
-    def __call__(self, batch: Batch, kl_weight: Tensor) -> Sequence[Tensor]:
-        return gradient_step(self.objective, self.model, self.guide, self.parameters, batch, kl_weight)
-
-    def verify(self, batch: Batch, kl_weight: Tensor) -> None:
-        """Nothing to compare: this is Pyro."""
-
-
-class CapturedEngine:
+class CapturedSteps(EagerSteps):
     """Pyro runs once per signature (shapes, dtypes, training flags); its graph of loss and gradients is
-    replayed."""
+    replayed.
 
-    name = "captured"
-    steps_between = STEPS_BETWEEN_VERIFICATIONS
+    Parameters
+    ----------
+    task
+        The fit's.
+    like
+        The steps of an equal pair: its graphs serve here as well, where they give the numbers of this pair.
+    """
 
-    def __init__(
-        self, objective: Objective, model: Program, guide: Program, parameters: Sequence[Tensor]
-    ) -> None:
-        self.eager = EagerEngine(objective, model, guide, parameters)
-        self.parameters = list(parameters)
-        self.modules = [module for root in modules_of(model, guide) for module in root.modules()]
-        self.graphs: dict[Any, Callable[..., Sequence[Tensor]]] = {}
-        self.captured: dict[Any, fx.GraphModule] = {}
-        self.settings: dict[str, Any] = {}
-        self.steps_unverified = 0
+    name, how = "captured", "takes its steps one by one (engine 'captured')"
 
-    def __call__(self, batch: Batch, kl_weight: Tensor) -> Sequence[Tensor]:
-        self.steps_unverified += 1
-        graph = self.graphs.get(self._signature(batch))
-        if graph is None:
-            graph = self._build(batch, kl_weight)
-        with torch.no_grad():
-            return graph(*self.parameters, kl_weight, *batch)
+    def __init__(self, task: Task, like: "CapturedSteps | None" = None) -> None:
+        super().__init__(task)
+        self.like = like
+        self._modules = [m for root in modules_of(task.model, task.guide) for m in root.modules()]
+        self._captured: dict[Any, _Captured] = {}
+        self._settings: dict[str, Any] = {}
+        self._verified_at = 0
+        self._refused: CannotError | None = None
 
-    def graph(self, batch: Batch, kl_weight: Tensor) -> fx.GraphModule:
-        """The graph for batches like this one, for those who make something else of it."""
-        signature = self._signature(batch)
-        if signature not in self.captured:
-            self._build(batch, kl_weight)
-        return self.captured[signature]
+    def gradients(self, batch: Batch) -> Gradients:
+        """What replays the graph for batches like this one."""
+        return self._captured_for(batch).replay
 
-    def verify(self, batch: Batch, kl_weight: Tensor) -> None:
-        """Compare the graph with Pyro, if a plain setting of the modules has changed or enough steps have
+    def graph(self, batch: Batch) -> fx.GraphModule:
+        """The graph for batches like this one, for those who make something else of it.
+
+        Raises
+        ------
+        CannotError
+            If there is none.
+        """
+        return self._captured_for(batch).graph
+
+    @property
+    def graphs(self) -> list[fx.GraphModule]:
+        """Those of all signatures so far."""
+        return [captured.graph for captured in self._captured.values()]
+
+    def verify(self, batch: Batch, plan: Plan, *, every: int = STEPS_BETWEEN_VERIFICATIONS) -> None:
+        """Compare the graph with Pyro, if a plain setting of the modules has changed or ``every`` steps have
         passed, and capture again where they differ."""
-        graph = self.graphs.get(self._signature(batch))
-        now = settings_of(self.eager.model, self.eager.guide)
-        due = self.steps_unverified >= self.steps_between or now != self.settings
-        if graph is None or not due:
+        task, known = self.task, self._captured.get(self._signature(batch))
+        now = settings_of(task.model, task.guide)
+        if known is None or (plan.step - self._verified_at < every and now == self._settings):
             return
-        before, self.settings, self.steps_unverified = self.settings, now, 0
-        if self._agrees(graph, batch, kl_weight, gradients=False):
-            return
+        before, self._settings, self._verified_at = self._settings, now, plan.step
+        task.weigh(plan.step)
+        with task.alone():
+            if self._agrees(known.replay, batch, gradients=False):
+                return
         logger.info(
             "the captured step no longer equals Pyro and is captured again: %s", changed_settings(before, now)
         )
-        self.graphs.clear()
-        self.captured.clear()
-        self._build(batch, kl_weight)
+        self._captured.clear()
+        self._captured_for(batch)
 
     def _signature(self, batch: Batch) -> Any:
-        return tuple((x.shape, x.dtype) for x in batch), tuple(module.training for module in self.modules)
+        return tuple((x.shape, x.dtype) for x in batch), tuple(module.training for module in self._modules)
 
-    def _build(self, batch: Batch, kl_weight: Tensor) -> Callable[..., Sequence[Tensor]]:
-        eager = self.eager
-        self._run_once(batch, kl_weight)
+    def _captured_for(self, batch: Batch) -> _Captured:
+        signature = self._signature(batch)
+        known = self._captured.get(signature)
+        if known is None:
+            if self._refused is not None:
+                raise self._refused
+            try:
+                with self.task.alone(), self.task.ranks.sharing():
+                    known = self._taken_over(batch) or self._made(batch)
+            except CannotError as refused:
+                self._refused = refused
+                raise
+            self._settings = settings_of(self.task.model, self.task.guide)
+            self._captured[signature] = known
+        return known
+
+    def _taken_over(self, batch: Batch) -> _Captured | None:
+        """The graph of an equal pair, if its numbers are those of this one."""
+        if self.like is None:
+            return None
+        known = self._replayed(self.like.graph(batch))
+        return known if self._agrees(known.replay, batch, gradients=True) else None
+
+    def _made(self, batch: Batch) -> _Captured:
+        task = self.task
+        with untouched_buffers(task.model, task.guide), forked_streams(), torch.no_grad():
+            # programs that look at the model anew for a batch of a new size do so outside of the graph
+            task.objective.estimate(task.model, task.guide, batch, task.kl_weight)
         try:
-            captured = capture_step(
-                eager.objective, eager.model, eager.guide, self.parameters, batch, kl_weight
-            )
+            graph = capture_step(task.objective, task.model, task.guide, task.leaves, batch, task.kl_weight)
         except Exception as error:  # whatever the user's program does that a tracer cannot follow
             reason = str(error).strip().split("\n")[0]
-            raise CaptureError(f"tracing it failed with {type(error).__name__}: {reason}") from error
-        with untouched_buffers(eager.model, eager.guide), forked_streams():
-            graph = self._made_ready(captured, [*self.parameters, kl_weight, *batch])
-        if not self._agrees(graph, batch, kl_weight, gradients=True):
-            raise CaptureError(
+            raise CannotError(f"tracing it failed with {type(error).__name__}: {reason}") from error
+        made = self._replayed(graph)
+        if not self._agrees(made.replay, batch, gradients=True):
+            raise CannotError(
                 "its graph and Pyro give different numbers from the same seed, so it depends on something "
                 "outside torch: numpy or Python random numbers, or state that changes at every call"
             )
-        self.settings = settings_of(eager.model, eager.guide)
-        signature = self._signature(batch)
-        self.graphs[signature], self.captured[signature] = graph, captured
-        return graph
+        return made
 
-    def _made_ready(
-        self,
-        graph: fx.GraphModule,
-        inputs: Sequence[Tensor],  # noqa: ARG002
-    ) -> Callable[..., Sequence[Tensor]]:
-        """What replays the graph: here its own Python code. ``inputs`` are an example."""
-        return make_replay(graph)
+    def _replayed(self, graph: fx.GraphModule) -> _Captured:
+        code, leaves, kl_weight = make_replay(graph), self.task.leaves, self.task.kl_weight
 
-    def _run_once(self, batch: Batch, kl_weight: Tensor) -> None:
-        """Let programs that look at the model anew for a batch of a new size do so outside of the graph."""
-        eager = self.eager
-        with untouched_buffers(eager.model, eager.guide), forked_streams(), torch.no_grad():
-            eager.objective.estimate(eager.model, eager.guide, batch, kl_weight)
+        @torch.no_grad()
+        def replay(batch: Batch) -> Sequence[Tensor]:
+            return code(*leaves, kl_weight, *batch)
 
-    def _agrees(
-        self, graph: Callable[..., Sequence[Tensor]], batch: Batch, kl_weight: Tensor, *, gradients: bool
-    ) -> bool:
-        def by_pyro() -> Sequence[Tensor]:
-            if gradients:
-                return self.eager(batch, kl_weight)
-            with torch.no_grad():
-                return [
-                    self.eager.objective.estimate(self.eager.model, self.eager.guide, batch, kl_weight).loss
-                ]
+        return _Captured(graph, replay)
 
-        def by_graph() -> Sequence[Tensor]:
-            with torch.no_grad():
-                outputs = graph(*self.parameters, kl_weight, *batch)
-            return outputs if gradients else outputs[:1]
+    def _agrees(self, replay: Gradients, batch: Batch, *, gradients: bool) -> bool:
+        task = self.task
 
-        with untouched_buffers(self.eager.model, self.eager.guide):
-            return agree(by_pyro, by_graph)
+        @torch.no_grad()
+        def loss_by_pyro(batch: Batch) -> Sequence[Tensor]:
+            return [task.objective.estimate(task.model, task.guide, batch, task.kl_weight).loss]
+
+        by_pyro = self.by_pyro if gradients else loss_by_pyro
+        terms = None if gradients else 1
+        with untouched_buffers(task.model, task.guide):
+            return agree(lambda: by_pyro(batch), lambda: replay(batch)[:terms])
+
+
+class RecordedGradients(EagerSteps):
+    """The captured graph as one CUDA graph per signature: loss and gradients are a single launch.
+
+    For fits whose whole steps cannot be recorded (:mod:`~pyro_vae.svi.engines.recorded`): other optimizers
+    than Adam, loaders, several processes. Parameters keep their addresses for as long as optimizers update
+    them in place; the batch is copied into tensors of the graph. What it returns is overwritten by the next
+    call.
+    """
+
+    name, how = "cuda-graph", "records loss and gradients alone as a CUDA graph"
+
+    def __init__(self, captured: CapturedSteps) -> None:
+        super().__init__(captured.task)
+        self.captured = captured
+        self._recorded: dict[fx.GraphModule, Gradients] = {}
+
+    def gradients(self, batch: Batch) -> Gradients:
+        """What starts the recording for batches like this one."""
+        graph = self.captured.graph(batch)
+        if graph not in self._recorded:
+            current = self.captured.graphs
+            self._recorded = {
+                known: gradients for known, gradients in self._recorded.items() if known in current
+            }
+            with untouched_buffers(self.task.model, self.task.guide), forked_streams():
+                self._recorded[graph] = self._made(graph, batch)
+        return self._recorded[graph]
+
+    def verify(self, batch: Batch, plan: Plan) -> None:
+        """Compare the graph with Pyro, where that is due."""
+        self.captured.verify(batch, plan)
+
+    def _made(self, graph: fx.GraphModule, batch: Batch) -> Gradients:
+        leaves, kl_weight = self.task.leaves, self.task.kl_weight
+        inside = [x.clone() for x in batch]
+        outputs: list[Tensor] = []
+
+        @torch.no_grad()
+        def work() -> None:
+            outputs[:] = graph(*leaves, kl_weight, *inside)
+
+        start: Callable[[], None] = CudaRecorder(leaves[0].device).record(work)
+
+        def replay(batch: Batch) -> Sequence[Tensor]:
+            for place, value in zip(inside, batch, strict=True):
+                place.copy_(value)
+            start()
+            return outputs
+
+        with torch.no_grad():
+            if not agree(lambda: graph(*leaves, kl_weight, *batch), lambda: replay(batch)):
+                raise CannotError(
+                    "its recording gives other numbers than its graph, from the same random stream"
+                )
+        return replay

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import CannotError
 
 __all__ = ["CudaRecorder"]
 
@@ -33,7 +33,7 @@ class CudaRecorder:
 
         Raises
         ------
-        UnsupportedError
+        CannotError
             If the work cannot be recorded: for instance if it waits for the device's answer.
         """
         try:
@@ -45,7 +45,7 @@ class CudaRecorder:
                     work()
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[0]
-            raise UnsupportedError(f"it cannot be recorded as a CUDA graph: {reason}") from error
+            raise CannotError(f"it cannot be recorded as a CUDA graph: {reason}") from error
         replay: Callable[[], None] = recorded.replay
         return replay
 

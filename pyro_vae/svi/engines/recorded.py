@@ -13,11 +13,12 @@ from pyro_vae.devices import forked_streams
 from pyro_vae.graphs.compilation import compiled
 from pyro_vae.graphs.simplification import mutates
 from pyro_vae.graphs.tracing import capture
-from pyro_vae.svi.engines.rates import constant_rates
-from pyro_vae.svi.engines.steps import StepTerms, UnsupportedError
+from pyro_vae.svi.engines.functions import StepTerms
+from pyro_vae.svi.engines.optimizers import constant_rates
+from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.engines.updates import guarded_adam, total_norm
 
-__all__ = ["RecordedSteps", "Recorder"]
+__all__ = ["RecordedFunction", "Recorder"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Recorder(Protocol):
         """Set the stream to where it was after ``ran`` of the ``asked`` repetitions since ``before``."""
 
 
-class RecordedSteps:
+class RecordedFunction:
     """Steps of Adam that a device takes without being told each operation again.
 
     A step gathers its rows of the data, computes loss and gradients by the graph, measures and clips the
@@ -65,14 +66,14 @@ class RecordedSteps:
     max_norm
         Clips the norm of the whole gradient.
     most_bad
-        So many steps in a row that are not finite end a call.
+        As many steps in a row that are not finite end a call.
     fuse
         Compile what a step computes by inductor, which makes few kernels of many small ones; takes ten to
         thirty seconds.
 
     Raises
     ------
-    UnsupportedError
+    CannotError
         If the optimizer is another one.
     """
 
@@ -92,7 +93,7 @@ class RecordedSteps:
         self.recorder, self.generator = recorder, recorder.generator
         self.batch_size, self.dtype = len(batch[0]), parameters[0].dtype
         self.max_norm = math.inf if max_norm is None else max_norm
-        self.most_bad, self.bad_in_a_row = most_bad, 0
+        self.most_bad = most_bad
         self.steps_per_call = STEPS_PER_CALL
         self._update = guarded_adam(optimizer, self.parameters)
         self._buffers = _changed_in_place(graph)
@@ -111,48 +112,45 @@ class RecordedSteps:
 
     @torch.no_grad()
     def run(
-        self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor | None = None
+        self,
+        data: Sequence[Tensor],
+        index: Tensor,
+        kl_weight: Tensor,
+        lr: Tensor | None = None,
+        *,
+        bad_in_a_row: int = 0,
     ) -> StepTerms:
-        """As many steps as ``index`` has rows, or fewer if ``most_bad`` in a row were not finite.
-
-        Parameters
-        ----------
-        data
-            The tensors that batches are gathered from, by their first axis; others than at the last call are
-            recorded anew.
-        index
-            (steps, batch size), int64: the rows of each batch.
-        kl_weight
-            (steps,): the weight of the KL at each step.
-        lr
-            (steps, groups of the optimizer): row j is for the j-th step that is taken, since a schedule does
-            not move at a step that is not finite. By default the optimizer's own throughout.
-        """
+        """Take steps: see :class:`~pyro_vae.svi.engines.functions.StepFunction`. For other tensors than at
+        the last call a step is recorded anew."""
         if lr is None:
             lr = constant_rates(self.optimizer, len(index))
         done = good = 0
         parts = []
-        while done < len(index) and self.bad_in_a_row < self.most_bad:
+        while done < len(index) and bad_in_a_row < self.most_bad:
             rows = index[done : done + self.steps_per_call]
-            terms = self._call(data, rows, kl_weight[done : done + len(rows)], lr[good : good + len(rows)])
+            weights, rates = kl_weight[done : done + len(rows)], lr[good : good + len(rows)]
+            terms, bad_in_a_row = self._call(data, rows, weights, rates, bad_in_a_row)
             done, good = done + len(terms), good + int((terms[:, -1] == 0).sum())
             parts.append(terms)
         loss, kl, reconstruction, norm, bad = torch.cat(parts).unbind(1)
         return StepTerms(loss, kl, reconstruction, norm, bad != 0)
 
-    def _call(self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor) -> Tensor:
-        """So many repetitions, and one look at what they gave: (steps that ran, terms)."""
+    def _call(
+        self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor, bad_in_a_row: int
+    ) -> tuple[Tensor, int]:
+        """A repetition for each row, and one look at what they gave: (steps that ran, terms), and how many of
+        the last were not finite."""
         replay = self._recorded(tuple(data))
         for table, values in ((self._rows, index), (self._kl_weight, kl_weight), (self._rates, lr)):
             table[: len(values)].copy_(values)
-        self._begin_to_count(self.bad_in_a_row)
+        self._begin_to_count(bad_in_a_row)
         before = self.generator.get_state()
         for _ in range(len(index)):
             replay()
-        ran, _, self.bad_in_a_row = self._counters.tolist()
+        ran, _, bad_in_a_row = self._counters.tolist()
         if ran < len(index):
             self.recorder.rewind(before, ran, len(index))
-        return self._terms[:ran].cpu()
+        return self._terms[:ran].cpu(), bad_in_a_row
 
     def _recorded(self, data: tuple[Tensor, ...]) -> Callable[[], None]:
         known = len(data) == len(self._data) and all(a is b for a, b in zip(data, self._data, strict=True))
@@ -246,7 +244,7 @@ def _changed_in_place(graph: fx.GraphModule) -> list[Tensor]:
             if argument.op == "get_attr":
                 changed[str(argument.target)] = getattr(graph, str(argument.target))
         if mutates(node) and _owner(node.all_input_nodes[0]).op == "placeholder":
-            raise UnsupportedError(f"{node.target} changes an input of the step in place")
+            raise CannotError(f"{node.target} changes an input of the step in place")
     return list(changed.values())
 
 

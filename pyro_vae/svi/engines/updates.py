@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import CannotError
 
 __all__ = [
     "GuardedUpdate",
@@ -134,11 +134,11 @@ def guarded_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> GuardedU
 
     Raises
     ------
-    UnsupportedError
+    CannotError
         If the optimizer is not torch's fused Adam.
     """
     if not is_plain_fused_adam(optimizer):
-        raise UnsupportedError(f"its optimizer is {type(optimizer).__name__}, and not Adam with fused=True")
+        raise CannotError(f"its optimizer is {type(optimizer).__name__}, and not Adam with fused=True")
     groups = _groups(optimizer, parameters)
 
     @torch.no_grad()

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.devices import forked_streams
-from pyro_vae.pairs.isolation import Program, modules_of
 
-__all__ = ["agree", "changed_settings", "close", "settings_of"]
+__all__ = ["agree", "changed_settings", "close"]
 
 _RTOL = 1e-3
 """Relative to the largest element: kernels may sum in another order, while anything frozen is off by far
@@ -47,17 +46,6 @@ def close(a: Tensor, b: Tensor) -> bool:
     if a.numel() == 0:
         return True
     return bool((a - b).abs().max() <= _RTOL * b.abs().max() + 1e-12)
-
-
-def settings_of(*programs: Program) -> dict[str, Any]:
-    """The plain numbers, flags and words on the modules of a pair: what a graph freezes."""
-    settings: dict[str, Any] = {}
-    for root in modules_of(*programs):
-        for path, module in root.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, bool | int | float | str) and not name.startswith("_"):
-                    settings[".".join(filter(None, (type(root).__name__, path, name)))] = value
-    return settings
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -19,9 +19,11 @@ from pyro_vae.svi.parallel.launch import RankError, missing_ranks
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = ["Exchange", "Room"]
+__all__ = ["Exchange", "Room", "checksum"]
 
 SENTENCE_BYTES = 1024
+PRIME = 16_777_213
+"""Checksums below it are exact in float32, in which ranks exchange them."""
 
 
 class Room(NamedTuple):
@@ -159,3 +161,13 @@ class Exchange:
 
 def _first_failed(flags: Sequence[float]) -> int | None:
     return next((rank for rank, flag in enumerate(flags) if flag != 0), None)
+
+
+def checksum(tensors: Sequence[Tensor]) -> int:
+    """Of the bits of tensors, computed where they are."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    total = 0
+    for i, tensor in enumerate(tensors):
+        bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()])
+        total += (i + 1) * int(bits.sum(dtype=torch.int64))
+    return total % PRIME

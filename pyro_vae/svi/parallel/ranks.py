@@ -9,28 +9,24 @@ captured graph does not run.
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.batches.batches import Batch
 from pyro_vae.pairs.isolation import Program, modules_of
-from pyro_vae.pairs.running import has_global_sites
+from pyro_vae.pairs.running import has_global_sites, in_observation_plate
 from pyro_vae.storage.plain import pack, unpack
 from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.objectives.renyi import Renyi
-from pyro_vae.svi.parallel.exchange import Exchange
-from pyro_vae.svi.parallel.global_sites import PlateScale
+from pyro_vae.svi.parallel.exchange import Exchange, checksum
 from pyro_vae.svi.parallel.launch import RankError, join_group
 
 __all__ = ["OneProcess", "Ranks", "joined"]
-
-PRIME = 16_777_213
-"""Checksums below it are exact in float32, in which ranks exchange them."""
-
 
 Gradients = Callable[[Batch], Sequence[Tensor]]
 """Loss, KL, reconstruction and gradients of a batch."""
@@ -51,7 +47,22 @@ class OneProcess:
         *,
         rescaled: bool,
     ) -> None:
-        """Make parameters and buffers what they are on rank 0."""
+        """Make parameters and buffers what they are on rank 0.
+
+        ``rescaled`` says that a batch's totals are about the full data (a subsampled plate), so that those of
+        the ranks are averaged and not summed.
+
+        Raises
+        ------
+        ValueError
+            If the objective cannot be computed in shares.
+        RankError
+            If the ranks have made different pairs, or one has failed.
+        """
+
+    def sharing(self) -> AbstractContextManager[object]:
+        """What must hold while the gradients of a share are computed or captured."""
+        return nullcontext()
 
     def same_state(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """What rank 0 has read from a checkpoint, for all."""
@@ -69,7 +80,13 @@ class OneProcess:
         return count
 
     def agree(self, validation: float) -> float:
-        """After an epoch: the validation loss and the buffers of rank 0, and whether parameters are equal."""
+        """After an epoch: the validation loss and the buffers of rank 0, and whether parameters are equal.
+
+        Raises
+        ------
+        RankError
+            If they are not: a callback, a hook or an optimizer that draws has changed them on one rank.
+        """
         return validation
 
 
@@ -102,18 +119,6 @@ class Ranks(OneProcess):
         *,
         rescaled: bool,
     ) -> None:
-        """Make parameters and buffers what they are on rank 0.
-
-        ``rescaled`` says that a batch's totals are about the full data (a subsampled plate), so that those of
-        the ranks are averaged and not summed.
-
-        Raises
-        ------
-        ValueError
-            If the objective cannot be computed in shares.
-        RankError
-            If the ranks have made different pairs, or one has failed.
-        """
         self._rescaled = rescaled
         self._parameters = list(parameters.values())
         self._buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
@@ -133,8 +138,10 @@ class Ranks(OneProcess):
         self._exchange.use(room)
         self._exchange.broadcast([*self._parameters, *self._buffers])
 
+    def sharing(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._plates is None else self._plates
+
     def same_state(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
-        """What rank 0 has read from a checkpoint, for all."""
         content = pack(state, "the state") if self.leads and state is not None else b""
         length = int(self._exchange.compare(len(content))[0])
         if not length:
@@ -181,27 +188,18 @@ class Ranks(OneProcess):
         return [*terms[1:4], *(term.to(parameter.dtype) for term, parameter in summed)]
 
     def _of_share(self, gradients: Gradients, batch: Batch) -> Sequence[Tensor]:
-        if self._plates is None:
-            return gradients(batch)
         try:
-            with self._plates:
+            with self.sharing():
                 return gradients(batch)
         finally:
-            self._plates.factor.fill_(1.0)
+            if self._plates is not None:
+                self._plates.factor.fill_(1.0)
 
     def observations(self, count: int) -> int:
-        """What the totals of the last step are about, where one process alone would count ``count``."""
         return count if self._rescaled else self._rows
 
     def agree(self, validation: float) -> float:
-        """After an epoch: the validation loss and the buffers of rank 0, and whether parameters are equal.
-
-        Raises
-        ------
-        RankError
-            If they are not: a callback, a hook or an optimizer that draws has changed them on one rank.
-        """
-        sums = self._exchange.compare(_checksum(self._parameters))
+        sums = self._exchange.compare(checksum(self._parameters))
         self._complain(
             sums,
             "has other parameters than rank 0: a callback, a hook or an optimizer with noise of its own has "
@@ -215,6 +213,38 @@ class Ranks(OneProcess):
         other = next((rank for rank, value in enumerate(sums) if value != sums[0]), None)
         if other is not None:
             raise RankError(f"rank {other} {sentence}")
+
+
+class PlateScale(Messenger):
+    """Multiplies log densities in the observation plate by ``factor``: a tensor, so captured graphs see it
+    change.
+
+    The loss of a pair with global latents is KL(global) + Σ over rows. A share of the rows has the whole of
+    the first term and a part of the second, so shares neither add up nor average to the whole; with the
+    second scaled up to the batch they average.
+
+    Examples
+    --------
+    >>> import pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+    >>> plates = PlateScale(torch.zeros(()))
+    >>> _ = plates.factor.fill_(3.0)
+    >>> with plates:
+    ...     trace = pyro.poutine.trace(model).get_trace(torch.zeros(2))
+    >>> trace.nodes["mean"]["scale"], float(trace.nodes["x"]["scale"])
+    (1.0, 3.0)
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.factor = torch.ones((), dtype=like.dtype, device=like.device)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if in_observation_plate(msg):
+            msg["scale"] = msg["scale"] * self.factor
 
 
 @contextmanager
@@ -249,16 +279,6 @@ def joined(distributed: bool, device: torch.device) -> Iterator[OneProcess]:
     finally:
         if own and dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _checksum(tensors: Sequence[Tensor]) -> int:
-    """Of the bits of tensors, computed where they are."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    total = 0
-    for i, tensor in enumerate(tensors):
-        bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()])
-        total += (i + 1) * int(bits.sum(dtype=torch.int64))
-    return total % PRIME
 
 
 def _mixed(number: int) -> int:

@@ -1,26 +1,33 @@
 """The whole state of a fit that is under way, in its loop and around it: taken out, and put back to go on."""
 
+import hashlib
 import logging
 import math
+import re
+import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from pyro_vae.batches.batches import Batches, LoaderBatches
+from pyro_vae.batches.batches import ArrayBatches, Batches, LoaderBatches, MappedBatches, Rows
+from pyro_vae.batches.files import row_chunks
 from pyro_vae.pairs.isolation import modules_of
+from pyro_vae.pairs.settings import set_settings, settings_of
+from pyro_vae.storage.plain import tensor_bytes
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import Loop
-from pyro_vae.svi.state.identity import difference
 
-__all__ = ["SCHEMA", "FitState"]
+__all__ = ["SCHEMA", "FitState", "difference", "fingerprint", "identity_of"]
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 """Version of what a state holds; a reader refuses a newer one."""
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class FitState:
@@ -33,7 +40,7 @@ class FitState:
         ``load_state_dict``.
     identity
         What must be equal of two fits if one is to go on as the other
-        (:func:`~pyro_vae.svi.state.identity.identity_of`).
+        (:func:`identity_of`).
     seconds_before
         How long the fit had run when it was interrupted.
     """
@@ -50,8 +57,8 @@ class FitState:
         self.callbacks: list[Any] = [one for one in callbacks if hasattr(one, "state_dict")]
         self.identity["callbacks with a state"] = [type(callback).__name__ for callback in self.callbacks]
         self.started = time.perf_counter() - seconds_before
-        self.device = next(iter(loop.parameters.values())).device
-        self.settings = _settings(loop)
+        self.device = loop.task.device
+        self.settings = settings_of(loop.task.model, loop.task.guide)
         self.generators = _generators(batches)
 
     def content(self) -> dict[str, Any]:
@@ -60,11 +67,11 @@ class FitState:
             "schema": SCHEMA,
             "torch": torch.__version__,
             "identity": self.identity,
-            "engine": self.loop.engine_name,
+            "engine": self.loop.engine,
             "seconds": time.perf_counter() - self.started,
             "loop": self.loop.state(),
             "callbacks": [callback.state_dict() for callback in self.callbacks],
-            "settings": (self.settings, _settings(self.loop)),
+            "settings": (self.settings, settings_of(self.loop.task.model, self.loop.task.guide)),
             "generators": [generator.get_state() for generator in self.generators],
             "streams": _streams(self.device),
             "probe": self._probe(),
@@ -131,38 +138,18 @@ class FitState:
         other = difference(steady, {name: here.get(name) for name in steady})
         if other is not None:
             raise ValueError(f"is of another fit: {other}; name another file, or remove it to begin anew")
-        _set_settings(self.loop, {name: value for name, value in last.items() if name not in steady})
+        changed = {name: value for name, value in last.items() if name not in steady}
+        set_settings(self.loop.task.model, self.loop.task.guide, changed)
 
     def _probe(self) -> float:
         """The loss of a fixed batch and noise, by which a changed program shows itself."""
         if isinstance(self.batches, LoaderBatches):
             return math.nan
-        before = _settings(self.loop)
+        model, guide = self.loop.task.model, self.loop.task.guide
+        before = settings_of(model, guide)
         loss = self.loop.loss_on(self.batches.first())
-        _set_settings(self.loop, before)
+        set_settings(model, guide, before)
         return loss
-
-
-def _owners(loop: Loop) -> dict[str, tuple[nn.Module, str]]:
-    """The plain numbers, flags and words on the modules, by where they are: the module and the attribute."""
-    roots = zip(("model", "guide"), modules_of(loop.model, loop.guide), strict=False)
-    return {
-        ".".join(filter(None, (tag, path, name))): (module, name)
-        for tag, root in roots
-        for path, module in root.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str) and not name.startswith("_")
-    }
-
-
-def _settings(loop: Loop) -> dict[str, Any]:
-    return {where: vars(module)[name] for where, (module, name) in _owners(loop).items()}
-
-
-def _set_settings(loop: Loop, settings: dict[str, Any]) -> None:
-    for where, (module, name) in _owners(loop).items():
-        if where in settings:
-            vars(module)[name] = settings[where]
 
 
 def _streams(device: torch.device) -> dict[str, torch.Tensor]:
@@ -192,3 +179,76 @@ def _generators(batches: Batches) -> list[torch.Generator]:
     found = [getattr(owner, "generator", None) for owner in owners]
     distinct = {id(generator): generator for generator in found if isinstance(generator, torch.Generator)}
     return list(distinct.values())
+
+
+def identity_of(loop: Loop, batches: Batches, validation: tuple[Tensor, ...] | None, **options: Any) -> Any:
+    """What a fit is, in words and numbers: its arguments, structure and data.
+
+    How long it runs is not part of it: a fit of 100 epochs may go on to 200.
+    """
+    task, schedule = loop.task, loop.task.schedule
+    return {
+        **{name: _told(value) for name, value in options.items()},
+        "objective": _told(task.objective),
+        "max_norm": task.max_norm,
+        "patience": None if loop.stopping is None else loop.stopping.patience,
+        "modules": [
+            f"{type(module).__name__} {path}".strip()
+            for root in modules_of(task.model, task.guide)
+            for path, module in root.named_modules()
+        ],
+        "parameters and buffers": [
+            f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in loop.tensors().items()
+        ],
+        "optimizer": type(task.optimizer).__name__,
+        "schedule": None if schedule is None else type(schedule).__name__,
+        "settings of the schedule": [] if schedule is None else _entries(schedule.state_dict()),
+        "settings of the optimizer": [
+            f"{entry} of group {i}"
+            for i, group in enumerate(task.optimizer.state_dict()["param_groups"])
+            for entry in _entries(group)
+        ],
+        "data": f"{batches.observations} observations in {len(batches)} batches, {fingerprint(batches)}",
+        "validation data": None if validation is None else _digest(validation),
+    }
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first thing in which two identities differ, as a sentence; None if there is none."""
+    for name in [*now, *(name for name in before if name not in now)]:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, list) and isinstance(new, list):
+            first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), None)
+            i = min(len(old), len(new)) if first is None else first
+            old, new = (items[i] if i < len(items) else "missing" for items in (old, new))
+        if old != new:
+            old, new = (textwrap.shorten(str(value), 120) for value in (old, new))
+            if isinstance(now.get(name, before.get(name)), list) or name.endswith("data"):
+                return f"its {name} were {old}, and here they are {new}"
+            return f"its {name} was {old}, and here it is {new}"
+    return None
+
+
+def fingerprint(batches: Batches) -> str:
+    """Of tensors and memory-mapped arrays a checksum; what a loader will give is not known beforehand."""
+    if isinstance(batches, ArrayBatches):
+        return f"checksum {_digest(batches.tensors)}"
+    return f"checksum {_digest(batches.rows)}" if isinstance(batches, MappedBatches) else "from a loader"
+
+
+def _digest(rows: tuple[Rows, ...]) -> str:
+    digest = hashlib.sha256()
+    for part in rows:
+        digest.update(f"{tuple(part.shape)} {part[:1].dtype}".encode())
+        for chunk in row_chunks(part):
+            digest.update(tensor_bytes(part[chunk].cpu()))
+    return digest.hexdigest()[:16]
+
+
+def _entries(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_told(value)}" for name, value in settings.items()]
+
+
+def _told(value: Any) -> str:
+    """A value in words, without where it lies in memory."""
+    return ADDRESS.sub("", repr(value))

@@ -20,7 +20,7 @@ from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.parallel.ranks import OneProcess
 from pyro_vae.svi.state.fit_state import SCHEMA, FitState
 
-__all__ = ["Checkpoint", "Saver", "as_checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "NoSaver", "Saver", "as_checkpoint", "open_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,29 +73,15 @@ def as_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
     return Checkpoint(checkpoint)
 
 
-@dataclass
-class Saver:
-    """Writes the state of one fit to one file."""
+class NoSaver:
+    """For a fit without a checkpoint: nothing is found, and nothing written."""
 
-    path: Path
-    seconds: float
-    found: dict[str, Any] | None
-    """What an earlier process wrote; None if this fit begins."""
-    writes: bool = True
-    """Of a fit on many devices the first process writes, and the others only go on from what was found."""
-    _state: FitState = field(init=False, repr=False)
-    _written_at: float = field(init=False, default=-math.inf)
+    seconds_before = 0.0
+    """How long the fit had run when it was interrupted."""
 
     def engine(self, asked: str) -> str:
         """The engine that the interrupted fit had come to: another's numbers differ in their last bits."""
-        if self.found is None or self.found["loop"]["step"] == 0:
-            return asked
-        return str(self.found["engine"])
-
-    @property
-    def seconds_before(self) -> float:
-        """How long the fit had run when it was interrupted."""
-        return 0.0 if self.found is None else float(self.found["seconds"])
+        return asked
 
     def begin(
         self,
@@ -107,6 +93,44 @@ class Saver:
     ) -> None:
         """Restore what was found, if it is of this fit, and write the first state: a file that cannot be
         written is refused now and not after hours."""
+
+    def write_if_due(self) -> None:
+        """Write if the interval has passed. Called where the state is whole."""
+
+    def try_to_write(self) -> None:
+        """Write, or say in the log that it cannot be: a disk that is full now may have room at the next
+        interval, and the fit is worth more than the file."""
+
+
+@dataclass
+class Saver(NoSaver):
+    """Writes the state of one fit to one file."""
+
+    path: Path
+    seconds: float
+    found: dict[str, Any] | None
+    """What an earlier process wrote; None if this fit begins."""
+    writes: bool = True
+    """Of a fit on many devices the first process writes, and the others only go on from what was found."""
+    _state: FitState = field(init=False, repr=False)
+    _written_at: float = field(init=False, default=-math.inf)
+
+    def __post_init__(self) -> None:
+        self.seconds_before = 0.0 if self.found is None else float(self.found["seconds"])
+
+    def engine(self, asked: str) -> str:
+        if self.found is None or self.found["loop"]["step"] == 0:
+            return asked
+        return str(self.found["engine"])
+
+    def begin(
+        self,
+        loop: Loop,
+        batches: Batches,
+        steps: int,
+        callbacks: Sequence[Callable[[EpochRecord], None]],
+        identity: dict[str, Any],
+    ) -> None:
         state = FitState(loop, batches, callbacks, identity, self.seconds_before)
         if self.found is not None:
             tensors = loop.tensors()
@@ -126,14 +150,11 @@ class Saver:
             self.write()
 
     def write_if_due(self) -> None:
-        """Write if the interval has passed. Called where the state is whole."""
         due = time.monotonic() - self._written_at >= self.seconds
         if self.writes and due and self._state.can_go_on_from_here:
             self.try_to_write()
 
     def try_to_write(self) -> None:
-        """Write, or say in the log that it cannot be: a disk that is full now may have room at the next
-        interval, and the fit is worth more than the file."""
         try:
             if self.writes:
                 self.write()
@@ -156,7 +177,7 @@ class Saver:
 
 
 @contextmanager
-def open_checkpoint(checkpoint: Checkpoint | None, ranks: OneProcess) -> Iterator[Saver | None]:
+def open_checkpoint(given: str | Path | Checkpoint | None, ranks: OneProcess) -> Iterator[NoSaver]:
     """Hold a checkpoint's file for one fit, and read it if it exists. Of several processes the first does so,
     and tells the others what it has read.
 
@@ -169,9 +190,10 @@ def open_checkpoint(checkpoint: Checkpoint | None, ranks: OneProcess) -> Iterato
     OSError
         If its folder cannot be written.
     """
-    if checkpoint is None:
-        yield None
+    if given is None:
+        yield NoSaver()
         return
+    checkpoint = as_checkpoint(given)
     path = Path(checkpoint.path)
     if not ranks.leads:
         yield Saver(path, checkpoint.seconds, ranks.same_state(None), writes=False)

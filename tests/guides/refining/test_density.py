@@ -102,6 +102,23 @@ def test_a_graph_follows_parameters_and_is_made_anew_where_it_cannot(monkeypatch
     assert model.net[2].training
 
 
+def test_what_depends_on_the_data_alone_is_computed_once(monkeypatch):
+    monkeypatch.setattr(density_module, "PATIENCE", 0)
+
+    def counts(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Poisson(z.exp()).to_event(1), obs=x)
+
+    x, free, rows = torch.poisson(3 * torch.ones(200, 2)), torch.randn(3, 150, 2), torch.randint(200, (150,))
+    density = LocalDensity(counts, {"z": 2}, (x,), {}, rows=200, chunk=128)
+    wanted = dist.Poisson(free.exp()).log_prob(x[rows]) + dist.Normal(0.0, 1.0).log_prob(free)
+    torch.testing.assert_close(density(free, rows), wanted.sum(-1))
+    torch.testing.assert_close(density.with_gradient(free, rows)[1], x[rows] - free.exp() - free)
+    assert all(captured.once is not None for captured in density.graphs.made.values())
+    assert density.graphs.made
+
+
 def test_what_cannot_be_traced_stays_with_pyro(monkeypatch):
     monkeypatch.setattr(density_module, "PATIENCE", 0)
 

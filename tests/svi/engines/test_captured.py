@@ -12,23 +12,24 @@ from torch import Tensor
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.pairs.isolation import empty_store, isolated, training_mode
 from pyro_vae.pairs.parameters import trainable_parameters
-from pyro_vae.svi.engines.captured import (
-    STEPS_BETWEEN_VERIFICATIONS,
-    CapturedEngine,
-    CaptureError,
-    EagerEngine,
-)
+from pyro_vae.svi.engines.captured import STEPS_BETWEEN_VERIFICATIONS, CapturedSteps
+from pyro_vae.svi.engines.eager import EagerSteps
+from pyro_vae.svi.engines.steps import CannotError, Plan, Task
 from pyro_vae.svi.objectives.elbo import ELBO
 from tests.svi.pairs import PAIRS, Decoder, Encoder, Pair, observations
 
-ONE = torch.ones((), dtype=torch.float64)
 
-
-def make_engines(
-    pair: Pair, x: Tensor, objective: ELBO | None = None
-) -> tuple[EagerEngine, CapturedEngine, dict[str, Tensor]]:
-    """Both engines on one pair; call inside ``isolated``."""
+def task_of(model: Any, guide: Any, parameters: dict[str, Tensor], objective: ELBO | None = None) -> Task:
+    """A task whose parameters nothing moves."""
+    optimizer = torch.optim.SGD(list(parameters.values()), lr=0.0)
     objective = ELBO() if objective is None else objective
+    return Task(model, guide, objective, parameters, optimizer, None, None, lambda batch: len(batch[0]))
+
+
+def make_steps(
+    pair: Pair, x: Tensor, objective: ELBO | None = None
+) -> tuple[EagerSteps, CapturedSteps, dict[str, Tensor]]:
+    """Both kinds of steps on one pair; call inside ``isolated``."""
     with (
         training_mode(pair[:2], training=False),
         torch.no_grad(),
@@ -36,9 +37,14 @@ def make_engines(
         pair.guide(x)
         pair.model(x)
     parameters = trainable_parameters(pair.model, pair.guide, pyro.get_param_store().get_state())
-    leaves = list(parameters.values())
-    eager = EagerEngine(objective, pair.model, pair.guide, leaves)
-    return eager, CapturedEngine(objective, pair.model, pair.guide, leaves), parameters
+    task = task_of(pair.model, pair.guide, parameters, objective)
+    return EagerSteps(task), CapturedSteps(task), parameters
+
+
+def gradients(steps: EagerSteps, x: Tensor, weight: float = 1.0) -> list[Tensor]:
+    """Loss, KL, reconstruction and gradients of a batch."""
+    steps.task.kl_weight.fill_(weight)
+    return [*steps.gradients((x,))((x,))]
 
 
 def inside(pair: Pair) -> Any:
@@ -56,17 +62,15 @@ def test_captured_equals_pyro_under_the_same_seed(name: str, analytic: bool) -> 
     """Loss, terms and every gradient; at batches of two sizes; with parameters that moved in between."""
     pair, x = PAIRS[name](), observations()
     with inside(pair):
-        eager, captured, parameters = make_engines(pair, x, ELBO(analytic_kl=analytic))
-        weight = ONE.clone()
-        for batch in (x, x[:5], x):
+        eager, captured, parameters = make_steps(pair, x, ELBO(analytic_kl=analytic))
+        for batch, weight in ((x, 1.0), (x[:5], 0.5), (x, 0.25)):
             torch.manual_seed(11)
-            wanted = eager((batch,), weight)
+            wanted = gradients(eager, batch, weight)
             torch.manual_seed(11)
-            assert_same(captured((batch,), weight), wanted)
+            assert_same(gradients(captured, batch, weight), wanted)
             with torch.no_grad():
                 for parameter in parameters.values():
                     parameter.add_(0.01)
-            weight.mul_(0.5)
 
 
 def _buffers(pair: Pair) -> list[Tensor]:
@@ -82,9 +86,9 @@ def test_batch_norm_moves_its_statistics_as_pyro_does() -> None:
     two = PAIRS["batch norm"]()
     for pair, which in ((one, 0), (two, 1)):
         with inside(pair):
-            engine = make_engines(pair, x)[which]
+            steps = make_steps(pair, x)[which]
             for _ in range(3):
-                engine((x,), ONE)
+                gradients(steps, x)
     assert int(_buffers(one)[2]) == 3
     assert_same(_buffers(two), _buffers(one))
 
@@ -92,30 +96,28 @@ def test_batch_norm_moves_its_statistics_as_pyro_does() -> None:
 def test_noise_is_fresh_at_every_call() -> None:
     pair, x = PAIRS["normal"](), observations()
     with inside(pair):
-        _, captured, _ = make_engines(pair, x)
-        losses = {float(captured((x,), ONE)[0]) for _ in range(6)}
+        _, captured, _ = make_steps(pair, x)
+        losses = {float(gradients(captured, x)[0]) for _ in range(6)}
     assert len(losses) == 6
 
 
 def test_the_kl_weight_is_an_input_not_a_constant() -> None:
     pair, x = PAIRS["normal"](), observations()
     with inside(pair):
-        _, captured, _ = make_engines(pair, x)
-        weight = ONE.clone()
-        captured((x,), weight)
-        weight.fill_(0.25)
-        loss, kl, reconstruction, *_ = captured((x,), weight)
+        _, captured, _ = make_steps(pair, x)
+        gradients(captured, x)
+        loss, kl, reconstruction, *_ = gradients(captured, x, 0.25)
     torch.testing.assert_close(loss, 0.25 * kl - reconstruction)
 
 
 def test_capture_leaves_the_random_stream_where_it_was() -> None:
     pair, x = PAIRS["normal"](), observations()
     with inside(pair):
-        eager, captured, _ = make_engines(pair, x)
+        eager, captured, _ = make_steps(pair, x)
         torch.manual_seed(0)
-        wanted = [float(eager((x,), ONE)[0]) for _ in range(3)]
+        wanted = [float(gradients(eager, x)[0]) for _ in range(3)]
         torch.manual_seed(0)
-        assert [float(captured((x,), ONE)[0]) for _ in range(3)] == pytest.approx(wanted)
+        assert [float(gradients(captured, x)[0]) for _ in range(3)] == pytest.approx(wanted)
 
 
 class Branching(Decoder):
@@ -149,32 +151,32 @@ class PythonNoise(Decoder):
 def test_a_branch_on_a_value_is_refused_by_name() -> None:
     pair, x = Pair(Branching(), Encoder()), observations()
     with inside(pair):
-        _, captured, _ = make_engines(pair, x)
-        with pytest.raises(CaptureError, match="tracing it failed with"):
-            captured((x,), ONE)
+        _, captured, _ = make_steps(pair, x)
+        with pytest.raises(CannotError, match="tracing it failed with"):
+            gradients(captured, x)
 
 
 @pytest.mark.parametrize("model", [NumpyNoise, PythonNoise])
 def test_randomness_outside_torch_is_refused(model: type[Decoder]) -> None:
     pair, x = Pair(model(), Encoder()), observations()
     with inside(pair):
-        _, captured, _ = make_engines(pair, x)
-        with pytest.raises(CaptureError, match="something outside torch"):
-            captured((x,), ONE)
+        _, captured, _ = make_steps(pair, x)
+        with pytest.raises(CannotError, match="something outside torch"):
+            gradients(captured, x)
 
 
 def test_a_number_that_changes_is_noticed_and_captured_again(caplog: pytest.LogCaptureFixture) -> None:
     pair, x = Pair(Annealed(), Encoder()), observations()
     with inside(pair), caplog.at_level("INFO", logger="pyro_vae"):
-        eager, captured, _ = make_engines(pair, x)
-        captured((x,), ONE)
+        eager, captured, _ = make_steps(pair, x)
+        gradients(captured, x)
         pair.model.beta = 0.5  # type: ignore[attr-defined]
-        captured.verify((x,), ONE)
-        assert "Annealed.beta was 1.0 and is 0.5" in caplog.text
+        captured.verify((x,), Plan())
+        assert "model.beta was 1.0 and is 0.5" in caplog.text
         torch.manual_seed(2)
-        wanted = eager((x,), ONE)
+        wanted = gradients(eager, x)
         torch.manual_seed(2)
-        assert_same(captured((x,), ONE), wanted)
+        assert_same(gradients(captured, x), wanted)
 
 
 def test_what_hides_in_a_closure_is_noticed_after_some_steps() -> None:
@@ -188,26 +190,25 @@ def test_what_hides_in_a_closure_is_noticed_after_some_steps() -> None:
 
     pair, x = Pair(model, Encoder()), observations()
     with inside(pair):
-        _, captured, _ = make_engines(pair, x)
-        stale = float(captured((x,), ONE)[2])
+        _, captured, _ = make_steps(pair, x)
+        stale = float(gradients(captured, x)[2])
         settings["scale"] = 1e-3
-        for _ in range(STEPS_BETWEEN_VERIFICATIONS):
-            captured.verify((x,), ONE)
-            captured((x,), ONE)
-        captured.verify((x,), ONE)
-        assert abs(float(captured((x,), ONE)[2])) < abs(stale) / 100
+        captured.verify((x,), Plan(STEPS_BETWEEN_VERIFICATIONS - 1))
+        assert float(gradients(captured, x)[2]) == pytest.approx(stale, rel=0.5)
+        captured.verify((x,), Plan(STEPS_BETWEEN_VERIFICATIONS))
+        assert abs(float(gradients(captured, x)[2])) < abs(stale) / 100
 
 
 def test_training_flags_are_part_of_the_signature() -> None:
     pair, x = PAIRS["dropout"](), observations()
     with inside(pair):
-        eager, captured, _ = make_engines(pair, x)
-        captured((x,), ONE)
+        eager, captured, _ = make_steps(pair, x)
+        gradients(captured, x)
         with training_mode(pair[:2], training=False):
             torch.manual_seed(2)
-            wanted = eager((x,), ONE)
+            wanted = gradients(eager, x)
             torch.manual_seed(2)
-            assert_same(captured((x,), ONE), wanted)
+            assert_same(gradients(captured, x), wanted)
     assert len(captured.graphs) == 2
 
 
@@ -216,21 +217,21 @@ def test_programs_that_set_themselves_up_for_a_new_batch_size_do_so_outside_of_t
     model = Decoder()
     pair = Pair(model, AmortizedNormal(model, torch.nn.Linear(6, 5)))
     with inside(pair):
-        eager, captured, _ = make_engines(pair, x)
+        eager, captured, _ = make_steps(pair, x)
         for rows in (8, 5, 3):
             torch.manual_seed(2)
-            given = captured((x[:rows],), ONE)
+            given = gradients(captured, x[:rows])
             torch.manual_seed(2)
-            assert_same(given, eager((x[:rows],), ONE))
+            assert_same(given, gradients(eager, x[:rows]))
 
 
 def test_an_unused_parameter_gets_a_zero_gradient() -> None:
     pair, x = PAIRS["normal"](), observations()
     pair.model.spare = torch.nn.Parameter(torch.ones(3))  # type: ignore[attr-defined]
     with inside(pair):
-        _, captured, parameters = make_engines(pair, x)
-        gradients = dict(zip(parameters, captured((x,), ONE)[3:], strict=True))
-    assert gradients["model.spare"].tolist() == [0.0, 0.0, 0.0]
+        _, captured, parameters = make_steps(pair, x)
+        by_name = dict(zip(parameters, gradients(captured, x)[3:], strict=True))
+    assert by_name["model.spare"].tolist() == [0.0, 0.0, 0.0]
 
 
 class Transposed(torch.nn.Module):
@@ -250,11 +251,11 @@ def test_gradients_lie_in_memory_as_their_parameters_do(which: int) -> None:
     pair, x = PAIRS["normal"](), observations()
     pair.model.net = Transposed()  # type: ignore[attr-defined]
     with inside(pair):
-        *engines, parameters = make_engines(pair, x)
+        *engines, parameters = make_steps(pair, x)
         surrogate = ELBO().estimate(pair.model, pair.guide, (x,)).surrogate
         (by_autograd,) = torch.autograd.grad(surrogate, parameters["model.net.weight"])
         assert by_autograd.stride() == (1, 6)
-        for parameter, gradient in zip(parameters.values(), engines[which]((x,), ONE)[3:], strict=True):
+        for parameter, gradient in zip(parameters.values(), gradients(engines[which], x)[3:], strict=True):
             assert gradient.stride() == parameter.stride()
 
 
@@ -272,7 +273,7 @@ def test_an_internally_subsampling_plate_draws_new_rows() -> None:
 
     with isolated(model, guide, state=empty_store(), seed=1):
         model()
-        parameters = list(pyro.get_param_store().get_state()["params"].values())
-        captured = CapturedEngine(ELBO(), model, guide, parameters)
-        losses = {float(captured((), ONE)[0]) for _ in range(5)}
+        parameters = dict(pyro.get_param_store().get_state()["params"])
+        captured = CapturedSteps(task_of(model, guide, parameters))
+        losses = {float(captured.gradients(())(())[0]) for _ in range(5)}
     assert len(losses) == 5

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam
 from torch.optim import lr_scheduler as schedules
 
 from pyro_vae.svi import ELBO, IWAE, STL, Fit, NonFiniteError
-from pyro_vae.svi.engines.recorded import RecordedSteps
+from pyro_vae.svi.engines.recorded import RecordedFunction
 from tests.svi.engines.test_many_steps import amortized, conditional, fitted, halving, warming_up, with_zeros
 from tests.svi.pairs import PAIRS, Pair, observations
 from tests.svi.tape import TapeRecorder
@@ -25,7 +25,8 @@ EXACT_LR = 2.0**-7
 @pytest.fixture(autouse=True)
 def _cpu_in_place_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_vae.svi.fitting.check_engine", lambda *_: None)
-    monkeypatch.setattr("pyro_vae.svi.engines.choice.CudaRecorder", TapeRecorder)
+    monkeypatch.setattr("pyro_vae.svi.engines.many_steps.CudaRecorder", TapeRecorder)
+    monkeypatch.setattr("pyro_vae.svi.engines.captured.CudaRecorder", TapeRecorder)
 
 
 def state_of(done: Fit) -> list[Tensor]:
@@ -155,16 +156,17 @@ def test_wrong_numbers_are_found_before_anything_is_fitted(
     monkeypatch.setattr(
         "pyro_vae.svi.engines.recorded.total_norm", lambda g: torch.stack([x.sum() for x in g]).sum()
     )
-    monkeypatch.setattr(RecordedSteps, "_clipped", lambda self, g, norm: [2 * x for x in g])
-    assert fitted(amortized, "cuda-graph")[0].engine == "captured"
-    assert "it gives other numbers than its graph" in caplog.text
+    monkeypatch.setattr(RecordedFunction, "_clipped", lambda self, g, norm: [2 * x for x in g])
+    _, ours = fitted(amortized, "cuda-graph")
+    _, theirs = fitted(amortized, "captured")
+    assert "records loss and gradients alone as a CUDA graph: it gives other numbers" in caplog.text
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("optimizer", [SGD, Adam], ids=["SGD", "Adam that is not fused"])
 def test_other_optimizers_record_loss_and_gradients(
-    optimizer: type[torch.optim.Optimizer], monkeypatch: pytest.MonkeyPatch
+    optimizer: type[torch.optim.Optimizer],
 ) -> None:
-    monkeypatch.setattr("pyro_vae.svi.engines.compilation.CudaRecorder", TapeRecorder)
     recorded, ours = fitted(amortized, "cuda-graph", optimizer=optimizer)
     captured, theirs = fitted(amortized, "captured", optimizer=optimizer)
     assert (recorded.engine, captured.engine) == ("cuda-graph", "captured")
@@ -199,7 +201,7 @@ def test_nothing_is_asked_of_the_device_and_nothing_comes_from_the_host(
 
     with FakeTensorMode():
         x, a, b = (torch.empty(size, device="cuda") for size in ((8, 3), (3, 2), (2,)))
-        steps = RecordedSteps(
+        steps = RecordedFunction(
             fx.symbolic_trace(Line()),
             [a, b],
             [x],
@@ -228,7 +230,7 @@ def test_a_fused_step_has_the_numbers_of_the_captured_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By torch's compiler, here for the CPU."""
-    monkeypatch.setattr("pyro_vae.svi.engines.choice.CudaRecorder", Repeats)
+    monkeypatch.setattr("pyro_vae.svi.engines.many_steps.CudaRecorder", Repeats)
     monkeypatch.setattr("pyro_vae.svi.engines.choice.STEPS_WORTH_FUSING", 1)
     caplog.set_level("INFO")
     (fused, ours), (_, theirs) = (

@@ -10,15 +10,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.svi.engines.updates import clipped, make_update, total_norm
+from tests import seeds
 
 
 def leaves() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeds.generator(0)
     return [torch.randn(shape, generator=generator).requires_grad_(True) for shape in ((3, 2), (2,), ())]
 
 
 def gradients(step: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(step + 1)
+    generator = seeds.generator(step + 1)
     return [torch.randn(shape, generator=generator) for shape in ((3, 2), (2,), ())]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.pairs.isolation import empty_store, isolated
 from pyro_vae.pairs.parameters import trainable_parameters
 from pyro_vae.svi import ELBO, IWAE, Renyi, fit
+from tests import seeds
 from tests.svi.pairs import PAIRS, observations
 
 X = torch.tensor([-1.0, 0.3, 2.0], dtype=torch.float64)
@@ -138,7 +139,7 @@ def test_the_score_function_gradient_is_unbiased() -> None:
 
 
 def test_subsampling_rescales_the_bound_and_not_the_weights() -> None:
-    draws = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    draws = torch.randn(4, 3, generator=seeds.generator(0))
 
     def subsampled(size: int) -> float:
         eps = iter(draws)

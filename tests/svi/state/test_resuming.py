@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_vae.data import DynamicBinarization
 from pyro_vae.storage.plain import pack
 from pyro_vae.svi import ELBO, IWAE, Checkpoint, EpochRecord, Fit, NonFiniteError, fit
-from pyro_vae.svi.engines.native import NativeSteps
+from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.loop import Loop
 from tests.svi.pairs import PAIRS, Decoder, Encoder, Pair, observations
 
@@ -134,7 +134,7 @@ def test_many_steps_per_call_go_on_between_two_calls(
 
         path = tmp_path / f"{after}.state"
         with monkeypatch.context() as patched:
-            patched.setattr(NativeSteps, "steps_per_call", 1)  # so that there is a call to stop after
+            patched.setattr(NativeFunction, "steps_per_call", 1)  # so that there is a call to stop after
             patched.setattr(Loop, "_note_step", stop)
             with pytest.raises(StoppedError):
                 fitted(seeded(PAIRS["normal"], 0), observations(40), path, engine="native", **options)

@@ -15,18 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.svi.engines.native.cache import BUILDING, cache_folder, is_own, mark_used, prune
+from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = ["BuildError", "has_compiler", "key_of", "load"]
+__all__ = ["has_compiler", "key_of", "load"]
 
 TIMEOUT = 120.0
 """Seconds; such a source takes one to ten."""
 
 
-class BuildError(Exception):
-    """There is no compiler, or it failed; the message says which."""
-
-    def __str__(self) -> str:
-        return f"its steps cannot be built: {super().__str__()}"
+def _cannot(reason: str) -> CannotError:
+    return CannotError(f"its steps cannot be built: {reason}")
 
 
 def load(source: str, *names: str) -> Any:
@@ -40,7 +38,7 @@ def load(source: str, *names: str) -> Any:
 
     Raises
     ------
-    BuildError
+    CannotError
         If there is no C++ compiler, or it fails, or what it has built cannot be kept and loaded, or lacks a
         name.
     """
@@ -55,7 +53,7 @@ def load(source: str, *names: str) -> Any:
         prune(folder)
     except OSError as error:
         place = folder or tempfile.gettempdir()
-        raise BuildError(f"a build cannot be kept and loaded in {place}: {error}") from error
+        raise _cannot(f"a build cannot be kept and loaded in {place}: {error}") from error
     return library
 
 
@@ -79,7 +77,7 @@ def _built(source: str, key: str, folder: Path, names: Sequence[str]) -> Any:
         library = ctypes.CDLL(str(built))  # while nobody else knows it, and could prune it
         missing = [name for name in names if not hasattr(library, name)]
         if missing:
-            raise BuildError(f"what the compiler {command[0]} has made has no {missing[0]!r}")
+            raise _cannot(f"what the compiler {command[0]} has made has no {missing[0]!r}")
         built.chmod(0o700)
         built.replace(folder / f"{key}-{_digest(built.read_bytes())}.so")
     return library
@@ -90,7 +88,7 @@ def key_of(source: str) -> str:
 
     Raises
     ------
-    BuildError
+    CannotError
         If there is no C++ compiler.
     """
     command = [*_compiler(), *_flags()]
@@ -102,7 +100,7 @@ def has_compiler() -> bool:
     """Whether this machine can build at all."""
     try:
         return bool(_compiler())
-    except BuildError:
+    except CannotError:
         return False
 
 
@@ -112,12 +110,12 @@ def _compiler() -> list[str]:
         try:
             return shlex.split(chosen)
         except ValueError as error:
-            raise BuildError(f"the variable CXX is {chosen!r:.80}, which is no command: {error}") from error
+            raise _cannot(f"the variable CXX is {chosen!r:.80}, which is no command: {error}") from error
     for name in ("g++", "clang++", "c++"):
         path = shutil.which(name)
         if path:
             return [path]
-    raise BuildError("there is no C++ compiler: install g++ or clang++, or name one in the variable CXX")
+    raise _cannot("there is no C++ compiler: install g++ or clang++, or name one in the variable CXX")
 
 
 def _flags() -> list[str]:
@@ -146,12 +144,10 @@ def _compile(source: str, command: list[str], folder: Path) -> Path:
             check=False,
         )
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"the compiler {command[0]} did not run: {error}") from error
+        raise _cannot(f"the compiler {command[0]} did not run: {error}") from error
     if done.returncode or not built.exists():
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise BuildError(
-            f"the compiler {command[0]} failed: {errors[0][:200] if errors else done.returncode}"
-        )
+        raise _cannot(f"the compiler {command[0]} failed: {errors[0][:200] if errors else done.returncode}")
     return built
 
 
@@ -172,7 +168,7 @@ def _version(compiler: str) -> str:
             check=False,
         )
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"the compiler {compiler} did not run: {error}") from error
+        raise _cannot(f"the compiler {compiler} did not run: {error}") from error
     return done.stdout
 
 

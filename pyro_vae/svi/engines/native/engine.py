@@ -9,32 +9,32 @@ import torch
 from torch import Tensor, fx
 from torch.optim import Adam, Optimizer
 
-from pyro_vae.svi.engines.native.build import key_of, load
+from pyro_vae.svi.engines.functions import StepTerms
+from pyro_vae.svi.engines.native.build import load
 from pyro_vae.svi.engines.native.call import Call
 from pyro_vae.svi.engines.native.emitter import emit
 from pyro_vae.svi.engines.native.lowering import lower
 from pyro_vae.svi.engines.native.pace import Pace
-from pyro_vae.svi.engines.rates import constant_rates
-from pyro_vae.svi.engines.steps import StepTerms, UnsupportedError
-from pyro_vae.svi.engines.threads import WORTH_A_SECOND_THREAD
+from pyro_vae.svi.engines.optimizers import constant_rates
+from pyro_vae.svi.engines.steps import WORTH_A_SECOND_THREAD, CannotError
 from pyro_vae.svi.engines.updates import adam_states
 
-__all__ = ["NativeSteps", "supported"]
+__all__ = ["NativeFunction", "supported"]
 
 
 def supported(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> str | None:
     """Why a graph cannot become native, by the name of the operation, or None if it can. Nothing runs.
 
-    The arguments are those of :class:`NativeSteps`.
+    The arguments are those of :class:`NativeFunction`.
     """
     try:
         lower(graph, parameters, batch)
-    except UnsupportedError as error:
+    except CannotError as error:
         return str(error)
     return None
 
 
-class NativeSteps:
+class NativeFunction:
     """Steps of gradient descent as one compiled function.
 
     Each step gathers its rows of the data, draws the same noise from torch's stream as the graph would,
@@ -57,7 +57,7 @@ class NativeSteps:
     max_norm
         Clips the norm of the whole gradient.
     most_bad
-        So many steps in a row that are not finite end a run; the random stream is then where they left it.
+        As many steps in a row that are not finite end a run; the random stream is then where they left it.
     threads
         By default one for a step so small that threads would cost more to wait for each other, else torch's
         number or one, whichever the clock says (:class:`~pyro_vae.svi.engines.native.pace.Pace`).
@@ -66,10 +66,9 @@ class NativeSteps:
 
     Raises
     ------
-    UnsupportedError
-        If the graph or the optimizer is not of these, by the name of what is not known.
-    BuildError
-        If there is no C++ compiler, it fails, or what it makes is not such a library.
+    CannotError
+        If the graph or the optimizer is not of these, by the name of what is not known; or if there is no C++
+        compiler, it fails, or what it makes is not such a library.
     """
 
     def __init__(
@@ -90,14 +89,12 @@ class NativeSteps:
         self._groups = _groups(optimizer, self.parameters)
         self._constants = [getattr(graph, name) for name in self.program.constants]
         self.max_norm = math.inf if max_norm is None else max_norm
-        self.most_bad, self.bad_in_a_row = most_bad, 0
+        self.most_bad = most_bad
         few = self.program.flops < WORTH_A_SECOND_THREAD
         choices = [threads] if threads else sorted({1, 1 if few else torch.get_num_threads()})
         self._pace = Pace(choices, self.program.flops)
         self.generator = torch.default_generator if generator is None else generator
-        source = emit(self.program)
-        self.key = key_of(source)
-        self._library = load(source, "run", "arena_size", "packing_size", "squares_size")
+        self._library = load(emit(self.program), "run", "arena_size", "packing_size", "squares_size")
         self._library.run.restype = ctypes.c_int64
         self._arena = torch.zeros(self._size("arena_size"), dtype=self.program.dtype)
         self._packing = torch.zeros(choices[-1] * self._size("packing_size"), dtype=self.program.dtype)
@@ -108,30 +105,24 @@ class NativeSteps:
 
     @property
     def steps_per_call(self) -> int:
-        """So many take about a tenth of a second; Python handles an interrupt only between calls."""
+        """As many take about a tenth of a second; Python handles an interrupt only between calls."""
         return self._pace.steps
 
     def run(
-        self, data: Sequence[Tensor], index: Tensor, kl_weight: Tensor, lr: Tensor | None = None
+        self,
+        data: Sequence[Tensor],
+        index: Tensor,
+        kl_weight: Tensor,
+        lr: Tensor | None = None,
+        *,
+        bad_in_a_row: int = 0,
     ) -> StepTerms:
-        """As many steps as ``index`` has rows, or fewer if ``most_bad`` in a row were not finite.
-
-        Parameters
-        ----------
-        data
-            The tensors that batches are gathered from, by their first axis.
-        index
-            (steps, batch size), int64: the rows of each batch.
-        kl_weight
-            (steps,): the weight of the KL at each step.
-        lr
-            (steps, groups of the optimizer): row j is for the j-th step that is taken, since a schedule does
-            not move at a step that is not finite. By default the optimizer's own throughout.
+        """Take steps: see :class:`~pyro_vae.svi.engines.functions.StepFunction`.
 
         Raises
         ------
         ValueError
-            If shapes or types are not these, or a row is not in the data.
+            If shapes or types are not those, or a row is not in the data.
         """
         steps, dtype = len(index), self.program.dtype
         data = self._checked(data, index, kl_weight)
@@ -140,12 +131,12 @@ class NativeSteps:
         bad = torch.zeros(steps, dtype=torch.bool)
         index, kl_weight = index.contiguous(), kl_weight.to(dtype).contiguous()
         done = good = 0
-        while done < steps and self.bad_in_a_row < self.most_bad:
-            count = min(steps - done, self._pace.steps)
-            results = [x[done : done + count] for x in (loss, kl, reconstruction, norm, bad)]
-            ran, taken = self._call(
-                data, index[done : done + count], kl_weight[done : done + count], rates[good:], results
-            )
+        while done < steps and bad_in_a_row < self.most_bad:
+            part = slice(done, done + min(steps - done, self._pace.steps))
+            results = [x[part] for x in (loss, kl, reconstruction, norm, bad)]
+            ran, taken = self._call(data, index[part], kl_weight[part], rates[good:], results, bad_in_a_row)
+            for flag in bad[done : done + ran].tolist():
+                bad_in_a_row = bad_in_a_row + 1 if flag else 0
             done, good = done + ran, good + taken
         return StepTerms(*(x[:done] for x in (loss, kl, reconstruction, norm, bad)))
 
@@ -180,7 +171,13 @@ class NativeSteps:
         return lr.double()[:, self._groups].contiguous()
 
     def _call(
-        self, data: list[Tensor], index: Tensor, kl_weight: Tensor, rates: Tensor, results: list[Tensor]
+        self,
+        data: list[Tensor],
+        index: Tensor,
+        kl_weight: Tensor,
+        rates: Tensor,
+        results: list[Tensor],
+        bad_in_a_row: int,
     ) -> tuple[int, int]:
         """One call of the function: how many steps ran, and how many of them changed the parameters."""
         states = adam_states(self.optimizer, self.parameters)
@@ -194,7 +191,7 @@ class NativeSteps:
             "beta1": beta1,
             "beta2": beta2,
             "max_norm": self.max_norm,
-            "bad_before": self.bad_in_a_row,
+            "bad_before": bad_in_a_row,
             "most_bad": self.most_bad,
         }
         tensors = {  # named, so that they live until the call has ended
@@ -220,8 +217,6 @@ class NativeSteps:
         try:
             ran = int(self._library.run(ctypes.byref(call)))
             self._pace.note(threads, steps=ran, seconds=time.perf_counter() - started)
-            for flag in results[4][:ran].tolist():
-                self.bad_in_a_row = self.bad_in_a_row + 1 if flag else 0
         finally:  # also if an interrupt waited for the call to end
             for state in states:
                 state["step"] += int(taken)
@@ -255,18 +250,18 @@ def _addresses(tensors: Sequence[Tensor]) -> Tensor:
 def _groups(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[int]:
     """The optimizer's group of each parameter."""
     if type(optimizer) is not Adam:
-        raise UnsupportedError(
+        raise CannotError(
             f"the optimizer {type(optimizer).__name__}; native steps are those of torch.optim.Adam"
         )
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise UnsupportedError("an optimizer with hooks")
+        raise CannotError("an optimizer with hooks")
     group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     for group in optimizer.param_groups:
         for option in ("weight_decay", "amsgrad", "maximize"):
             if group[option]:
-                raise UnsupportedError(f"Adam with {option}={group[option]}")
+                raise CannotError(f"Adam with {option}={group[option]}")
         if group["betas"] != optimizer.param_groups[0]["betas"] or any(map(torch.is_tensor, group["betas"])):
-            raise UnsupportedError("Adam with betas that are tensors or differ between groups")
+            raise CannotError("Adam with betas that are tensors or differ between groups")
     if any(id(parameter) not in group_of for parameter in parameters):
-        raise UnsupportedError("an optimizer that leaves out some of the parameters")
+        raise CannotError("an optimizer that leaves out some of the parameters")
     return [group_of[id(parameter)] for parameter in parameters]

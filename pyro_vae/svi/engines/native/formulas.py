@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pyro_vae.svi.engines.native.program import View
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import CannotError
 
 __all__ = ["FORMULAS", "MASKS", "fill_in", "literal"]
 
@@ -130,7 +130,7 @@ def _power(exponent: float) -> str:
 def fill_in(name: str, arguments: dict[str, Any]) -> tuple[str, list[View]]:
     """A formula in which ``{0}``, ``{1}``, … are the operands that come with it, and numbers are put in.
 
-    Raises UnsupportedError for an argument that the formula does not know.
+    Raises CannotError for an argument that the formula does not know.
     """
     formula = FORMULAS[name]
     named = set(re.findall(r"\{(\w+)\}", formula))
@@ -149,7 +149,7 @@ def fill_in(name: str, arguments: dict[str, Any]) -> tuple[str, list[View]]:
         elif IGNORED.get(name) != key:
             required = REQUIRED.get(name, {}).get(key, defaults.get(key))
             if value != required:
-                raise UnsupportedError(f"{name} with {key}={value}")
+                raise CannotError(f"{name} with {key}={value}")
     if slots.get("alpha") == "T(1.0)":
         formula = formula.replace("{alpha} * ", "")
     return formula.format(**slots), operands
@@ -168,7 +168,7 @@ def _number(name: str, key: str, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, int | float):
-        raise UnsupportedError(f"{name} with {key}={value}")
+        raise CannotError(f"{name} with {key}={value}")
     return literal(float(value))
 
 

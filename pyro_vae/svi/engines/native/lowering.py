@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from pyro_vae.svi.engines.native.formulas import FORMULAS, MASKS, fill_in
 from pyro_vae.svi.engines.native.operations import Operations
 from pyro_vae.svi.engines.native.program import Buffer, Program, View
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import CannotError
 
 __all__ = ["lower"]
 
@@ -70,7 +70,7 @@ def lower(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[T
 
     Raises
     ------
-    UnsupportedError
+    CannotError
         By name, for an operation, argument, dtype or layout that is not known.
     """
     return _Lowering(graph, parameters, batch).program()
@@ -121,7 +121,7 @@ class _Lowering:
         if name not in self.constants:
             tensor = getattr(self.graph, name)
             if tensor.dtype != self.dtype or tensor.device.type != "cpu":
-                raise UnsupportedError(f"a constant of dtype {tensor.dtype} on device {tensor.device}")
+                raise CannotError(f"a constant of dtype {tensor.dtype} on device {tensor.device}")
             buffer = Buffer("constant", len(self.constants), tensor.numel())
             # the pointer that is passed is that of the first element
             self.constants[name] = View.like(buffer, tensor.as_strided(tensor.shape, tensor.stride(), 0))
@@ -163,7 +163,7 @@ class _Lowering:
             aten.sum.dim_IntList: self._sum,
         }
         if target not in rules:
-            raise UnsupportedError(str(target))
+            raise CannotError(str(target))
         if "self" in arguments:  # Python's own name for something else
             arguments["view"] = arguments.pop("self")
         return rules[target](**arguments)
@@ -179,7 +179,7 @@ class _Lowering:
             mask = views["self"].mask and views["other"].mask
         elif not mask and any(view.mask for view in views.values()):
             if name not in _OF_MASKS:
-                raise UnsupportedError(f"{name} of truth values")
+                raise CannotError(f"{name} of truth values")
             mask = all(view.mask for view in views.values())
         shape = torch.broadcast_shapes(*(view.shape for view in views.values()))
         if formula in _UNCHANGED and operands[0].shape == shape:
@@ -200,13 +200,13 @@ class _Lowering:
         if dtype in (None, torch.bool if view.mask else self.dtype):
             return view
         if dtype != self.dtype:
-            raise UnsupportedError(f"{target} to {dtype}")
+            raise CannotError(f"{target} to {dtype}")
         return View(view.source, view.shape, view.strides, view.offset)
 
     def _fill(self, target: Any, arguments: dict[str, Any]) -> View:
         value, source, dtype = _FILLS[target], arguments.get("self"), arguments.get("dtype")
         if dtype not in (None, self.dtype, torch.bool):
-            raise UnsupportedError(f"{target} of {dtype}")
+            raise CannotError(f"{target} of {dtype}")
         mask = dtype == torch.bool or (dtype is None and isinstance(source, View) and source.mask)
         shape = arguments.get("size", source.shape if isinstance(source, View) else ())
         return View.number(arguments[value] if isinstance(value, str) else value, shape, mask=mask)
@@ -222,7 +222,7 @@ class _Lowering:
 
     def _noise(self, kind: str, size: Sequence[int], dtype: torch.dtype | None) -> View:
         if dtype not in (self.dtype, None):
-            raise UnsupportedError(f"{kind} noise of {dtype}")
+            raise CannotError(f"{kind} noise of {dtype}")
         self.noise.append(Buffer(kind, len(self.noise), math.prod(size)))
         return View.whole(self.noise[-1], size)
 
@@ -242,14 +242,14 @@ class _Lowering:
 
     def _product_and_bias(self, view: View, mat1: View, mat2: View, beta: float, alpha: float) -> View:
         if beta != 1 or alpha != 1:
-            raise UnsupportedError(f"aten.addmm.default with beta={beta}, alpha={alpha}")
+            raise CannotError(f"aten.addmm.default with beta={beta}, alpha={alpha}")
         return self.operations.product(mat1, mat2, view.over((mat1.shape[0], mat2.shape[1])))
 
     def _sum(
         self, view: View, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: Any = None
     ) -> View:
         if view.mask or dtype not in (None, self.dtype):
-            raise UnsupportedError("aten.sum of truth values or to another dtype")
+            raise CannotError("aten.sum of truth values or to another dtype")
         rank = len(view.shape)
         return self.operations.sum(view, sorted({d % rank for d in dim} if dim else range(rank)), keepdim)
 
@@ -273,18 +273,18 @@ class _Lowering:
 def _check_inputs(parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> None:
     dtype = parameters[0].dtype
     if dtype not in (torch.float32, torch.float64):
-        raise UnsupportedError(f"parameters of dtype {dtype}")
+        raise CannotError(f"parameters of dtype {dtype}")
     named = [(f"parameter {i}", p) for i, p in enumerate(parameters)]
     named += [(f"batch[{i}]", x) for i, x in enumerate(batch)]
     for name, tensor in named:
         if tensor.dtype != dtype:
-            raise UnsupportedError(f"{name} of dtype {tensor.dtype} beside parameters of dtype {dtype}")
+            raise CannotError(f"{name} of dtype {tensor.dtype} beside parameters of dtype {dtype}")
         if tensor.device.type != "cpu":
-            raise UnsupportedError(f"{name} on device {tensor.device}")
+            raise CannotError(f"{name} on device {tensor.device}")
         if not tensor.is_contiguous():
-            raise UnsupportedError(f"{name}, which is not contiguous")
+            raise CannotError(f"{name}, which is not contiguous")
     if len({len(x) if x.dim() else 0 for x in batch}) != 1 or not batch[0].numel():
-        raise UnsupportedError("a batch without rows, or whose parts differ in length")
+        raise CannotError("a batch without rows, or whose parts differ in length")
 
 
 def _is_last_use(node: fx.Node) -> bool:
@@ -297,9 +297,9 @@ def _arguments(node: fx.Node, target: Any, values: dict[fx.Node, Any]) -> dict[s
     """The arguments of an aten call by name, defaults included."""
     schema = getattr(target, "_schema", None)
     if schema is None:
-        raise UnsupportedError(str(target))
+        raise CannotError(str(target))
     if schema.is_mutable:
-        raise UnsupportedError(f"{target}, which changes a tensor in place")
+        raise CannotError(f"{target}, which changes a tensor in place")
     positional, by_name = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     named.update(zip((a.name for a in schema.arguments), positional, strict=False))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_vae.svi.engines.native.formulas import literal
 from pyro_vae.svi.engines.native.program import Buffer, Operation, Pointwise, Product, Sum, View
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import CannotError
 
 __all__ = ["Operations"]
 
@@ -60,7 +60,7 @@ class Operations:
     def product(self, view: View, mat2: View, bias: View | None = None) -> View:
         """``view @ mat2 + bias``."""
         if view.mask or mat2.mask:
-            raise UnsupportedError("aten.mm.default of truth values")
+            raise CannotError("aten.mm.default of truth values")
         if bias is not None and bias.strides != (0, 1):  # only a row can start the sums
             return self.pointwise("{0} + {1}", (self.product(view, mat2), bias), bias.shape)
         left, right = (v if v.is_stored else self.copy(v) for v in (view, mat2))

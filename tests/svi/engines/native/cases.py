@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 from pyro_vae import guides, models
 from pyro_vae.models import likelihoods
 from pyro_vae.pairs.isolation import empty_store, isolated
+from pyro_vae.svi.engines.functions import StepTerms
 from pyro_vae.svi.engines.gradients import capture_step, gradient_step
-from pyro_vae.svi.engines.native import NativeSteps
-from pyro_vae.svi.engines.steps import StepTerms
+from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.objectives.elbo import ELBO
+from tests import seeds
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 
@@ -112,14 +113,14 @@ class Made:
             )
 
     def index(self, steps: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.case.seed)
+        generator = seeds.generator(self.case.seed)
         return torch.stack(
             [torch.randperm(len(self.data), generator=generator)[: self.case.batch] for _ in range(steps)]
         )
 
-    def native(self, optimizer: torch.optim.Optimizer, **options: Any) -> NativeSteps:
+    def native(self, optimizer: torch.optim.Optimizer, **options: Any) -> NativeFunction:
         options = {"max_norm": self.case.max_norm, **options}
-        return NativeSteps(
+        return NativeFunction(
             self.capture(), self.parameters, (self.data[: self.case.batch],), optimizer, **options
         )
 
@@ -129,7 +130,7 @@ def adam(parameters: list[Tensor], **options: Any) -> torch.optim.Adam:
 
 
 def native_steps(
-    native: NativeSteps, data: Tensor, index: Tensor, weights: Tensor
+    native: NativeFunction, data: Tensor, index: Tensor, weights: Tensor
 ) -> tuple[StepTerms, Tensor]:
     """The steps from seed 7, and the number that the random stream would give next."""
     torch.manual_seed(7)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pyro_vae.svi import fit
-from pyro_vae.svi.engines.native import BuildError, build
+from pyro_vae.svi.engines.native import build
+from pyro_vae.svi.engines.steps import CannotError
 from tests.svi.engines.native.cases import needs_compiler
 from tests.svi.pairs import PAIRS, observations
 
@@ -72,16 +73,16 @@ def test_two_processes_build_at_once(folder: Path) -> None:
 
 def test_without_a_compiler_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(BuildError, match=r"there is no C\+\+ compiler: install g\+\+"):
+    with pytest.raises(CannotError, match=r"there is no C\+\+ compiler: install g\+\+"):
         build.load(SOURCE)
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(BuildError, match="did not run"):
+    with pytest.raises(CannotError, match="did not run"):
         build.load(SOURCE)
 
 
 @needs_compiler
 def test_the_compiler_s_own_words_are_passed_on(folder: Path) -> None:
-    with pytest.raises(BuildError, match=r"failed: .*error"):
+    with pytest.raises(CannotError, match=r"failed: .*error"):
         build.load("this is not C++")
     assert list(folder.iterdir()) == []
 
@@ -126,7 +127,7 @@ def test_compilers_that_are_none(
         path.chmod(0o700)
     command, told = BROKEN[name]
     monkeypatch.setenv("CXX", command.format(bin=tmp_path))
-    with pytest.raises(BuildError, match=f"cannot be built: .*{told}"):
+    with pytest.raises(CannotError, match=f"cannot be built: .*{told}"):
         build.load(SOURCE, "answer")
     assert not folder.exists() or list(folder.iterdir()) == []
 

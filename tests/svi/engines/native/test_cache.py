@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_is_told(folder: Path, monkeypatch: pytest.MonkeyPat
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(build.BuildError, match=r"cannot be kept and loaded in .*: no space left"):
+    with pytest.raises(build.CannotError, match=r"cannot be kept and loaded in .*: no space left"):
         build.load(source(1))
     assert list(folder.iterdir()) == []
 

@@ -8,8 +8,8 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, fx, nn
 
 from pyro_vae.pairs.isolation import empty_store, isolated
-from pyro_vae.svi.engines.native import NativeSteps, supported
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.native import NativeFunction, supported
+from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.engines.updates import adam_states, total_norm
 from pyro_vae.svi.objectives.elbo import ELBO
 from tests.svi.engines.native.cases import Case, adam, distance, eager_steps, native_steps, needs_compiler
@@ -115,7 +115,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_three_end_the_run() -> No
     given = steps.run((data,), bad.repeat(2, 1), ones(2))
     assert given.bad.tolist() == [True, True]
     assert all(torch.equal(p, q) for p, q in zip(made.parameters, before, strict=True))
-    assert steps.bad_in_a_row == 2
+    given = steps.run((data,), torch.stack([bad, good]), ones(2), bad_in_a_row=2)
+    assert given.bad.tolist() == [True]
     given = steps.run((data,), torch.stack([good, bad, bad, bad, good, good]), ones(6))
     assert given.bad.tolist() == [False, True, True, True]
     assert float(optimizer.state[made.parameters[0]]["step"]) == 1
@@ -162,7 +163,7 @@ def test_constants_are_read_where_they_are() -> None:
     torch.testing.assert_close(second, 5 * first)
 
 
-def steps_of(function: object, parameters: list[Tensor]) -> tuple[NativeSteps, list[Tensor]]:
+def steps_of(function: object, parameters: list[Tensor]) -> tuple[NativeFunction, list[Tensor]]:
     """Float32 steps of ``function(*parameters, kl_weight, x)`` with x of shape (2, 1)."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -171,7 +172,7 @@ def steps_of(function: object, parameters: list[Tensor]) -> tuple[NativeSteps, l
     weight = torch.ones((), dtype=torch.float32)
     graph: fx.GraphModule = make_fx(function, _allow_non_fake_inputs=True)(*parameters, weight, x)  # type: ignore[arg-type]
     torch.set_default_dtype(torch.float32)
-    return NativeSteps(graph, parameters, (x,), torch.optim.Adam(parameters)), parameters
+    return NativeFunction(graph, parameters, (x,), torch.optim.Adam(parameters)), parameters
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -201,7 +202,7 @@ def test_wrong_arguments_are_named() -> None:
 )
 def test_other_optimizers_are_refused(optimizer: object, reason: str) -> None:
     made = CASE.make()
-    with pytest.raises(UnsupportedError, match=reason):
+    with pytest.raises(CannotError, match=reason):
         made.native(optimizer(made.parameters))  # type: ignore[operator]
 
 

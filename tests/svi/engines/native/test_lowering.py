@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.svi.engines.native import NativeSteps
+from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.engines.native.formulas import FORMULAS
 from pyro_vae.svi.engines.native.lowering import lower
-from pyro_vae.svi.engines.steps import UnsupportedError
+from pyro_vae.svi.engines.steps import CannotError
 from tests.svi.engines.native.cases import needs_compiler
 
 X = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).reshape(4, 6)
@@ -25,7 +25,7 @@ def graph_of(function: Callable[..., Any], parameters: list[Tensor], x: Tensor =
 def gradients(function: Callable[..., Any], parameters: list[Tensor]) -> list[Tensor]:
     """What the generated function computes: with beta1 = 0, Adam's first moment is the gradient."""
     optimizer = torch.optim.Adam(parameters, betas=(0.0, 0.9))
-    steps = NativeSteps(graph_of(function, parameters), parameters, (X,), optimizer)
+    steps = NativeFunction(graph_of(function, parameters), parameters, (X,), optimizer)
     given = steps.run((X,), torch.arange(4).unsqueeze(0), torch.ones(1))
     assert not bool(given.bad[0])
     return [optimizer.state[p]["exp_avg"] for p in parameters]
@@ -82,7 +82,7 @@ def test_what_is_not_known_is_refused_by_name(reason: str) -> None:
 
     parameters = [shaped(3)]
     graph = graph_of(function, parameters, X.clone())
-    with pytest.raises(UnsupportedError, match=re.escape(reason)):
+    with pytest.raises(CannotError, match=re.escape(reason)):
         lower(graph, parameters, (X,))
 
 
@@ -98,7 +98,7 @@ def test_what_is_not_known_is_refused_by_name(reason: str) -> None:
 )
 def test_inputs_of_other_kinds_are_refused(parameters: list[Tensor], batch: Tensor, reason: str) -> None:
     graph = graph_of(lambda p, w, x: (w, w, w, p * 1.0), parameters, X)
-    with pytest.raises(UnsupportedError, match=reason):
+    with pytest.raises(CannotError, match=reason):
         lower(graph, parameters, (batch,))
 
 
