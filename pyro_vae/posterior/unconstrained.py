@@ -78,7 +78,7 @@ class UnconstrainedPosterior:
         density = LocalDensity(
             pair.model, sizes, pair.tensors, {}, rows=pair.observations, chunk=chunk, graphs=graphs
         )
-        everywhere = all(torch.equal(one[site], values[site][:1].flatten(2).to(one[site])) for site in sizes)
+        everywhere = all(torch.equal(one[site], _flat(values[site][:1]).to(one[site])) for site in sizes)
         posterior = replace(posterior, sizes=sizes, local=density, everywhere=everywhere)
         with posterior.evaluation():
             density.settle(posterior._spread(torch.cat(list(one.values()), dim=-1))[0])
@@ -96,7 +96,7 @@ class UnconstrainedPosterior:
     def coordinates(self, values: Draws) -> Tensor:
         """Of draws by site (draws, observations, ...): (draws, observations, size)."""
         if self.everywhere:
-            parts = {site: value.flatten(2).double() for site, value in values.items()}
+            parts = {site: _flat(value).double() for site, value in values.items()}
         else:
             parts = self._placed_free(values, self.local.chunk)
         return torch.cat([parts[site] for site in self.sizes], dim=-1)
@@ -125,7 +125,11 @@ class UnconstrainedPosterior:
     def value_and_gradient(self, free: Tensor) -> tuple[Tensor, Tensor]:
         """The density at coordinates, and its gradient with respect to them."""
         with self.evaluation():
-            value, gradient = self.local.with_gradient(self._as_seen(free), self._places)
+            return self.within(free)
+
+    def within(self, free: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`value_and_gradient`, for many calls within one :meth:`evaluation`."""
+        value, gradient = self.local.with_gradient(self._as_seen(free), self._places)
         return value.double().cpu(), gradient.double().cpu()
 
     def refined(self, loc: Tensor, tril: Tensor, *, steps: int, stop: float) -> Refinement:
@@ -152,9 +156,9 @@ class UnconstrainedPosterior:
         return torch.cat(parts)
 
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self, *key: int) -> Iterator[None]:
         """The density can be computed: the model's parameters are in place, and nothing outside moves."""
-        with self.pair.evaluation(0), pyro.get_param_store().scope(self.pair.model_state):
+        with self.pair.evaluation(*(key or (0,))), pyro.get_param_store().scope(self.pair.model_state):
             yield
 
     @property
@@ -241,6 +245,11 @@ class _Placement(Messenger):
         rows = self.pair.observations
         front = self.pair.lead(msg, tensor, self.count, rows).to("cpu", torch.float64)
         return front.reshape(self.count, rows, -1)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """(draws, observations, numbers)."""
+    return values.reshape(*values.shape[:2], -1)
 
 
 def _chosen(args: tuple[Rows, ...], rows: NDArray[np.int64]) -> tuple[Tensor, ...]:

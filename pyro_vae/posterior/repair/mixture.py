@@ -31,7 +31,7 @@ from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
 
 __all__ = ["GUIDE_SHARE", "Adapted", "Mixture", "adapt_mixture", "least_log_evidence"]
 
-ROUNDS = 12
+ROUNDS = 8
 """At most."""
 
 MOST_COMPONENTS = 12
@@ -257,9 +257,8 @@ def _moved(now: Mixture, free: Tensor, log_weight: Tensor, densities: Tensor, ro
                 torch.where(known[:, None, None], part.tril, before.tril),
             )
         )
-    before = now.share[:, :-1]
-    share = torch.where(told[:, None], share, before)
-    share = torch.where(before > 0, share.clamp_min(SMALLEST_SHARE), 0.0)
+    share = torch.where(told[:, None], share, now.share[:, :-1])
+    share = torch.where(now.share[:, :-1] > 0, share.clamp_min(SMALLEST_SHARE), 0.0)
     moved = Mixture.of(*parts, share=share / share.sum(1, keepdim=True))
     if moved.components >= MOST_COMPONENTS:
         return moved

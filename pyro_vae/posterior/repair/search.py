@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.posterior.repair.mixture import Mixture
@@ -21,7 +23,9 @@ from pyro_vae.posterior.repair.mode import climb
 from pyro_vae.posterior.repair.proposals import Proposal
 from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
 
-__all__ = ["FROM_EACH", "REFINED", "REFINING_STEPS", "STARTS", "Modes", "find_modes", "stretched"]
+__all__ = ["NOT_LOOKED_AT", "REFINED", "REFINING_STEPS", "STARTS", "Modes", "dispersed", "find_modes"]
+
+Draws = dict[str, Tensor]
 
 FROM_EACH = 96
 """Starts from each source: the prior, other observations, the stretched guide."""
@@ -47,6 +51,17 @@ REFINING_STEPS, REFINED = 12, 0.1
 
 MOST_MODES = 6
 """Beside the one at hand."""
+
+SMALLEST_SHARE, OFTEN = 0.01, 0.2
+"""Of the mass of a mode that draws must have visited, and how often at least, of how often its mass asks."""
+
+SEARCH_KEY = 11
+"""Keeps these streams apart from those of other draws with the same seed."""
+
+NOT_LOOKED_AT = (
+    "modes to which none of the starts leads: narrow ones beside wide ones in many dimensions, and any that "
+    "are far from all that the prior, the guide and its draws for other observations cover"
+)
 
 SMALLEST_MASS = math.log(1e-3)
 """Of a mode, relative to all: a smaller one moves no mean and no width."""
@@ -89,6 +104,22 @@ class Modes:
         floored = torch.where(share > math.exp(SMALLEST_MASS), share.clamp_min(LEAST_SHARE), 0.0)
         return Mixture.of(*self.proposals, share=floored / floored.sum(1, keepdim=True))
 
+    def counted(self) -> NDArray[np.int64]:
+        """How many of each observation hold a material share of the mass."""
+        return (self.share > SMALLEST_SHARE).sum(1).clamp_min(1).numpy()
+
+    def reached_by(self, free: Tensor, log_evidence: Tensor) -> Tensor:
+        """Of which observations draws (draws, observations, size) lie in every mode about as often as its mass
+        asks, if the evidence is what they say."""
+        size = free.shape[-1]
+        radius = size + 3 * (2 * size) ** 0.5
+        reached = torch.ones(free.shape[1], dtype=torch.bool)
+        for proposal, mass in zip(self.proposals[1:], self.log_mass.T[1:], strict=True):
+            share = (mass - log_evidence).clamp_max(0.0).exp()
+            inside = (proposal.to_white(free).square().sum(-1) <= radius).double().mean(0)
+            reached &= (share < SMALLEST_SHARE) | (inside >= OFTEN * share)
+        return reached
+
     def covers(self, rows: Tensor, loc: Tensor) -> Tensor:
         """Whether a location (rows, size) of some observations is that of a mode known before."""
         same = torch.zeros(len(rows), dtype=torch.bool)
@@ -98,7 +129,40 @@ class Modes:
         return same
 
 
-def stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
+def dispersed(
+    posterior: UnconstrainedPosterior, free: Tensor, values: Draws, rows: NDArray[np.int64], seed: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Where a search may start, (starts, observations, size), and where that comes from.
+
+    Parameters
+    ----------
+    posterior, free
+        Of some observations, and the guide's draws for them, (draws, observations, size).
+    values
+        The guide's draws for every observation, by site (draws, all observations, ...).
+    rows
+        Which of all observations these are.
+    seed
+        Of what is chosen.
+    """
+    generators = [np.random.default_rng([seed, SEARCH_KEY, row]) for row in rows.tolist()]
+    parts, sources = [_stretched(free, generators)], ["the guide's draws, stretched"]
+    with suppress(Exception):  # a prior or a likelihood that cannot be drawn from
+        parts.append(posterior.from_prior(FROM_EACH, seed, SEARCH_KEY))
+        sources.append("the prior")
+    draws, everyone = next(iter(values.values())).shape[:2]
+    if everyone > 1:
+        shift = np.stack(
+            [generator.integers(1, everyone, size=FROM_EACH) for generator in generators], axis=1
+        )
+        draw = np.stack([generator.integers(draws, size=FROM_EACH) for generator in generators], axis=1)
+        other = (rows + shift) % everyone
+        parts.append(posterior.coordinates({site: value[draw, other] for site, value in values.items()}))
+        sources.append("draws for other observations")
+    return torch.cat(parts), tuple(sources)
+
+
+def _stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
     """Some draws (draws, observations, size), moved away from their centre."""
     rows = []
     for n, generator in enumerate(generators):
