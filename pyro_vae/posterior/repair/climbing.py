@@ -35,7 +35,6 @@ __all__ = ["STEPS", "Ladder"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
-Draws = dict[str, Tensor]
 
 STEPS = ("guide", "resample", "local", "nuts")
 
@@ -82,7 +81,7 @@ class Ladder:
         self.chains, self.warmup = chains, warmup
         self.graphs = Graphs()
         self.sources: tuple[str, ...] = ()
-        self.values: Draws = {}
+        self.values: dict[str, Tensor] = {}
         self.log_weight = np.empty((n, draws))
         self.step = np.full(n, STEPS[0], dtype=f"<U{max(map(len, STEPS))}")
         self.believable = np.zeros(n, dtype=bool)
@@ -274,7 +273,7 @@ class Ladder:
         self.least_evidence[rows] = np.fmax(self.least_evidence[rows], least_log_evidence(weights).numpy())
         return smooth
 
-    def _keep(self, rows: Rows, values: Draws) -> None:
+    def _keep(self, rows: Rows, values: dict[str, Tensor]) -> None:
         for site, value in values.items():
             self.values[site][:, rows] = value
 

@@ -109,8 +109,8 @@ class Modes:
         return (self.share > SMALLEST_SHARE).sum(1).clamp_min(1).numpy()
 
     def reached_by(self, free: Tensor, log_evidence: Tensor) -> Tensor:
-        """Of which observations draws (draws, observations, size) lie in every mode about as often as its mass
-        asks, if the evidence is what they say."""
+        """Of which observations draws (draws, observations, size) lie in every mode about as often as its
+        mass asks, if the evidence is what they say."""
         size = free.shape[-1]
         radius = size + 3 * (2 * size) ** 0.5
         reached = torch.ones(free.shape[1], dtype=torch.bool)
