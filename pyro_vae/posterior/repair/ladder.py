@@ -17,7 +17,7 @@ from pyro_vae.posterior.reference import posterior_tree
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
 from pyro_vae.progress import progress_bar
 
-__all__ = ["repair"]
+__all__ = ["ready", "repair"]
 
 FINEST = 1e-3
 """Nats that the rounding of a density may come to; computations are in double precision where it is more."""
@@ -111,7 +111,7 @@ def repair(
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
     _check_steps(steps, chains, warmup)
     index, subset = select(data, observations)
-    pair = _ready(model, guide, subset)
+    pair = ready(model, guide, subset)
     for module in modules_of(pair.model):
         module.requires_grad_(False)  # a copy; only latents and proposals move
     ladder = Ladder(pair, draws, seed, chunk, chains, warmup)
@@ -125,7 +125,7 @@ def repair(
     return tree
 
 
-def _ready(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
+def ready(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
     """The pair in its own precision, or in double where single cannot tell the densities apart."""
     pair = prepare(model, guide, data, dtypes=(None,))
     block = pair.block(slice(0, pair.observations if pair.whole else 1), slice(0, 3), 0)
