@@ -11,7 +11,7 @@ export XDG_CACHE_HOME := $(CURDIR)/.cache
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help compare test check arviz slow bench evidence evidence-long docs clean
+.PHONY: help compare test check arviz slow bench evidence evidence-long docs clean oldest dist
 
 help:  ## the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -39,6 +39,16 @@ arviz: $(STAMP)  ## the tests that face ArviZ (for the other line: make arviz VE
 slow: $(STAMP)  ## the tests that take minutes
 	$(RUN)python -m pytest -m slow
 
+oldest:  ## the tests of what the oldest dependencies could break, on those (Python 3.11)
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info[:2] == (3, 11) else "constraints-oldest.txt is for Python 3.11: make oldest PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[parquet,zarr,dask]' pytest pytest-xdist hypothesis mpmath
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto -W default -m 'not slow' tests
+
+dist: $(STAMP)  ## wheel and source distribution, into dist/
+	$(RUN)python -m pip install --quiet --constraint constraints.txt build
+	$(RUN)python -m build --outdir dist
+
 bench: $(STAMP)  ## step time, sweep and start against peers, as ratios (NumPyro and pythae are installed for it)
 	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[test,benchmark]'
 	$(RUN)python benchmarks/step_time.py 64 64 8
@@ -63,4 +73,4 @@ docs: $(DOCS_STAMP)  ## the documentation site, into docs/_build/html
 	@echo 'open docs/_build/html/index.html'
 
 clean:  ## remove what these targets made, but not runs/
-	rm -rf docs/_build .venv .venv-3.12 .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf docs/_build build dist .venv .venv-3.12 .venv-oldest .cache .mypy_cache .ruff_cache .pytest_cache *.egg-info

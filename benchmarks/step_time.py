@@ -285,7 +285,6 @@ VARIANTS: dict[str, tuple[Callable[..., None], str]] = {
     "hand-written, eager": (run_hand, "eager"),
     "pyro-vae, eager": (run_ours, "eager"),
     "pyro-vae, captured": (run_ours, "captured"),
-    "pyro-vae, inductor": (run_ours, "inductor"),
     "pyro-vae, native": (run_ours, "native"),
     "pyro-vae, CUDA graph": (run_ours, "cuda-graph"),
     "Pyro SVI, Trace_ELBO": (run_pyro, "Trace_ELBO"),

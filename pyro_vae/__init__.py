@@ -7,7 +7,7 @@ imported when first used, so ``import pyro_vae`` costs nothing that is not neede
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pyro_vae.version import __version__ as __version__
 
 _HOME = {
     "Fit": "pyro_vae.svi",

@@ -2,8 +2,12 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 __all__ = [
     "brief",
@@ -11,7 +15,15 @@ __all__ = [
     "check_programs",
     "cut",
     "parameters_of",
+    "positive_integer",
+    "positive_integers",
+    "positive_number",
     "printable",
+    "require_count",
+    "require_finite",
+    "require_module",
+    "require_rows",
+    "require_tensor",
 ]
 
 OPTIONAL = ("epochs", "steps", "patience", "max_norm")
@@ -75,3 +87,89 @@ def parameters_of(function: Any) -> list[str]:
     """The names of a function's keyword-only arguments."""
     signature = inspect.signature(function).parameters.values()
     return [parameter.name for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def require_count(name: str, value: Any, least: int, advice: str = "") -> None:
+    """Raise a ValueError unless ``value`` is an integer of at least ``least``.
+
+    >>> require_count("chains", 1, 2, ", and 4 is a good number")
+    Traceback (most recent call last):
+    ValueError: chains is 1; give an integer of at least 2, and 4 is a good number
+    """
+    if not _is_integer(value) or value < least:
+        raise ValueError(f"{name} is {value!r}; give an integer of at least {least}{advice}")
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """``value``, or a ValueError that names it.
+
+    >>> positive_integer("latent_dim", 8)
+    8
+    """
+    if not _is_integer(value) or value < 1:
+        raise ValueError(f"{name} is {brief(value)}; give a positive integer")
+    number: int = value
+    return number
+
+
+def positive_integers(name: str, values: Any) -> tuple[int, ...]:
+    """A sequence of sizes as a tuple, or a ValueError that names it.
+
+    >>> positive_integers("hidden", [64, 32])
+    (64, 32)
+    """
+    if not isinstance(values, Sequence) or not all(_is_integer(value) and value > 0 for value in values):
+        one = f", such as [{values}]" if _is_integer(values) and values > 0 else ""
+        raise ValueError(f"{name} is {brief(values)}; give a sequence of positive integers{one}")
+    return tuple(values)
+
+
+def positive_number(name: str, value: Any, *, no_number: type[Exception] = ValueError) -> float:
+    """``value`` as a float, or a ValueError that names it; ``no_number`` is the error for what is none.
+
+    >>> positive_number("beta", 2)
+    2.0
+    """
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        wrong = ValueError if isinstance(value, Real | Tensor) and not isinstance(value, bool) else no_number
+        raise wrong(f"{name} is {brief(value)}; give a positive number")
+    return number
+
+
+def require_tensor(name: str, value: Any, *, floating: bool = False) -> None:
+    """Raise a TypeError unless ``value`` is a tensor, of floating point if asked for."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; give a tensor: torch.as_tensor({name})")
+    if floating and not value.is_floating_point():
+        raise TypeError(f"{name} has dtype {value.dtype}; give floating point: {name}.float()")
+
+
+def require_rows(name: str, value: Any, event_shape: torch.Size, why: str) -> None:
+    """Raise an error unless ``value`` is a tensor whose rows have the shape of one observation."""
+    require_tensor(name, value)
+    if value.shape[1:] != event_shape or value.dim() == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, but {why} of shape {tuple(event_shape)}; "
+            f"give shape (n, {', '.join(map(str, event_shape))})"
+        )
+
+
+def require_finite(name: str, value: Tensor) -> None:
+    """Raise a ValueError unless all of a tensor is finite."""
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"{name} holds NaN or infinite values; give finite ones")
+
+
+def require_module(name: str, value: Any) -> None:
+    """Raise a TypeError unless ``value`` is a module."""
+    if not isinstance(value, nn.Module):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise TypeError(f"{name} is {given}; give a torch.nn.Module, so that its parameters are learned")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -7,7 +7,8 @@
       fits/softplus-0/               params.safetensors, fit.json, history.nc; state while it is fitted
       posterior/softplus.nc          draws for some held-out observations
       diagnostics.nc                 (guide, seed, observation): evidence, ELBO, k̂ …
-      calibration.nc units.nc latents.nc    (guide, seed, …)
+      refined.nc                     the same of the refined guides
+      calibration.nc refined_calibration.nc units.nc latents.nc    (guide, seed, …)
       gaps.nc                        (guide, observation), of each first fit
       compare.csv
       figures/*.png  report.html
@@ -25,6 +26,7 @@ from typing import Any
 from pyro_vae.storage.atomic import TEMPORARY
 from pyro_vae.storage.lock import LOCK, locked
 from pyro_vae.storage.records import read_record, write_record
+from pyro_vae.version import __version__
 
 __all__ = ["SCHEMA", "RunFolder", "claim", "open_run", "read_run_record", "writing"]
 
@@ -35,7 +37,15 @@ LONGEST_NAME = 255
 """Bytes that file systems take."""
 
 _ENTRIES = {"config", "data", "read", "device", "versions", "result", "files"}
-_MEASURES = ("diagnostics", "calibration", "units", "latents", "gaps")
+_MEASURES = (
+    "diagnostics",
+    "refined",
+    "calibration",
+    "refined_calibration",
+    "units",
+    "latents",
+    "gaps",
+)
 _PARTS = (
     "fits",
     "parts",
@@ -81,7 +91,7 @@ class RunFolder:
         return self._within("posterior", f"{guide}.nc")
 
     def measure(self, name: str) -> Path:
-        """File of one of the measures: "diagnostics", "calibration", "units", "latents" or "gaps"."""
+        """File of one of the measures, such as "diagnostics"."""
         return self._within(f"{name}.nc")
 
     def _within(self, *names: str) -> Path:
@@ -133,7 +143,7 @@ class RunFolder:
             "data": data,
             "read": dict(read or {}),
             "device": device,
-            "versions": {"pyro-vae": version("pyro-vae"), "python": sys.version.split()[0], **versions},
+            "versions": {"pyro-vae": __version__, "python": sys.version.split()[0], **versions},
             "result": dict(result),
             "files": dict(files or {}),
         }

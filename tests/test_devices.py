@@ -127,6 +127,25 @@ def test_the_ten_lines_of_the_readme_follow_to_the_device() -> None:
     pyro_vae.from_pyro_svi(result.model, result.guide, rows(3), draws=30)
 
 
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_refinement_stays_on_the_device(
+    covariance: str, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if captured:
+        monkeypatch.setattr("pyro_vae.guides.refining.density.PATIENCE", 0)
+    model, guide = ten_lines()
+    result = fitted(model, guide, rows())
+    x = rows(5).to(CUDA)
+    assert result.refined(covariance=covariance).posterior(x).mean.is_cuda
+    refined = pyro_vae.refine(result.model, result.guide, rows(5), covariance=covariance, dispersed=2)
+    assert refined.loc.is_cuda
+    assert refined.elbo.is_cuda
+    assert (refined.elbo >= refined.elbo_before).all()
+    pyro_vae.diagnose(result.model, refined, rows(5), draws=30)
+    pyro_vae.diagnose(result.model, result.guide, rows(5), draws=30, refined=True)
+
+
 def test_auto_stays_on_the_cpu_where_a_pair_cannot_follow(caplog: pytest.LogCaptureFixture) -> None:
     """Its prior is an attribute, which no one can find."""
     pair = PAIRS["normal"]()

@@ -48,7 +48,13 @@ Seeds = Annotated[int | None, _setting(tell="Fits per guide", default=3)]
 FitSeeds = Annotated[int | None, _setting("--seeds", tell="How often the guide is fitted", default=1)]
 Epochs = Annotated[int | None, _setting(tell="Passes over the data, per fit", default=100)]
 BatchSize = Annotated[int | None, _setting(tell="Observations per step", default=64)]
-Rate = Annotated[float | None, _setting(tell="Learning rate of Adam", default=0.002)]
+Rate = Annotated[float | None, _setting(tell="Learning rate of Adam", default=0.005)]
+Schedule = Annotated[str | None, _setting(tell="Of the learning rate: cosine or constant", default="cosine")]
+Activation = Annotated[str | None, _setting(tell="Between layers: silu, relu, tanh, …", default="silu")]
+Standardized = Annotated[
+    bool | None,
+    typer.Option("--standardize/--no-standardize", help="Whether the encoder sees standardized features"),
+]
 LatentDim = Annotated[int | None, _setting(tell="Size of z", default=8)]
 Hidden = Annotated[
     list[int] | None,
@@ -104,8 +110,11 @@ def compare(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: Rate = None,
+    schedule: Schedule = None,
     latent_dim: LatentDim = None,
     hidden: Hidden = None,
+    activation: Activation = None,
+    standardize: Standardized = None,
     init_scale: InitScale = None,
     held_out: HeldOut = None,
     draws: Draws = None,
@@ -145,8 +154,11 @@ def fit(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: Rate = None,
+    schedule: Schedule = None,
     latent_dim: LatentDim = None,
     hidden: Hidden = None,
+    activation: Activation = None,
+    standardize: Standardized = None,
     init_scale: InitScale = None,
     held_out: HeldOut = None,
     draws: Draws = None,

@@ -37,26 +37,28 @@ SPELLED = {
 
 
 def show_study(study: "Study", *, as_json: bool) -> None:
-    """Table, answer, readings, and where everything is."""
+    """The verdict, the tables behind it, and where the page is."""
     if as_json:
         _print_json(_as_data(study))
         return
     with _telling() as console:
+        _print_verdict(console, study)
         _print_summary(console, study)
-        console.print(study.answer + "\n", soft_wrap=True)
-        _print_readings(console, study)
+        _print_belief(console, study)
         for failure in study.failures.values():
             console.print(printable(f"Failed: {failure}"), soft_wrap=True)
-        console.print(printable(f"Everything is in {study.folder}"), soft_wrap=True)
+        console.print(printable(f"The page is {study.folder / 'report.html'}"), soft_wrap=True)
 
 
 def show_diagnosis(study: "Study", *, as_json: bool) -> None:
-    """Table and readings."""
+    """The verdict, the tables behind it, and every measure of the encoders in words."""
     if as_json:
         _print_json(_as_data(study))
         return
     with _telling() as console:
+        _print_verdict(console, study)
         _print_summary(console, study)
+        _print_belief(console, study)
         _print_readings(console, study)
 
 
@@ -98,25 +100,37 @@ def show_scales(*, as_json: bool) -> None:
         )
 
 
+def _print_verdict(console: "Console", study: "Study") -> None:
+    for sentence in study.verdict.sentences:
+        console.print(printable(sentence))
+    if study.verdict.next_command:
+        console.print(printable(f"Run next: {study.verdict.next_command}"), soft_wrap=True)
+    console.print()
+
+
 def _print_summary(console: "Console", study: "Study") -> None:
+    seeds = study.config.seeds
+    title = f"{printable(study.config.data)}, held-out observations, {seeds} seed{'s' * (seeds > 1)}"
+    _print_table(console, study.summary(), title)
+    difference = " and difference to the best" if study.comparison is not None else ""
+    console.print(f"evidence (log p(x)){difference} in nats per observation\n")
+
+
+def _print_belief(console: "Console", study: "Study") -> None:
+    _print_table(console, study.belief(), "Can the posteriors be believed?")
+    console.print("gap: what the ELBO lacks of the evidence; both in nats per observation\n")
+
+
+def _print_table(console: "Console", content: "pd.DataFrame", title: str) -> None:
     from rich.table import Table
 
-    seeds = study.config.seeds
-    table = Table(
-        title=f"{printable(study.config.data)}, held-out observations, {seeds} seed{'s' * (seeds > 1)}",
-        title_justify="left",
-        box=None,
-        padding=(0, 1, 0, 0),
-    )
-    summary = study.summary()
-    table.add_column("guide", no_wrap=True)
-    for column in summary.columns:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column(str(content.index.name), no_wrap=True)
+    for column in content.columns:
         table.add_column(column, justify="right", no_wrap=True)
-    for name, row in summary.iterrows():
+    for name, row in content.iterrows():
         table.add_row(str(name), *(_shown(value) for value in row))
     console.print(table)
-    difference = " and difference to the best" if study.comparison is not None else ""
-    console.print(f"evidence (log p(x)), ELBO, KL{difference} in nats per observation\n")
 
 
 def _print_readings(console: "Console", study: "Study") -> None:
@@ -127,7 +141,7 @@ def _print_readings(console: "Console", study: "Study") -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     for reading in read_findings_aloud(study.findings):
         table.add_row(reading.measure, reading.guide, reading.sentence)
-    console.print("Can the posteriors be believed?")
+    console.print("The encoders, measure by measure")
     console.print(table)
     console.print()
 
@@ -138,9 +152,11 @@ def _as_data(study: "Study") -> dict[str, Any]:
 
     return {
         "answer": study.answer,
+        "verdict": study.verdict.as_dict(),
         "config": dataclasses.asdict(study.config),
         "folder": str(study.folder),
         "summary": _records(study.summary()),
+        "belief": json.loads(study.belief().reset_index().to_json(orient="records")),
         "comparison": {} if study.comparison is None else _records(study.comparison),
         "readings": [dataclasses.asdict(reading) for reading in read_findings_aloud(study.findings)],
         "failures": study.failures,

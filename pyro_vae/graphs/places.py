@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["blamed", "calling_line", "is_library", "line_of"]
+__all__ = ["blamed", "calling_line", "is_installed", "is_library", "line_of"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STANDARD = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
@@ -28,6 +28,11 @@ def is_library(filename: str) -> bool:
         below = parts[len(parts) - parts[::-1].index("site-packages") :]
         return below[0].removesuffix(".py") in _LIBRARIES or _is_own(filename)
     return filename.startswith(_STANDARD) or _is_own(filename) or not filename
+
+
+def is_installed(filename: str) -> bool:
+    """Whether a file belongs to an installed package: its functions may be a program, its state is none."""
+    return "site-packages" in filename.replace("\\", "/").split("/")
 
 
 def _is_own(filename: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vae.graphs.rewriting import apply_rules, first, instead, replace
-from pyro_vae.graphs.simplification import has_effect, merge_equal, mutates
+from pyro_vae.graphs.simplification import has_effect, merge_equal, order_counts
 
 __all__ = ["take_shortcuts"]
 
@@ -21,20 +21,19 @@ _ELEMENTWISE = (aten.exp.default, aten.log.default, aten.neg.default, *_PAIRWISE
 
 
 def take_shortcuts(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a graph that shares its tensors, with the rules of this module applied.
+    """A copy of a graph that shares its tensors, with the rules of this module applied; to be recompiled.
 
     As in :func:`~pyro_vae.graphs.simplification.simplify`, a graph that changes tensors in place
     keeps its operations.
     """
     shorter = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    if any(mutates(node) for node in shorter.graph.nodes):
+    if order_counts(shorter):
         return shorter
     _compute_before_expanding(shorter)
     apply_rules(shorter, [_sum_without_the_kept_dimension])
     while merge_equal(shorter):
         pass
     shorter.graph.eliminate_dead_code(is_impure_node=has_effect)
-    shorter.recompile()
     return shorter
 
 

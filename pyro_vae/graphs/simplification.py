@@ -8,6 +8,7 @@ which is much where a step takes a few hundred. Numbers stay what they are, up t
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.graphs.in_place import works_in_place
 from pyro_vae.graphs.rewriting import (
     Rule,
     apply_rules,
@@ -18,7 +19,7 @@ from pyro_vae.graphs.rewriting import (
     replace,
 )
 
-__all__ = ["has_effect", "merge_equal", "mutates", "simplify"]
+__all__ = ["has_effect", "merge_equal", "mutates", "order_counts", "simplify"]
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.expand.default, aten._unsafe_view.default, aten.reshape.default)
@@ -48,10 +49,11 @@ _CONSTANT = "_constant_of_the_step_"
 def simplify(graph: fx.GraphModule) -> fx.GraphModule:
     """Clean a graph up in place, and return it.
 
-    A graph that changes tensors in place (the statistics of batch norm) is left alone: there the order of
-    reading and writing counts. Tensors that it makes for itself may be filled in place.
+    A graph that changes tensors in place, and reads them, is left alone: there the order of reading and
+    writing counts. Tensors that it makes for itself may be filled in place, and counters be counted up.
     """
-    if any(mutates(node) for node in graph.graph.nodes):
+    if order_counts(graph):
+        graph.recompile()
         return graph
     _fold_constants(graph)
     while apply_rules(graph, _RULES) or merge_equal(graph):
@@ -65,17 +67,24 @@ def has_effect(node: fx.Node) -> bool:
     """Inputs, outputs, in-place updates, and draws: a draw that nobody uses still moves the random stream."""
     if node.op in ("placeholder", "output"):
         return True
-    return node.op == "call_function" and (_works_in_place(node) or _is_random(node))
+    return node.op == "call_function" and (works_in_place(node) or _is_random(node))
 
 
 def mutates(node: fx.Node) -> bool:
     """Whether an operation changes a tensor in place that anyone else can see."""
-    return _works_in_place(node) and not _is_fresh(node.args[0])
+    return works_in_place(node) and not _is_fresh(node.args[0])
 
 
-def _works_in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
+def order_counts(graph: fx.GraphModule) -> bool:
+    """Whether a graph reads a tensor that it changes in place for others to see."""
+    return any(mutates(node) and not _only_counts(node) for node in graph.graph.nodes)
+
+
+def _only_counts(node: fx.Node) -> bool:
+    """Whether a tensor is changed that nothing else in the graph looks at, as batch norm counts batches."""
+    changed = node.args[0]
+    held = isinstance(changed, fx.Node) and changed.op == "get_attr" and len(changed.users) == 1
+    return held and not node.users
 
 
 def _is_fresh(argument: object) -> bool:
@@ -83,12 +92,12 @@ def _is_fresh(argument: object) -> bool:
     own distributions and dropout draw."""
     if not isinstance(argument, fx.Node) or len(argument.users) != 1:
         return False
-    return argument.target in _NEW or (_works_in_place(argument) and _is_fresh(argument.args[0]))
+    return argument.target in _NEW or (works_in_place(argument) and _is_fresh(argument.args[0]))
 
 
 def _stands_alone(node: fx.Node) -> bool:
     """Draws, and what is changed in place: never computed in advance or once for two."""
-    return _is_random(node) or _works_in_place(node) or any(_works_in_place(user) for user in node.users)
+    return _is_random(node) or works_in_place(node) or any(works_in_place(user) for user in node.users)
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.graphs.places import is_library
+from pyro_vae.graphs.places import is_installed, is_library
 
 __all__ = ["MISSING", "Place", "places_around"]
 
@@ -163,7 +163,8 @@ class _Walk:
 
     def module_of_python(self, module: ModuleType, name: str) -> None:
         """The entries of a user's file that code names as ``settings.beta``."""
-        if is_library(getattr(module, "__file__", None) or ""):
+        file = getattr(module, "__file__", None) or ""
+        if is_library(file) or is_installed(file):
             return
         for key, value in list(vars(module).items()):
             if not key.startswith("__"):

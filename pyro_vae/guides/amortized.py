@@ -9,6 +9,7 @@ from pyro.distributions.transforms import ConditionalAffineAutoregressive
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
+from pyro_vae.arguments import positive_integer
 from pyro_vae.guides import scales
 from pyro_vae.guides.encoder_guide import EncoderGuide
 from pyro_vae.guides.families import DIAGONAL, FULL
@@ -204,8 +205,7 @@ class AmortizedFlow(EncoderGuide):
         init_scale: float = 1.0,
         transforms: int = 2,
     ) -> None:
-        if isinstance(transforms, bool) or not isinstance(transforms, int) or transforms < 1:
-            raise ValueError(f"transforms must be a positive integer, not {transforms!r}")
+        positive_integer("transforms", transforms)
         super().__init__(model, encoder, scale=scale, init_scale=init_scale)
         self.transforms = transforms
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyro_vae.guides import scales
-from pyro_vae.guides.arguments import positive_integer, require_model
+from pyro_vae.arguments import check_programs, positive_integer
 from pyro_vae.guides.heads import initial_slope, raw_value
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal
 from pyro_vae.guides.normal import LogScaleNormal
@@ -85,7 +85,7 @@ class AutoNormal(autoguide.AutoNormal):
         init_scale: float = 0.1,
         create_plates: Plates | None = None,
     ) -> None:
-        require_model(model)
+        check_programs(model=model)
         scale_map = scales.get(scale)
         self._slope = initial_slope(scale_map, init_scale)
         self.scale_map = scale_map
@@ -144,7 +144,7 @@ class _ScaledContinuous(autoguide.AutoContinuous):
         *,
         scale: str | scales.ScaleMap = "softplus",
     ) -> None:
-        require_model(model)
+        check_programs(model=model)
         self._use_map(scale, init_scale)
         super().__init__(model, init_loc_fn, float(init_scale))  # type: ignore[call-arg,no-untyped-call]
 
@@ -283,7 +283,7 @@ class AutoLowRankMultivariateNormal(_ScaledContinuous, autoguide.AutoLowRankMult
         *,
         scale: str | scales.ScaleMap = "softplus",
     ) -> None:
-        require_model(model)
+        check_programs(model=model)
         if rank is not None:
             positive_integer("rank", rank)
         raw_value(scales.get(scale), init_scale)  # a refusal names the argument

@@ -37,8 +37,8 @@ class EncoderGuide(LocalGuide):
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise TypeError(
-                f"encoder must be a torch.nn.Module that takes what the model takes and returns features "
-                f"(batch, H), not {type(encoder).__name__}"
+                f"encoder is a {type(encoder).__name__}; give a torch.nn.Module that takes what the model takes "
+                "and returns features (batch, H)"
             )
         scale_map = scales.get(scale)
         raw_value(scale_map, init_scale)  # raises here, not in the first call

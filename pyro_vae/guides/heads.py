@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.guides import scales
-from pyro_vae.guides.arguments import positive_integer
+from pyro_vae.arguments import positive_integer, positive_number
 from pyro_vae.guides.precision import at_least_float32
 
 __all__ = ["HasRawParameters", "ScaleHead", "initial_slope", "raw_parameters", "raw_value"]
@@ -21,18 +21,12 @@ def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:
     ValueError
         If that is not a positive number or the map does not reach it.
     """
-    if (
-        isinstance(init_scale, bool)
-        or not isinstance(init_scale, int | float)
-        or not 0 < init_scale < math.inf
-    ):
-        raise ValueError(f"init_scale must be a positive number, not {init_scale!r}")
-    scale = torch.tensor(init_scale, dtype=torch.float64)
+    scale = torch.tensor(positive_number("init_scale", init_scale), dtype=torch.float64)
     if not scale_map.contains(scale):
         low, high = scale_map.bounds
         raise ValueError(
-            f"init_scale={init_scale!r} is not a scale of {scale_map!r}, which lie between {low:g} and "
-            f"{high:g}; choose another init_scale or another map"
+            f"init_scale is {init_scale!r}, and the scales of {scale_map!r} lie between {low:g} and {high:g}; "
+            "give another init_scale or another map"
         )
     return float(scale_map.inv(scale))
 

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_vae.guides.arguments import require_model
+from pyro_vae.arguments import check_programs
 from pyro_vae.guides.families import DIAGONAL, Family, split
 from pyro_vae.guides.inputs import encoded
 from pyro_vae.guides.sites import (
@@ -36,7 +36,7 @@ class LocalGuide(AutoGuide):
     family: Family = DIAGONAL
 
     def __init__(self, model: Callable[..., Any]) -> None:
-        require_model(model)
+        check_programs(model=model)
         super().__init__(model)  # type: ignore[no-untyped-call]
         self.sites: tuple[LocalSite, ...] = ()
         self._plates_seen: dict[Hashable, ObservationPlate] = {}

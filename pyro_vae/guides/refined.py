@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.arguments import check_programs
-from pyro_vae.devices import forked_streams
+from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.families import DIAGONAL, FULL, Family
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.refining.density import Graphs, LocalDensity
@@ -141,7 +141,8 @@ class Refined(NormalsGuide):
     @torch.no_grad()
     def local_parameters(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parameters of the refined Normals: ``loc``, ``log_scale`` and, with full covariance, ``tril``."""
-        with forked_streams(), poutine.block():
+        device = next((x.device for x in (*args, *kwargs.values()) if torch.is_tensor(x)), None)
+        with forked_streams(), making_tensors_on(device), poutine.block():
             if not self.sites:
                 self.sites, plate = local_sites(self.model, args, kwargs)
                 self._plates_seen[plate.batch_size, call_signature((args, kwargs))] = plate

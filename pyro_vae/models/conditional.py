@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.copies import deep_copy
 from pyro_vae.models import likelihoods
-from pyro_vae.models.arguments import positive_integer, require_module, require_rows, require_tensor
+from pyro_vae.arguments import positive_integer, require_module, require_rows, require_tensor
 from pyro_vae.models.likelihoods import Likelihood
 
 
@@ -78,8 +78,8 @@ class Conditional(PyroModule):
                 shape = twin(origin).shape
             except RuntimeError as error:
                 raise ValueError(
-                    f"latent_dim={latent_dim}, and the decoder does not take latents of shape "
-                    f"(1, {latent_dim}) ({error}): give the size that it takes."
+                    f"latent_dim is {latent_dim}, and the decoder does not take latents of shape "
+                    f"(1, {latent_dim}) ({error}); give the size that it takes"
                 ) from error
         outputs = self.likelihood.outputs
         if len(shape) < 2 or shape[0] != 1 or shape[1] % outputs:
@@ -98,7 +98,7 @@ class Conditional(PyroModule):
         """The distribution at latents (..., latent_dim)."""
         require_tensor("z", z)
         if z.dim() == 0 or z.shape[-1] != self.latent_dim:
-            raise ValueError(f"z has shape {tuple(z.shape)}: it must be (..., {self.latent_dim}).")
+            raise ValueError(f"z has shape {tuple(z.shape)}; give (..., {self.latent_dim})")
         output = over_leading_dims(self.network, z)
         return self.likelihood.distribution(output, self.dispersion, event_dim=len(self.event_shape))
 

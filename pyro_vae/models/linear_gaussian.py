@@ -12,7 +12,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae.models.arguments import positive_integer, require_finite, require_rows, require_tensor
+from pyro_vae.arguments import positive_integer, require_finite, require_rows, require_tensor
 
 
 class PPCA(PyroModule):
@@ -60,16 +60,16 @@ class PPCA(PyroModule):
         require_tensor("weight", weight, floating=True)
         require_tensor("loc", loc)
         if isinstance(noise_scale, bool) or not isinstance(noise_scale, Real | Tensor):
-            raise TypeError(f"noise_scale={noise_scale!r}: it must be one positive number.")
+            raise TypeError(f"noise_scale is {noise_scale!r}; give one positive number")
         noise_scale = torch.as_tensor(noise_scale, dtype=weight.dtype, device=weight.device)
         if weight.dim() != 2 or loc.shape != weight.shape[:1]:
             raise ValueError(
-                f"weight has shape {tuple(weight.shape)} and loc {tuple(loc.shape)}: give (D, q) and (D,)."
+                f"weight has shape {tuple(weight.shape)} and loc {tuple(loc.shape)}; give (D, q) and (D,)"
             )
         require_finite("weight", weight)
         require_finite("loc", loc)
         if noise_scale.dim() != 0 or not 0 < noise_scale < math.inf:
-            raise ValueError(f"noise_scale={noise_scale.tolist()}: it must be one positive number.")
+            raise ValueError(f"noise_scale is {noise_scale.tolist()}; give one positive number")
         self.register_buffer("weight", weight)
         self.register_buffer("loc", loc)
         self.register_buffer("noise_scale", noise_scale)
@@ -109,8 +109,8 @@ class PPCA(PyroModule):
         require_tensor("x", x, floating=True)
         if x.dim() != 2 or len(x) < 2 or not 1 <= latent_dim < x.shape[1]:
             raise ValueError(
-                f"x has shape {tuple(x.shape)} and latent_dim={latent_dim}: "
-                "fit_exact needs (n, D) with n ≥ 2 and latent_dim in 1…D−1."
+                f"x has shape {tuple(x.shape)} and latent_dim is {latent_dim}; give x of shape (n, D) with n ≥ 2 "
+                "and latent_dim in 1…D−1"
             )
         require_finite("x", x)
         loc = x.double().mean(0)
@@ -120,7 +120,8 @@ class PPCA(PyroModule):
         rank = int((singular > singular[0] * max(x.shape) * torch.finfo(x.dtype).eps).sum())
         if rank <= latent_dim:
             raise ValueError(
-                f"latent_dim={latent_dim}, but the data has rank {rank}: no variance is left for the noise."
+                f"latent_dim is {latent_dim}, and the data have rank {rank}: no variance is left for the noise; "
+                "give a smaller latent_dim"
             )
         # the sign of an eigenvector is arbitrary: its largest entry is made positive
         directions = rows[:latent_dim]
@@ -141,7 +142,7 @@ class PPCA(PyroModule):
         if rotation.shape != identity.shape or not torch.allclose(
             rotation @ rotation.mT, identity, atol=1e-5
         ):
-            raise ValueError(f"rotation must be an orthogonal matrix of shape {tuple(identity.shape)}.")
+            raise ValueError(f"rotation is not orthogonal; give an orthogonal matrix of shape {tuple(identity.shape)}")
         return type(self)(self.weight @ rotation, self.loc, self.noise_scale)
 
     def forward(self, x: Tensor) -> Tensor:

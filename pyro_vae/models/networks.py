@@ -4,7 +4,16 @@ Encoders give features, on which a guide puts its own heads; decoders give the o
 needs. Both take any leading dimensions (particles, draws, batch). Layers start as PyTorch starts them.
 """
 
-__all__ = ["Activation", "ConvDecoder", "ConvEncoder", "HasOutputBias", "MLPDecoder", "MLPEncoder"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "ConvDecoder",
+    "ConvEncoder",
+    "HasOutputBias",
+    "MLPDecoder",
+    "MLPEncoder",
+    "Standardize",
+]
 
 import itertools
 import math
@@ -14,12 +23,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.models.arguments import positive_integer, positive_integers
+from pyro_vae.arguments import positive_integer, positive_integers
 from pyro_vae.models.conditional import over_leading_dims
 
 Activation = str | Callable[[], nn.Module]
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "leaky-relu": nn.LeakyReLU,
@@ -35,13 +44,13 @@ def _activation(activation: Activation) -> nn.Module:
     if callable(activation) and not isinstance(activation, nn.Module):
         return activation()
     if not isinstance(activation, str):
-        raise TypeError(f"activation={activation!r}: it is a name, or a function that makes a module.")
-    if activation not in _ACTIVATIONS:
+        raise TypeError(f"activation is {activation!r}; give a name, or a function that makes a module")
+    if activation not in ACTIVATIONS:
         raise ValueError(
-            f"activation={activation!r}: it is one of {', '.join(_ACTIVATIONS)}, "
+            f"activation is {activation!r}; give one of {', '.join(ACTIVATIONS)}, "
             "or a function that makes a module."
         )
-    return _ACTIVATIONS[activation]()
+    return ACTIVATIONS[activation]()
 
 
 def _linear_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
@@ -59,14 +68,14 @@ def _as_shape(shape: int | Sequence[int], name: str) -> tuple[int, ...]:
     except ValueError:
         checked = ()
     if not checked:
-        raise ValueError(f"{name}={shape!r}: it is a size or a shape, of positive integers.")
+        raise ValueError(f"{name} is {shape!r}; give a size or a shape, of positive integers")
     return checked
 
 
 def _as_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     sizes = _as_shape(shape, "image_shape")
     if len(sizes) != 3:
-        raise ValueError(f"image_shape={shape!r}: it is (channels, height, width).")
+        raise ValueError(f"image_shape is {shape!r}; give (channels, height, width)")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -87,6 +96,41 @@ def _set_bias(layer: nn.Module, bias: Tensor) -> None:
             f"output has {bias.numel()} numbers for a bias, and one observation has {layer.bias.numel()} numbers."
         )
     layer.bias.copy_(bias)
+
+
+class Standardize(nn.Module):
+    """Features in units of their own mean and standard deviation, as buffers: a first layer for an encoder.
+
+    A feature that hardly varies is divided by a tenth of what features vary on the root mean square, so that
+    one rare value of it does not outshout the rest.
+
+    Parameters
+    ----------
+    x
+        Data (n, features...), from which both are taken.
+
+    Examples
+    --------
+    >>> layer = Standardize(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    >>> layer(torch.tensor([[1.0, 5.0]]))
+    tensor([[-1.,  0.]])
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        spread, loc = torch.var_mean(x.double(), 0, correction=0)
+        floor = 0.1 * spread.mean().sqrt()
+        scale = torch.maximum(spread.sqrt(), floor).where(floor > 0, torch.ones(()).double())
+        like = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        self.register_buffer("loc", loc.to(like))
+        self.register_buffer("scale", scale.to(like))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x − loc) / scale."""
+        return (x - self.loc) / self.scale
 
 
 class MLPEncoder(nn.Module):

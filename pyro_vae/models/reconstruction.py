@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.models.arguments import positive_integer, require_program, require_tensor
+from pyro_vae.arguments import check_programs, positive_integer, positive_number, require_tensor
 
 
 class _Decodes(Protocol):
@@ -61,8 +61,7 @@ def reconstruct(
     >>> reconstruct(model, guide, torch.tensor([[5.0, 3.0]]), draws=1000).round(decimals=1)
     tensor([[4., 0.]])
     """
-    require_program("model", model)
-    require_program("guide", guide)
+    check_programs(model=model, guide=guide)
     positive_integer("draws", draws)
     place = _device_of(guide, model)
     if place is not None:
@@ -74,12 +73,12 @@ def reconstruct(
             nodes = poutine.trace(poutine.replay(model, latents)).get_trace(*data).nodes
         if site not in nodes:
             sites = [name for name, node in nodes.items() if node["type"] == "sample"]
-            raise ValueError(f"site={site!r} is not in the model, whose sample sites are {', '.join(sites)}.")
+            raise ValueError(f"site is {site!r}; give one of the model's sample sites, {', '.join(sites)}")
         observed: Any = nodes[site]["fn"]
         total = total + observed.mean
     assert isinstance(total, Tensor)
     if total.isnan().any():
-        raise ValueError(f"site={site!r} has a distribution without a mean: {observed}.")
+        raise ValueError(f"site is {site!r}, whose distribution has no mean ({observed}); give one that has")
     return total / draws
 
 
@@ -115,16 +114,15 @@ def traverse(
     torch.Size([2, 5, 64])
     """
     if not hasattr(model, "decode"):
-        raise TypeError(f"model is a {type(model).__name__} without decode(z): give a VAE, or define decode.")
+        raise TypeError(f"model is a {type(model).__name__} without decode(z); give a VAE, or define decode")
     require_tensor("origin", origin, floating=True)
     if origin.dim() != 1:
-        raise ValueError(f"origin has shape {tuple(origin.shape)}: give one latent, (latent_dim,).")
+        raise ValueError(f"origin has shape {tuple(origin.shape)}; give one latent, (latent_dim,)")
     if dims is not None and not all(dim in range(len(origin)) for dim in dims):
-        raise ValueError(f"dims={list(dims)!r}: name latent dimensions in 0…{len(origin) - 1}.")
+        raise ValueError(f"dims is {list(dims)!r}; give latent dimensions in 0…{len(origin) - 1}")
     origin = origin.to(_device_of(model))
     positive_integer("steps", steps)
-    if not 0 < span < math.inf:
-        raise ValueError(f"span={span!r}: it must be a positive number.")
+    positive_number("span", span)
     axes = torch.eye(len(origin), dtype=origin.dtype, device=origin.device)
     axes = axes if dims is None else axes[list(dims)]
     offsets = torch.linspace(-span, span, steps, dtype=origin.dtype, device=origin.device)

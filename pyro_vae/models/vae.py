@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.models.arguments import positive_integer, require_module
+from pyro_vae.arguments import positive_integer, require_module
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.likelihoods import Likelihood
 from pyro_vae.models.networks import HasOutputBias

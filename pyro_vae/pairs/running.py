@@ -77,9 +77,10 @@ def traced_pair(
 
 
 def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
-    latents = {name for name, site in model_trace.nodes.items() if _is_drawn(site)}
+    nodes = model_trace.nodes
+    latents = {name for name in nodes if _is_drawn(nodes[name])}
     drawn = {name for name, site in guide_trace.nodes.items() if _is_drawn(site)}
-    missing = sorted(latents - drawn)
+    missing = sorted(name for name in latents - drawn if not _is_enumerated(nodes[name]))
     named = {name for name in drawn if not (guide_trace.nodes[name]["infer"] or {}).get("is_auxiliary")}
     unknown = sorted(named - latents)
     if missing:
@@ -95,6 +96,19 @@ def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
         )
     if not any(site["type"] == "sample" and site["is_observed"] for site in model_trace.nodes.values()):
         raise ValueError("the model observes nothing, so there is nothing to fit to; give a site obs=")
+
+
+def _is_enumerated(site: Any) -> bool:
+    return bool(site["infer"].get("enumerate"))
+
+
+def _check_enumerated(model_trace: Trace, guide_trace: Trace) -> None:
+    for name, site in model_trace.nodes.items():
+        if name not in guide_trace.nodes and _is_drawn(site) and _is_enumerated(site):
+            raise ValueError(
+                f"the model enumerates {name!r}, which the guide does not draw; give objective="
+                "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), which sums over it"
+            )
 
 
 def _is_drawn(site: Any) -> bool:
@@ -133,6 +147,7 @@ def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Tra
     """The traces of the model and of the guide on one draw, with log densities."""
     with making_tensors_on(next((arg.device for arg in args if torch.is_tensor(arg)), None)):
         model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, args, {})
+    _check_enumerated(model_trace, guide_trace)
     return model_trace, guide_trace
 
 
@@ -144,7 +159,7 @@ def observation_count(model_trace: Trace) -> int:
         for site in model_trace.nodes.values()
         if site["type"] == "sample"
         for frame in site["cond_indep_stack"]
-        if frame.dim == -1 and frame.full_size is not None
+        if frame.dim == -1 and frame.full_size is not None and frame.full_size > 0
     ]
     return max(sizes, default=1)
 
@@ -156,7 +171,8 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
     with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
         full = observation_count(run_once(model, guide, batch))
     forward_and_backward = 3.0 * counter.get_total_flops()
-    return (lambda b: len(b[0])) if full == len(batch[0]) else (lambda _: full), forward_and_backward
+    by_rows = full <= 1 or full == len(batch[0])  # also where no plate says how many there are
+    return (lambda b: len(b[0])) if by_rows else (lambda _: full), forward_and_backward
 
 
 def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:

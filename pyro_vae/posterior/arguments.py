@@ -7,9 +7,9 @@ from typing import Any
 
 import xarray as xr
 
-from pyro_vae.arguments import check_numbers, check_programs
+from pyro_vae.arguments import check_numbers, check_programs, require_count
 
-__all__ = ["check_request", "require_count", "require_tree", "require_variables"]
+__all__ = ["check_request", "require_tree", "require_variables"]
 
 
 def check_request(
@@ -27,17 +27,6 @@ def check_request(
     require_count("draws", draws, least, advice)
     check_numbers(seed=seed)
     require_count("chunk", chunk, 1, "; it counts rows that go through the networks at once")
-
-
-def require_count(name: str, value: Any, least: int, advice: str = "") -> None:
-    """Raise a ValueError unless ``value`` is an integer of at least ``least``.
-
-    >>> require_count("chains", 1, 2, ", and 4 is a good number")
-    Traceback (most recent call last):
-    ValueError: chains is 1; give an integer of at least 2, and 4 is a good number
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; give an integer of at least {least}{advice}")
 
 
 def require_variables(name: str, dataset: Any, source: str, *variables: str) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from pyro_vae.arguments import require_count
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.streams import first_rows, is_stream
-from pyro_vae.posterior.arguments import check_request, require_count
+from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, coordinate_names
 from pyro_vae.posterior.preparation import as_parts, prepare
 from pyro_vae.posterior.simulated.pairs import example, joint, ranks, simulate, transforms

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refining.density import LocalDensity
 from pyro_vae.guides.refining.placement import coordinates_of
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
@@ -102,6 +103,7 @@ def elsewhere_attrs(found: list[Elsewhere]) -> dict[str, float | int]:
 
 def _prior_draw(pair: Pair, args: tuple[Tensor, ...], density: LocalDensity) -> Tensor:
     """Coordinates of a draw from the prior for each observation, (rows, D)."""
-    sites: Any = poutine.trace(poutine.uncondition(pair.model)).get_trace(*args).nodes
+    with making_tensors_on(args[0].device):
+        sites: Any = poutine.trace(poutine.uncondition(pair.model)).get_trace(*args).nodes
     parts = [coordinates_of(sites[name], sites[name]["value"]) for name in density.sizes]
     return torch.cat([part.to(parts[0]) for part in parts], -1)

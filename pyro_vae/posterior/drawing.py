@@ -19,6 +19,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
@@ -34,10 +35,14 @@ __all__ = [
     "Layout",
     "Pair",
     "PairError",
+    "SharedLatentError",
     "StoreState",
+    "check_sites",
     "coordinate_names",
     "drawn_sites",
+    "in_data_plate",
     "sample_sites",
+    "shared_latent",
 ]
 
 CHUNK = 16_384
@@ -51,6 +56,10 @@ Layout = Literal["broadcast", "rows"]
 
 class PairError(ValueError):
     """The pair has no per-observation densities; the message says why."""
+
+
+class SharedLatentError(PairError):
+    """A site lies outside of the plate of the observations: what it means is joint, and not of one."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,7 @@ class Pair:
             isolated(self.model, self.guide, seed=seed),
             evaluating(self.model, self.guide),
             _default_dtype(self.dtype),
+            _whole_plates(),
             torch.no_grad(),
         ):
             yield
@@ -237,7 +247,7 @@ class Pair:
         guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
         latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
         observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
-        _check_sites(guide_sites, latents)
+        check_sites(guide_sites, latents)
 
         def total(sites: dict[str, Any]) -> Tensor:
             zero = torch.zeros(count, rows, dtype=torch.float64, device="cpu")
@@ -283,11 +293,8 @@ class Pair:
     def lead(self, site: Any, tensor: Tensor, count: int, rows: int) -> Tensor:
         """Move draw and observation to the front of a tensor that has the site's batch shape first."""
         data_axis: int = len(site["fn"].batch_shape) - 1
-        if not any(frame.dim == -1 for frame in site["cond_indep_stack"] if frame.vectorized):
-            raise PairError(
-                f"site '{site['name']}' is not in a plate over the observations at dim -1, so it has no "
-                "density per observation; put it into pyro.plate('data', len(x)), or marginalize it"
-            )
+        if not in_data_plate(site):
+            raise SharedLatentError(shared_latent(site["name"]))
         if self.layout == "rows":
             if tensor.shape[data_axis] != count * rows:
                 raise PairError(_wrong_rows(site["name"], tensor.shape[data_axis], count * rows))
@@ -334,7 +341,22 @@ def drawn_sites(trace: Any) -> dict[str, Any]:
     return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
-def _check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
+def in_data_plate(site: Any) -> bool:
+    """Whether a site is in the plate of the observations, at dim −1."""
+    return any(frame.dim == -1 for frame in site["cond_indep_stack"] if frame.vectorized)
+
+
+def shared_latent(name: str) -> str:
+    """What to say of a site outside of the plate of the observations."""
+    return (
+        f"site '{name}' is not in a plate over the observations at dim -1, so it has no density per "
+        "observation; put it into pyro.plate('data', len(x)) if it belongs to one; if all share it, ask "
+        "log_weights, diagnose, from_pyro_svi or reference_posterior, which take the joint posterior"
+    )
+
+
+def check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
+    """Raise a PairError unless the guide draws what the model does."""
     missing = sorted(latents.keys() - guide_sites.keys())
     if missing:
         raise PairError(
@@ -355,6 +377,23 @@ def _wrong_rows(name: str, found: int, expected: int) -> str:
         f"site '{name}' has {found} rows where {expected} observations were given; the plate must have "
         "one row for each observation passed in, without subsampling of its own"
     )
+
+
+@contextmanager
+def _whole_plates() -> Iterator[None]:
+    """Plates that draw a subsample of their own (``subsample_size=``) go over all of their rows: a diagnosis
+    is about the data, and not about a minibatch. Threads take turns inside, as :func:`isolated` has it."""
+    plate: Any = SubsampleMessenger
+    subsample = plate._subsample
+
+    def whole(name: str, size: Any, subsample_size: Any, given: Any, *rest: Any) -> Any:
+        return subsample(name, size, None if given is None else subsample_size, given, *rest)
+
+    plate._subsample = staticmethod(whole)
+    try:
+        yield
+    finally:
+        plate._subsample = staticmethod(subsample)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
+from pyro_vae.arguments import require_count
 from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.pairs.isolation import modules_of
-from pyro_vae.posterior.arguments import check_request, require_count
+from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
 from pyro_vae.posterior.local import ROUNDS, LocalSite, fit_local, local_sites

@@ -16,10 +16,11 @@ from pyro_vae.batches.streams import is_stream, stream
 from pyro_vae.guides.refining.density import CHUNK as ROWS
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.dispersion import elsewhere_attrs
-from pyro_vae.posterior.drawing import CHUNK, Block, Pair
+from pyro_vae.posterior.drawing import CHUNK, Block, Pair, SharedLatentError
 from pyro_vae.posterior.evidence import evidence_columns
+from pyro_vae.posterior.joint import diagnose_joint, joint_log_weights
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.preparation import prepare, prepare_joint
 from pyro_vae.posterior.refinement import refine_rows
 from pyro_vae.progress import progress_bar
 
@@ -50,8 +51,8 @@ def log_weights(
     Parameters
     ----------
     model, guide
-        A Pyro pair, called as ``model(*data)`` and ``guide(*data)``, whose latents lie in one plate over the
-        observations at dim −1. Modules run as copies in evaluation mode and float64; plain functions run as
+        A Pyro pair, called as ``model(*data)`` and ``guide(*data)``. Latents of an observation lie in a plate
+        over them at dim −1. Modules run as copies in evaluation mode and float64; plain functions run as
         they are.
     data
         A tensor, an array, or a tuple of them for programs of several arguments.
@@ -67,13 +68,14 @@ def log_weights(
     -------
     xr.DataArray
         In nats, of dimensions (observation, draw), float64. Subsampling and annealing scales are left out:
-        these are densities.
+        these are densities, and plates that draw a subsample of their own go over all of the data. Where
+        latents are shared by all observations (a regression weight), there is one weight for each joint draw
+        of everything, of dimension (draw,); the draws then run one after another.
 
     Raises
     ------
     ValueError
-        If a latent lies outside the plate or is missing in one of the two programs, or if the pair does not
-        run on the data.
+        If a latent is missing in one of the two programs, or if the pair does not run on the data.
 
     Examples
     --------
@@ -92,7 +94,10 @@ def log_weights(
     array([0., 0.])
     """
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
-    pair = prepare(model, guide, data)
+    try:
+        pair = prepare(model, guide, data)
+    except SharedLatentError:
+        return joint_log_weights(prepare_joint(model, guide, data), draws, seed, progress=progress)
     values = np.empty((pair.observations, draws))
     for block in pair.blocks(draws, seed, chunk, progress=progress):
         values[block.observations, block.draws] = block.log_weight.numpy().T
@@ -128,7 +133,8 @@ def diagnose(
     Returns
     -------
     xr.Dataset
-        Over ``observation``, densities in nats:
+        Over ``observation``, densities in nats (of the joint posterior of all data, without this dimension,
+        where latents are shared by the observations):
 
         - ``elbo``: mean log weight, and equal to ``reconstruction`` − ``kl``, both estimated from the same
           draws: E_q log p(x|z) and E_q [log q(z|x) − log p(z)];
@@ -178,7 +184,12 @@ def diagnose(
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
     of_pair, dtypes = (diagnose_refined, (None,)) if refined else (diagnose_pair, (torch.float64, None))
     if not is_stream(data):
-        pair = prepare(model, guide, data, dtypes=dtypes)
+        try:
+            pair = prepare(model, guide, data, dtypes=dtypes)
+        except SharedLatentError:
+            if refined:
+                raise
+            return diagnose_joint(prepare_joint(model, guide, data), draws, seed, progress=progress)
         return of_pair(pair, draws, seed, chunk, progress=progress)
     parts = [
         of_pair(

@@ -19,9 +19,19 @@ from pyro_vae.batches.files import read_rows
 from pyro_vae.copies import deep_copy
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
-from pyro_vae.posterior.drawing import Block, Pair, PairError, StoreState, sample_sites
+from pyro_vae.posterior.drawing import (
+    Block,
+    Pair,
+    PairError,
+    SharedLatentError,
+    StoreState,
+    in_data_plate,
+    sample_sites,
+    shared_latent,
+)
+from pyro_vae.posterior.joint import joint_pair
 
-__all__ = ["as_parts", "prepare", "select"]
+__all__ = ["as_parts", "prepare", "prepare_joint", "select"]
 
 
 def prepare(
@@ -73,14 +83,50 @@ def prepare(
         if any(isinstance(error, PairError) for error in errors):
             break
     told = [error for error in errors if isinstance(error, PairError)]
-    if told:
-        raise told[-1]  # of the most tolerant way
+    if told:  # of the most tolerant way
+        raise next((error for error in told if isinstance(error, SharedLatentError)), told[-1])
     reason = str(errors[0]).strip().split("\n")[0].rstrip(".")
     raise ValueError(
         "model and guide do not run on the first two observations of data: "
         f"{type(errors[0]).__name__}: {reason}; give data of the shape and dtype that both take, and each "
         "site one shape in both"
     ) from errors[0]
+
+
+def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
+    """Make a pair ready whose latents are shared by the observations: it runs on all of them at once.
+
+    Raises
+    ------
+    PairError, TypeError, ValueError
+        As :func:`prepare`.
+    """
+    parts = as_parts(data)
+    data = parts if len(parts) > 1 or isinstance(data, tuple) else parts[0]
+    whole = [i for i, part in enumerate(parts) if not is_floating(part)]
+    candidates = (
+        candidate
+        for floats in subsets(whole)
+        for candidate in _copies(model, guide, data, (torch.float64, None), floats)
+    )
+    pair = joint_pair(candidates)
+    _refuse_other_dims(pair)
+    return pair
+
+
+def _refuse_other_dims(pair: Pair) -> None:
+    """A plate over the observations at another dim than −1 is a slip, and no sign of shared latents."""
+    with pair.evaluation(0):
+        sites = sample_sites(pair.run_model(pair.tensors, 1))
+    if any(in_data_plate(site) for site in sites.values()):
+        return
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and frame.size == pair.observations > 1:
+                raise PairError(
+                    f"site '{name}' is in the plate '{frame.name}' of the {frame.size} observations at dim "
+                    f"{frame.dim}, not at dim -1, where they are looked for; give it dim=-1, or nothing"
+                )
 
 
 def _prepared(
@@ -105,7 +151,23 @@ def _prepared(
         whole = _attempt(together, slice(0, candidate.observations), errors)
         if whole is not None:
             return whole[0]
+        _note_shared(candidate, errors)
     return None
+
+
+def _note_shared(candidate: Pair, errors: list[Exception]) -> None:
+    """Add an error of its own kind if the pair runs on all of its data, with latents outside of their plate.
+    Two observations or an outer plate of draws may have failed on other grounds."""
+    try:
+        pair = replace(candidate, layout="rows")
+        with pair.evaluation(0):
+            sites = [site for trace in pair.traces(pair.tensors, 1) for site in sample_sites(trace).values()]
+    except Exception as error:
+        errors.append(error)
+        return
+    outside = [site["name"] for site in sites if not in_data_plate(site)]
+    if outside:
+        errors.append(SharedLatentError(shared_latent(outside[0])))
 
 
 def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[Pair, Block] | None:

@@ -16,12 +16,19 @@ from pyro.infer.autoguide import init_to_sample, init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.arguments import check_numbers, check_programs
+from pyro_vae.arguments import check_numbers, check_programs, require_count
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.pairs.isolation import owner
-from pyro_vae.posterior.arguments import require_count, require_tree
-from pyro_vae.posterior.drawing import Pair, coordinate_names, sample_sites
-from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.posterior.arguments import require_tree
+from pyro_vae.posterior.drawing import (
+    Pair,
+    SharedLatentError,
+    coordinate_names,
+    in_data_plate,
+    sample_sites,
+)
+from pyro_vae.posterior.joint import joint_dims
+from pyro_vae.posterior.preparation import prepare, prepare_joint, select
 from pyro_vae.posterior.tree import library_attrs, site_dims
 
 __all__ = ["matched_draws", "posterior_error", "reference_posterior"]
@@ -50,7 +57,8 @@ def reference_posterior(
     Parameters
     ----------
     model
-        A Pyro model with its latents in one plate over the observations at dim −1. It is not changed.
+        A Pyro model; latents of an observation lie in a plate over them at dim −1. It is not changed. Where
+        observations share latents, the reference is of the joint posterior, by NUTS.
     data
         A tensor, an array, or a tuple of them.
     method
@@ -106,7 +114,14 @@ def reference_posterior(
             "give method='nuts'"
         )
     index, subset = select(data, observations)
-    pair = prepare(model, _Prior(model), subset)
+    try:
+        pair = prepare(model, _Prior(model), subset)
+    except SharedLatentError as error:
+        if observations is not None:
+            raise ValueError(
+                "observations names some of the data, but all of them share latents; leave it out"
+            ) from error
+        return _joint_nuts(prepare_joint(model, _Prior(model), data), draws, warmup, chains, seed, progress)
     if knows and method != "nuts":
         return posterior_tree(_exact(pair, draws, seed), index, "exact", seed)
     values, divergences = nuts(pair, draws, warmup, chains, seed, progress=progress)
@@ -163,13 +178,39 @@ def posterior_error(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
     )
 
 
+def _joint_nuts(pair: Pair, draws: int, warmup: int, chains: int, seed: int, progress: bool) -> xr.DataTree:
+    """NUTS on latents that observations share, and on those of each beside them."""
+    import arviz_base
+
+    values, divergences = nuts(pair, draws, warmup, chains, seed, progress=progress)
+    local = {name: in_data_plate(site) for name, site in latent_sites(pair).items()}
+    dims = joint_dims(
+        {name: (local[name], tuple(value.shape[2:])) for name, value in values.items()}, "latent"
+    )
+    tree: xr.DataTree = arviz_base.from_dict(
+        {"posterior": {site: value.numpy() for site, value in values.items()}},
+        dims=dims,
+        name="reference",
+        sample_dims=["chain", "draw"],
+        attrs={
+            "/": {"model_name": "reference", "seed": seed},
+            "posterior": library_attrs() | {"method": "nuts"},
+        },
+    )
+    convergence = convergence_of(tree)
+    convergence.attrs["divergences"] = divergences
+    _refuse(convergence, chains)
+    tree["convergence"] = xr.DataTree(dataset=convergence)
+    return tree
+
+
 def matched_draws(tree: xr.DataTree, reference: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:
     """The draws of both for the observations and latents that they share."""
     require_tree("tree", tree)
     require_tree("reference", reference)
     guide, truth = (_flat(each["posterior"].to_dataset()) for each in (tree, reference))
     guide, truth = xr.align(guide, truth, join="inner", exclude=["sample"])
-    if guide.sizes["observation"] == 0 or guide.sizes["latent"] == 0:
+    if guide.sizes.get("observation") == 0 or guide.sizes["latent"] == 0:
         raise ValueError(
             "the tree and the reference have no observation and latent in common; draw both for the same "
             "observations"
@@ -210,7 +251,8 @@ def nuts(
     values = {}
     for name, site in sites.items():
         value = torch.stack([chain[name] for chain in by_chain]).cpu()
-        values[name] = value.movedim(value.dim() - site["fn"].event_dim - 1, 2)
+        inside = in_data_plate(site)
+        values[name] = value.movedim(value.dim() - site["fn"].event_dim - 1, 2) if inside else value
     return values, divergences
 
 
@@ -296,16 +338,17 @@ def _refuse(convergence: xr.Dataset, chains: int) -> None:
 
 
 def _flat(posterior: xr.Dataset, *, stack: bool = True) -> xr.DataArray:
-    """All latents as one array, (sample or chain and draw, observation, latent), with names for latent."""
+    """All latents as one array, (sample or chain and draw, observation, latent), with names for latent; where
+    some are shared by the observations, all are numbers of one posterior, without this dimension."""
     parts = []
+    local = all("observation" in values.dims for values in posterior.data_vars.values())
+    lead = ("chain", "draw", "observation") if local else ("chain", "draw")
     for site, values in posterior.data_vars.items():
-        lead = ("chain", "draw", "observation")
         values = values.transpose(*lead, ...)
-        array = values.values.reshape(*values.shape[:3], -1)
-        coords = {
-            "observation": values["observation"],
-            "latent": coordinate_names(str(site), values.shape[3:]),
-        }
+        array = values.values.reshape(*values.shape[: len(lead)], -1)
+        coords: dict[str, Any] = {"latent": coordinate_names(str(site), values.shape[len(lead) :])}
+        if local:
+            coords["observation"] = values["observation"]
         parts.append(xr.DataArray(array, coords, (*lead, "latent")))
     flat = xr.concat(parts, "latent")
     return flat.stack(sample=("chain", "draw"), create_index=False) if stack else flat

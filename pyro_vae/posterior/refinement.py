@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.arguments import check_numbers, check_programs
+from pyro_vae.arguments import check_numbers, check_programs, require_count
 from pyro_vae.batches.batches import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refined import (
@@ -28,7 +28,6 @@ from pyro_vae.guides.refining.density import CHUNK, Graphs, LocalDensity
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import POINTS, Normals, Refinement, refined_normals
 from pyro_vae.guides.sites import LocalSite, ObservationPlate
-from pyro_vae.posterior.arguments import require_count
 from pyro_vae.posterior.dispersion import (
     Elsewhere,
     elsewhere_attrs,
@@ -272,8 +271,9 @@ def refine_rows(
 ) -> Iterator[RefinedRows]:
     """Refine the observations of a pair that is ready, as many at a time as the memory is bounded to."""
     store, graphs = pyro.get_param_store(), Graphs()
-    with evaluating_model(pair, seed):
-        latents = local_sites(pair.model, _rows(pair, slice(0, None if pair.whole else 2)), {})
+    some = _rows(pair, slice(0, None if pair.whole else 2))
+    with evaluating_model(pair, seed), making_tensors_on(some[0].device):
+        latents = local_sites(pair.model, some, {})
     sizes = {site.name: site.size for site in latents[0]}
     rows = pair.observations if pair.whole else max(1, POINTS // (2 * sum(sizes.values())))
     chosen = sample_of(pair.observations, dispersed, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,10 @@ from numpy.typing import NDArray
 
 from pyro_vae.arguments import check_numbers
 from pyro_vae.posterior.arguments import check_request, require_tree
-from pyro_vae.posterior.drawing import CHUNK, Block
-from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.posterior.drawing import CHUNK, Block, SharedLatentError
+from pyro_vae.posterior.joint import joint_groups
+from pyro_vae.posterior.preparation import prepare, prepare_joint, select
+from pyro_vae.version import __version__
 
 __all__ = ["align_draws", "from_pyro_svi"]
 
@@ -59,6 +60,9 @@ def from_pyro_svi(
         R-hat and effective sample size mean nothing, and log_likelihood must not be given to ``arviz.loo``,
         which assumes latents shared by the observations.
 
+        Latents that all observations share have no dimension ``observation``; their draws are joint, log_p
+        and log_q are of everything, and log_likelihood may then be given to ``arviz.loo``.
+
         The only vector-valued latent has dimension ``latent``, the only vector-valued observed site
         ``feature``; otherwise the dimensions are ``<site>_dim_0`` and so on.
 
@@ -85,15 +89,22 @@ def from_pyro_svi(
     >>> dict(tree["posterior"].sizes)
     {'chain': 1, 'draw': 100, 'observation': 5, 'latent': 2}
     """
-    import arviz_base
-
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
     if not isinstance(name, str):
         raise TypeError(f"name is {name!r}; give text")
     if history is not None and not isinstance(history, xr.Dataset):
         raise TypeError(f"history is a {type(history).__name__}; give fit.history")
     index, subset = select(data, observations)
-    pair = prepare(model, guide, subset)
+    try:
+        pair = prepare(model, guide, subset)
+    except SharedLatentError as error:
+        if observations is not None:
+            raise ValueError(
+                "observations names some of the data, but all of them share latents; leave it out"
+            ) from error
+        pair = prepare_joint(model, guide, data)
+        joint = joint_groups(pair, draws, seed, GROUPS, progress=progress)
+        return _tree(*joint, index, name, seed, history)
     groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
     for block in pair.blocks(draws, seed, chunk, predictive=True, progress=progress):
         for group, values in _values(block).items():
@@ -108,11 +119,24 @@ def from_pyro_svi(
                 site, np.empty((len(index), *array.shape[1:]), array.dtype)
             )
             into[block.observations] = array
-    dims = _dims(groups)
+    return _tree(groups, _dims(groups), index, name, seed, history)
+
+
+def _tree(
+    groups: dict[str, dict[str, Array]],
+    dims: dict[str, list[str]],
+    index: NDArray[np.int64],
+    name: str,
+    seed: int,
+    history: xr.Dataset | None,
+) -> xr.DataTree:
+    """The groups as ArviZ has them."""
+    import arviz_base
+
     attrs: dict[str, Any] = {group: library_attrs() for group in GROUPS if group != "observed_data"}
     attrs["/"] = {"model_name": name, "seed": seed}
-    coords = {"observation": index}
-    tree = arviz_base.from_dict(
+    coords = {"observation": index} if any("observation" in own for own in dims.values()) else {}
+    tree: xr.DataTree = arviz_base.from_dict(
         groups, name=name, dims=dims, coords=coords, sample_dims=["chain", "draw"], attrs=attrs
     )
     if history is not None:
@@ -167,7 +191,7 @@ def align_draws(
 
 def library_attrs() -> dict[str, str]:
     """Who made the draws, in the words of ArviZ."""
-    return {"inference_library": "pyro_vae", "inference_library_version": version("pyro-vae")}
+    return {"inference_library": "pyro_vae", "inference_library_version": __version__}
 
 
 def _values(block: Block) -> dict[str, dict[str, Array]]:

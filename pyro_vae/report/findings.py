@@ -7,15 +7,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pyro_vae.posterior import answer, compare
+from pyro_vae.posterior.belief import believed
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["MEASURES", "Findings"]
+__all__ = ["MEASURES", "REFINED", "Findings"]
 
 MEASURES = ("diagnostics", "calibration", "units", "latents")
 """The data sets over (guide, seed, …)."""
+REFINED = ("refined", "refined_calibration")
+"""The same of refined guides, which runs of version 0.1 do not have."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Findings:
     posteriors: "Mapping[str, xr.DataTree]"
     """By guide, the first seed's draws for a few observations, ``prior_predictive`` and ``traversal``; draws
     that are nearer the posterior in ``repaired``, and what is known of them in ``repair``."""
+    refined: "xr.Dataset | None" = None
+    """As ``diagnostics``, of the refined guides: the evidence that can be believed."""
+    refined_calibration: "xr.Dataset | None" = None
+    """As ``calibration``, of the refined guides."""
     image_shape: tuple[int, ...] | None = None
     """(height, width) or (channels, height, width) if an observation is an image."""
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -53,14 +60,20 @@ class Findings:
 
     @cached_property
     def comparison(self) -> "pd.DataFrame | None":
-        """From :func:`~pyro_vae.posterior.comparison.compare`; None if there is one guide only."""
-        return compare(self.by_guide("diagnostics")) if len(self.guides) > 1 else None
+        """From :func:`~pyro_vae.posterior.comparison.compare`, by the refined evidence where there is one;
+        None if there is one guide only."""
+        return compare(self.by_guide(self.evidence)) if len(self.guides) > 1 else None
+
+    @property
+    def evidence(self) -> str:
+        """The measure whose evidence ranks the guides."""
+        return "diagnostics" if self.refined is None else "refined"
 
     @property
     def answer(self) -> str:
         """What the comparison says, in a sentence or two."""
         if self.comparison is None:
-            reached = f"{float(self.diagnostics['log_evidence'].mean()):.2f} nats per observation"
+            reached = f"{float(getattr(self, self.evidence)['log_evidence'].mean()):.2f} nats per observation"
             sentence = (
                 f"{self.guides[0]} reaches a log evidence of {reached}; "
                 "there is no other guide to compare it with."
@@ -74,24 +87,13 @@ class Findings:
     def summary(self) -> "pd.DataFrame":
         """One row per guide, best first, for people: means over seeds and held-out observations.
 
-        Columns: log evidence, ELBO and KL in nats per observation; the share of observations whose k̂ is
-        above the threshold; and, where guides were compared, the paired difference to the best one, its 95%
-        interval, whether that decides, and the stacking weight.
+        Columns: log evidence in nats per observation; and, where guides were compared, the paired difference
+        to the best one, its 95% interval, whether that decides, and the stacking weight.
         """
         import pandas as pd
 
-        means = self.diagnostics[["log_evidence", "elbo", "kl"]].mean(["seed", "observation"])
-        threshold = self.diagnostics.attrs["khat_threshold"]
-        bad = (self.diagnostics["khat"] > threshold).mean(["seed", "observation"])
-        table = pd.DataFrame(
-            {
-                "evidence": means["log_evidence"].values,
-                "ELBO": means["elbo"].values,
-                "KL": means["kl"].values,
-                f"k̂>{threshold:.2f}": [f"{share:.0%}" for share in bad.values],
-            },
-            index=pd.Index(self.guides, name="guide"),
-        )
+        means = getattr(self, self.evidence)["log_evidence"].mean(["seed", "observation"])
+        table = pd.DataFrame({"evidence": means.values}, index=pd.Index(self.guides, name="guide"))
         if self.comparison is None:
             return table
         table = table.loc[self.comparison.index]
@@ -103,3 +105,35 @@ class Findings:
         table["decided"] = ["yes" if decided else "no" for decided in self.comparison["decided"]]
         table["weight"] = self.comparison["weight"]
         return table.dropna(axis="columns", how="all")  # where evidence is not believed, nobody is ahead
+
+    def belief(self) -> "pd.DataFrame":
+        """One row per guide for the encoder's own q and one for the refined q, for people.
+
+        Columns: the share of the observations whose weights cannot be believed; how many of the true latents
+        of simulated data lie in the central 90% intervals; what the ELBO lacks of the log evidence (the gap),
+        and the ELBO, in nats per held-out observation.
+        """
+        import pandas as pd
+
+        parts = [("encoder", self.diagnostics, self.calibration)]
+        if self.refined is not None and self.refined_calibration is not None:
+            parts.append(("refined", self.refined, self.refined_calibration))
+        everywhere = ["seed", "observation"]
+        evidence = getattr(self, self.evidence)["log_evidence"].mean(everywhere)
+        rows = []
+        for guide in self.guides:
+            for name, measured, calibration in parts:
+                found = measured.sel(guide=guide)
+                elbo, good = float(found["elbo"].mean()), believed(found)
+                covered = calibration["coverage"].sel(guide=guide, level=0.9)
+                rows.append(
+                    {
+                        "guide": guide,
+                        "q": name,
+                        "k̂ bad": "" if good is None else f"{1 - good.mean():.1%}",
+                        "90% covers": f"{float(covered.mean()):.1%}",
+                        "gap": float(evidence.sel(guide=guide)) - elbo,
+                        "ELBO": elbo,
+                    }
+                )
+        return pd.DataFrame(rows).set_index("guide")

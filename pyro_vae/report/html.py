@@ -8,14 +8,19 @@ from typing import Any
 from pyro_vae.report.findings import Findings
 from pyro_vae.report.pictures import Picture
 from pyro_vae.report.readings import Reading
+from pyro_vae.report.verdict import Verdict
 
 __all__ = ["render_page"]
 
 TABLE_NOTE = (
-    "Log evidence, ELBO, KL and the difference to the best guide in nats per held-out observation; the 95% "
-    "interval is over seeds, paired, and holds for all pairs of guides jointly. k̂ above its threshold says "
-    "that importance sampling from the guide cannot be relied on for that observation; k̂ grows with the "
-    "latent dimension."
+    "Log evidence and the difference to the best guide in nats per held-out observation; the 95% interval is "
+    "over seeds, paired, and holds for all pairs of guides jointly."
+)
+BELIEF_NOTE = (
+    "Encoder: q(z|x) as the encoder puts it out; refined: after a few steps on the model's own density for "
+    "each observation. ELBO and gap (what the ELBO lacks of the log evidence) in nats per held-out "
+    "observation; k̂ bad: share of the observations whose importance weights cannot be relied on; 90% covers: "
+    "how many of the true latents of simulated data lie in the central 90% intervals."
 )
 
 
@@ -23,6 +28,7 @@ def render_page(
     *,
     title: str,
     findings: Findings,
+    verdict: Verdict,
     readings: Sequence[Reading],
     pictures: Sequence[Picture],
     command: str,
@@ -33,7 +39,7 @@ def render_page(
 
     Parameters
     ----------
-    title, findings, readings, pictures
+    title, findings, verdict, readings, pictures
         What the page shows.
     command
         How to run it again.
@@ -45,13 +51,16 @@ def render_page(
     page = Environment(
         loader=PackageLoader("pyro_vae", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html")
-    summary = findings.summary()
+    summary, belief = findings.summary(), findings.belief()
     return page.render(
         title=title,
-        answer=findings.answer,
+        verdict=verdict,
         columns=list(summary.columns),
         rows=[[_cell(str(name)), *map(_cell, row)] for name, row in summary.iterrows()],
         table_note=TABLE_NOTE,
+        belief_columns=list(belief.columns),
+        belief_rows=[[_cell(str(name)), *map(_cell, row)] for name, row in belief.iterrows()],
+        belief_note=BELIEF_NOTE,
         readings=readings,
         sections=[(name, list(group)) for name, group in groupby(pictures, lambda p: p.section)],
         command=command,

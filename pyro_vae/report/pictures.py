@@ -78,7 +78,7 @@ def _comparison(gallery: _Gallery, findings: Findings) -> None:
         gallery.add(
             section,
             "evidence",
-            plots.plot_evidence(findings.by_guide("diagnostics")),
+            plots.plot_evidence(findings.by_guide(findings.evidence)),
             "Paired evidence differences",
             "Mean difference in log evidence of the same held-out observations: a point for each seed, their "
             "mean, and the 95% interval that holds for all pairs jointly.",
@@ -99,15 +99,15 @@ def _belief(gallery: _Gallery, findings: Findings) -> None:
     gallery.add(
         section,
         "khat",
-        plots.plot_khat(findings.by_guide("diagnostics")),
+        plots.plot_khat(_by_q(findings, "diagnostics", "refined")),
         "Pareto k̂",
-        "k̂ of every held-out observation, seeds pooled, and the threshold above which importance weights "
-        "are not reliable. k̂ grows with the latent dimension.",
+        "k̂ of every held-out observation, seeds pooled, of the encoder's q and of the refined one, and the "
+        "threshold above which importance weights are not reliable. k̂ grows with the latent dimension.",
     )
     gallery.add(
         section,
         "calibration",
-        belief_plots.plot_calibration(findings.by_guide("calibration")),
+        belief_plots.plot_calibration(_by_q(findings, "calibration", "refined_calibration")),
         "Calibration",
         "Latents and data are drawn from each model, and its guide is asked where the latents lie: how many "
         "fall inside its central intervals, and at which of its quantiles. Right is the dashed line.",
@@ -139,6 +139,17 @@ def _belief(gallery: _Gallery, findings: Findings) -> None:
         "What each latent dimension carries",
         "Mean KL of q from the prior by latent dimension, the largest first; a line for each seed.",
     )
+
+
+def _by_q(findings: Findings, own: str, refined: str) -> "dict[str, xr.Dataset]":
+    """A measure of each guide, as the encoder has it and refined."""
+    found = findings.by_guide(own)
+    if getattr(findings, refined) is None:
+        return found
+    both: dict[str, xr.Dataset] = {}
+    for name, better in findings.by_guide(refined).items():
+        both |= {name: found[name], f"{name}, refined": better}
+    return both
 
 
 def _scale(gallery: _Gallery, findings: Findings) -> None:

@@ -12,11 +12,17 @@ from typing import Any
 
 from pyro_vae.guides import scales
 from pyro_vae.guides.heads import raw_value
+from pyro_vae.models.networks import ACTIVATIONS
 from pyro_vae.run_folder import read_run_record
 from pyro_vae.storage.records import LONGEST, read_bytes
 from pyro_vae.study.costs import check_counts, check_weights
 
 __all__ = ["StudyConfig", "read_config"]
+
+SCHEDULES = ("cosine", "constant")
+
+BEFORE_0_2 = {"schedule": "constant", "activation": "relu", "standardize": False}
+"""What runs of version 0.1 did not name."""
 
 LEAST = {
     "seeds": 1,
@@ -41,10 +47,14 @@ class StudyConfig:
         Names of scale maps, one guide each.
     seeds
         How often every guide is fitted: seeds 0, 1, …
-    epochs, batch_size, lr
-        Of each fit.
-    latent_dim, hidden
-        Size of z; sizes of the encoder's hidden layers (the decoder's are the same, backwards).
+    epochs, batch_size, lr, schedule
+        Of each fit; the rate is constant, or by ``"cosine"`` brought to zero at the end.
+    latent_dim, hidden, activation
+        Size of z; sizes of the encoder's hidden layers (the decoder's are the same, backwards), and what
+        follows each.
+    standardize
+        Whether the encoder sees every feature in units of the training data's mean and standard deviation.
+        The model does not: it explains the data as they are.
     init_scale
         σ that every guide starts at.
     held_out
@@ -79,9 +89,12 @@ class StudyConfig:
     seeds: int = 3
     epochs: int = 100
     batch_size: int = 64
-    lr: float = 2e-3
+    lr: float = 5e-3
+    schedule: str = "cosine"
     latent_dim: int = 8
     hidden: tuple[int, ...] = (128, 128)
+    activation: str = "silu"
+    standardize: bool = True
     init_scale: float = 1.0
     held_out: float = 0.2
     draws: int = 1000
@@ -99,8 +112,13 @@ class StudyConfig:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("data", "device")):
                 raise ValueError(f"{name} is {value!r}; give text")
-        if self.header is not None and not isinstance(self.header, bool):
-            raise ValueError(f"header is {self.header!r}; give true or false")
+        for name in ("header", "standardize"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or name != "header"):
+                raise ValueError(f"{name} is {value!r}; give true or false")
+        for name, choices in (("schedule", SCHEDULES), ("activation", tuple(ACTIVATIONS))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(choices)}")
         named = self.columns if isinstance(self.columns, tuple) else ("",)
         if self.columns is not None and not (named and all(isinstance(n, str) and n for n in named)):
             raise ValueError(f"columns is {self.columns!r}; give the names of columns, such as ('a', 'b')")
@@ -163,6 +181,17 @@ class StudyConfig:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
 
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> "StudyConfig":
+        """From the ``run.json`` of a run: what one of an older version does not name was otherwise then.
+
+        Examples
+        --------
+        >>> StudyConfig.from_record({"data": "digits"}).activation
+        'relu'
+        """
+        return cls.from_mapping({**BEFORE_0_2, **values})
+
     def command(self, out: str | Path | None = None) -> str:
         """The command that runs this study, with every setting that is not the default.
 
@@ -175,9 +204,11 @@ class StudyConfig:
         for field in dataclasses.fields(self)[1:]:
             value = getattr(self, field.name)
             option = "--scale" if field.name == "scales" else f"--{field.name.replace('_', '-')}"
+            if value == field.default:
+                continue
             if isinstance(value, bool):
                 words.append(option if value else f"--no-{field.name}")
-            elif value != field.default:
+            else:
                 for item in value if isinstance(value, tuple) else [value]:
                     words += [option, str(item)]
         return shlex.join([*words, *(["--out", str(out)] if out is not None else [])])
@@ -206,7 +237,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no file {path}; --config takes a TOML file or a run.json")
     try:
         if path.suffix == ".json":
-            return dict(read_run_record(path, strict=False)["config"])
+            return {**BEFORE_0_2, **read_run_record(path, strict=False)["config"]}
         values = tomllib.loads(read_bytes(path, at_most=LONGEST).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error

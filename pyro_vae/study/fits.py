@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_vae.data import DataSet
 from pyro_vae.devices import resolve_device
@@ -62,6 +64,7 @@ class Outcome:
 def fit_all(
     config: StudyConfig,
     train: DataSet,
+    held_out: DataSet,
     device: str,
     tasks: Sequence[Task],
     folder: RunFolder,
@@ -81,10 +84,10 @@ def fit_all(
     before = (everything - len(tasks)) * config.epochs
     with each_once(), progress_bar(everything * config.epochs, "epochs", enabled=progress) as show:
         if runs_elsewhere() and not distributed:
-            outcomes = _fit_elsewhere(config, train, tasks, show, before)
+            outcomes = _fit_elsewhere(config, train, held_out, tasks, show, before)
         else:
             places = _Places(folder, checkpoint_seconds, distributed)
-            outcomes = _fit_here(config, train, device, tasks, places, show, before, failures)
+            outcomes = _fit_here(config, train, held_out, device, tasks, places, show, before, failures)
         for outcome in outcomes:
             task = outcome.task
             say(outcome.said)
@@ -116,6 +119,7 @@ class _Places:
 def _fit_here(
     config: StudyConfig,
     train: DataSet,
+    held_out: DataSet,
     device: str,
     tasks: Sequence[Task],
     places: _Places,
@@ -136,6 +140,7 @@ def _fit_here(
             yield _outcome(
                 config,
                 train,
+                held_out,
                 device,
                 task,
                 show=lambda done, note, epochs=epochs: show(epochs + done, note),
@@ -147,7 +152,7 @@ def _fit_here(
             tell(turn, "")
 
 
-def fit_as_follower(config: StudyConfig, train: DataSet, device: str) -> None:
+def fit_as_follower(config: StudyConfig, train: DataSet, held_out: DataSet, device: str) -> None:
     """Take part in the fits of a distributed study, as another process than its first."""
     for turn in itertools.count():
         word = hear(turn)
@@ -156,7 +161,7 @@ def fit_as_follower(config: StudyConfig, train: DataSet, device: str) -> None:
         guide, seed = word.split()
         with suppress(NonFiniteError):  # which the first process tells
             task, unused = Task(guide, int(seed)), Checkpoint(os.devnull)
-            fit_one(config, train, device, task, checkpoint=unused, distributed=True)
+            fit_one(config, train, held_out, device, task, checkpoint=unused, distributed=True)
 
 
 def no_more_fits() -> None:
@@ -165,28 +170,35 @@ def no_more_fits() -> None:
 
 
 def _fit_elsewhere(
-    config: StudyConfig, train: DataSet, tasks: Sequence[Task], show: Show, before: int
+    config: StudyConfig, train: DataSet, held_out: DataSet, tasks: Sequence[Task], show: Show, before: int
 ) -> Iterator[Outcome]:
     # the rows by themselves: joblib maps or scatters an array that is an argument
     without_rows = dataclasses.replace(train, x=train.x[:0], y=None)
-    outcomes = finished_jobs(_fit_from_afar, tasks, config, without_rows, np.asarray(train.x))
+    outcomes = finished_jobs(_fit_from_afar, tasks, config, without_rows, held_out, np.asarray(train.x))
     for i, (task, outcome) in enumerate(outcomes, start=1):
         show(before + i * config.epochs, str(task))
         yield outcome
 
 
 def _fit_from_afar(
-    task: Task, config: StudyConfig, without_rows: DataSet, x: npt.NDArray[np.float32]
+    task: Task,
+    config: StudyConfig,
+    without_rows: DataSet,
+    held_out: DataSet,
+    x: npt.NDArray[np.float32],
 ) -> Outcome:
     """On a worker. The device is that of the worker: "auto" may be another one there than here."""
     with taken_along() as said:
-        outcome = _outcome(config, dataclasses.replace(without_rows, x=x), config.device, task)
+        train = dataclasses.replace(without_rows, x=x)
+        outcome = _outcome(config, train, held_out, config.device, task)
     return dataclasses.replace(outcome, said=said)
 
 
-def _outcome(config: StudyConfig, train: DataSet, device: str, task: Task, **options: Any) -> Outcome:
+def _outcome(
+    config: StudyConfig, train: DataSet, held_out: DataSet, device: str, task: Task, **options: Any
+) -> Outcome:
     try:
-        return Outcome(task, fit_one(config, train, device, task, **options).saved())
+        return Outcome(task, fit_one(config, train, held_out, device, task, **options).saved())
     except NonFiniteError as error:
         return Outcome(task, None, str(error))
 
@@ -194,6 +206,7 @@ def _outcome(config: StudyConfig, train: DataSet, device: str, task: Task, **opt
 def fit_one(
     config: StudyConfig,
     train: DataSet,
+    held_out: DataSet,
     device: str,
     task: Task,
     *,
@@ -201,7 +214,7 @@ def fit_one(
     checkpoint: Checkpoint | None = None,
     distributed: bool = False,
 ) -> Fit:
-    """One fit, with the guide's σ in its history."""
+    """One fit, with the guide's σ and the held-out loss in its history."""
     model, guide = make_pair(config, train, task.guide, task.seed)
     scales = ScaleHistory(guide, torch.as_tensor(train.x[:WATCHED_ROWS]))
     fitted = fit(
@@ -211,6 +224,8 @@ def fit_one(
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
+        schedule=_schedule(config, len(train.x)),
+        validation=held_out.x,
         seed=task.seed,
         device=device,
         engine="auto" if distributed else _engine(config, device, len(train.x)),
@@ -224,6 +239,14 @@ def fit_one(
     )
     fitted.history["scale"] = ("epoch", "latent"), scales.epochs
     return fitted
+
+
+def _schedule(config: StudyConfig, observations: int) -> Callable[[Optimizer], LRScheduler] | None:
+    """Brings the rate to zero at the end of the fit, so that the loss settles."""
+    if config.schedule == "constant":
+        return None
+    steps = config.epochs * math.ceil(observations / config.batch_size)
+    return lambda optimizer: CosineAnnealingLR(optimizer, steps)
 
 
 def _engine(config: StudyConfig, device: str, observations: int) -> str:

@@ -135,7 +135,7 @@ def _status_of_same(root: Path, material: Material) -> str | None:
         return None
     try:
         record = folder.read_record()
-        same = StudyConfig.from_mapping(record["config"]) == material.config
+        same = StudyConfig.from_record(record["config"]) == material.config
     except (ValueError, TypeError):
         return None  # `claim` says that there is a run
     if not same or record.get("data") != material.checksum:
@@ -189,7 +189,7 @@ def resume_study(
                 if not run.report.is_file():
                     _draw_report(study, run)
                 return study
-        material = prepare(StudyConfig.from_mapping(record["config"]), device=str(record["device"]))
+        material = prepare(StudyConfig.from_record(record["config"]), device=str(record["device"]))
         _check_data(material, record, run)
         if record["result"].get("status") == "clearing":
             run.clear()
@@ -206,7 +206,7 @@ def follow_study(config: StudyConfig) -> None:
     ``follow_study(StudyConfig("digits"))``
     """
     material = prepare(config)
-    fit_as_follower(config, material.train, material.device)
+    fit_as_follower(config, material.train, material.held_out, material.device)
 
 
 def diagnose_again(
@@ -262,6 +262,7 @@ def _draw_report(study: Study, folder: RunFolder) -> Path:
     page = render_page(
         title=f"pyro-vae: {study.config.data}",
         findings=study.findings,
+        verdict=study.verdict,
         readings=read_findings_aloud(study.findings),
         pictures=draw_figures(folder.figures, study.findings),
         command=study.config.command(out=study.folder),
@@ -337,6 +338,7 @@ def _examine_and_write(
     result = {
         "status": "done",
         "answer": study.answer,
+        "verdict": study.verdict.as_dict(),
         "image_shape": findings.image_shape,
         "failures": dict(findings.failures),
     }

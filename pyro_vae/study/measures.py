@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ScaleHistory", "combine", "fit_gaps", "measure_fit", "posterior_tree"]
 
+SIMULATIONS = 500
+"""Of each model, for calibration."""
+MOST_STEPS = 50
+"""Of refinement: simulated observations may start far from where they end."""
 SHOWN_OBSERVATIONS = 8
 """Held-out observations whose posterior draws are kept and drawn."""
 REFERENCED_OBSERVATIONS = 4
@@ -53,11 +57,15 @@ class ScaleHistory:
 
 
 def measure_fit(fitted: Fit, held_out: DataSet, config: StudyConfig, seed: int) -> "dict[str, xr.Dataset]":
-    """Diagnostics, calibration, active units and latents of one fit on held-out data."""
+    """Diagnostics and calibration of one fit on held-out data, of its encoder and refined; active units and
+    latents."""
     model, guide, x = fitted.model, fitted.guide, held_out.x
+    simulations: dict[str, Any] = {"n": SIMULATIONS, "data": x, "seed": seed}
     return {
         "diagnostics": diagnose(model, guide, x, draws=config.draws, seed=seed),
-        "calibration": calibrate(model, guide, data=x, seed=seed),
+        "refined": diagnose(model, guide, x, draws=config.draws, seed=seed, refined=True),
+        "calibration": calibrate(model, guide, **simulations),
+        "refined_calibration": calibrate(model, fitted.refined(steps=MOST_STEPS), **simulations),
         "units": active_units(model, guide, x, seed=seed),
         "latents": _latents(guide, held_out),
     }

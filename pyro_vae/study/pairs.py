@@ -3,13 +3,14 @@
 import math
 
 import torch
+from torch import nn
 
 from pyro_vae import data as data_sets
 from pyro_vae.arguments import check_numbers
 from pyro_vae.data.dataset import STANDARDIZED, require_data_set
 from pyro_vae.devices import forked_streams
 from pyro_vae.guides import AmortizedNormal
-from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
+from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, Standardize, likelihoods
 from pyro_vae.study.config import StudyConfig
 
 __all__ = ["make_pair", "split_data"]
@@ -48,9 +49,16 @@ def make_pair(
     likelihood = likelihoods.get(data.likelihood, **data.likelihood_args)
     with forked_streams():
         torch.manual_seed(seed)
-        encoder = MLPEncoder(features, config.hidden)
-        decoder = MLPDecoder(config.latent_dim, config.hidden[::-1], features * likelihood.outputs)
+        encoder: nn.Module = MLPEncoder(features, config.hidden, activation=config.activation)
+        decoder = MLPDecoder(
+            config.latent_dim,
+            config.hidden[::-1],
+            features * likelihood.outputs,
+            activation=config.activation,
+        )
         model = VAE(decoder, config.latent_dim, likelihood)
         model.init_output(torch.as_tensor(data.x))
+        if config.standardize:
+            encoder = nn.Sequential(Standardize(torch.as_tensor(data.x)), encoder)
         guide = AmortizedNormal(model, encoder, scale=scale, init_scale=config.init_scale)
     return model, guide

@@ -10,7 +10,7 @@ from pyro_vae import data as data_sets
 from pyro_vae.devices import resolve_device
 from pyro_vae.models import likelihoods
 from pyro_vae.progress import progress_bar
-from pyro_vae.report.findings import MEASURES, Findings
+from pyro_vae.report.findings import MEASURES, REFINED, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.inspection import inspect_files
 from pyro_vae.storage.records import checksum_of_rows
@@ -91,6 +91,7 @@ def fit_missing(
     return fit_all(
         config,
         material.train,
+        material.held_out,
         material.device,
         tasks,
         folder,
@@ -152,7 +153,7 @@ def examine(
         gaps=_gaps(material, first, parts, progress),
         image_shape=held_out.image_shape,
         failures=failures,
-        **{measure: combine(measured, measure) for measure in MEASURES},
+        **{measure: combine(measured, measure) for measure in (*MEASURES, *REFINED)},
     )
 
 

@@ -2,11 +2,14 @@
 
 import html
 import os
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pyro_vae.report.findings import Findings
+from pyro_vae.report.verdict import Verdict, reach_verdict
 from pyro_vae.run_folder import open_run
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.saved import read_findings
@@ -41,7 +44,7 @@ class Study:
         require_path("folder", folder)
         run = open_run(folder)
         record = run.read_record()
-        config = StudyConfig.from_mapping(record["config"])
+        config = StudyConfig.from_record(record["config"])
         return cls(config, run.root, read_findings(run, record))
 
     @property
@@ -64,6 +67,17 @@ class Study:
         """What the comparison says, in a sentence or two."""
         return self.findings.answer
 
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Which guide, whether that is decided, what can be believed, and what to run next."""
+        more, longer = 2 * self.config.seeds, 2 * self.config.epochs
+        return reach_verdict(
+            self.findings,
+            run=shlex.quote(str(self.folder)),
+            longer=replace(self.config, epochs=longer).command(out=f"{self.folder}-{longer}-epochs"),
+            more_seeds=replace(self.config, seeds=more).command(out=f"{self.folder}-{more}-seeds"),
+        )
+
     @property
     def failures(self) -> dict[str, str]:
         """Guides that could not be fitted, and why; they are in nothing else."""
@@ -73,17 +87,22 @@ class Study:
         """One row per guide, best first: see :meth:`pyro_vae.report.findings.Findings.summary`."""
         return self.findings.summary()
 
+    def belief(self) -> "pd.DataFrame":
+        """What can be believed of each guide: see :meth:`pyro_vae.report.findings.Findings.belief`."""
+        return self.findings.belief()
+
     def plot(self) -> "Figure":
         """The paired evidence differences as a matplotlib figure; of a single guide its training."""
         from pyro_vae.report import plots
 
         if self.comparison is None:
             return plots.plot_training(self.findings.histories)
-        return plots.plot_evidence(self.findings.by_guide("diagnostics"))
+        return plots.plot_evidence(self.findings.by_guide(self.findings.evidence))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the answer above the table."""
-        return f"<p>{html.escape(self.answer)}</p>{self.summary().to_html()}"
+        """What a notebook shows: the verdict above the tables."""
+        words = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.verdict.sentences)
+        return f"{words}{self.summary().to_html()}{self.belief().to_html()}"
 
     def __repr__(self) -> str:
         guides = ", ".join(map(str, self.diagnostics["guide"].values))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyro_vae.report.findings import MEASURES, Findings
+from pyro_vae.report.findings import MEASURES, REFINED, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.inspection import inspect_files
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["read_findings", "write_findings"]
+
+OPTIONAL = ("gaps", *REFINED)
 
 Content = TypeVar("Content")
 
@@ -33,10 +35,11 @@ def write_findings(folder: RunFolder, findings: Findings) -> dict[str, str]:
     written: dict[Path, xr.Dataset | xr.DataTree] = {
         folder.measure(name): getattr(findings, name) for name in MEASURES
     }
-    if findings.gaps is None:
-        folder.measure("gaps").unlink(missing_ok=True)
-    else:
-        written[folder.measure("gaps")] = findings.gaps
+    for name in OPTIONAL:
+        if getattr(findings, name) is None:
+            folder.measure(name).unlink(missing_ok=True)
+        else:
+            written[folder.measure(name)] = getattr(findings, name)
     written |= {folder.posterior(name): tree for name, tree in findings.posteriors.items()}
     if findings.comparison is not None:
         write_whole(folder.comparison, findings.comparison.to_csv().encode())
@@ -56,7 +59,7 @@ def read_findings(folder: RunFolder, record: Mapping[str, Any]) -> Findings:
         If the run has not come to its end, or a file is missing, damaged or foreign.
     """
     result, files = record["result"], record.get("files", {})
-    config = StudyConfig.from_mapping(record["config"])
+    config = StudyConfig.from_record(record["config"])
     if result.get("status") != "done":
         raise ValueError(
             f"the run in {folder.root} is {result.get('status', 'unknown')!r} and not done; "
@@ -65,11 +68,11 @@ def read_findings(folder: RunFolder, record: Mapping[str, Any]) -> Findings:
     guides = fitted_guides(config, result, folder.record)
     image_shape = read_image_shape(result.get("image_shape"), folder.record)
     fits = {guide: [folder.fit(guide, seed) for seed in range(config.seeds)] for guide in guides}
-    gaps = folder.measure("gaps")
+    optional = {name: folder.measure(name) for name in OPTIONAL}
     measures = [folder.measure(name) for name in MEASURES]
     inspect_files(
         [
-            *(*measures, gaps, *map(folder.posterior, guides)),
+            *(*measures, *optional.values(), *map(folder.posterior, guides)),
             *(path / HISTORY for paths in fits.values() for path in paths),
         ]
     )
@@ -77,6 +80,9 @@ def read_findings(folder: RunFolder, record: Mapping[str, Any]) -> Findings:
     def read(path: Path, reader: Callable[[Path, str], Content]) -> Content:
         return _complete(path, functools.partial(reader, path, _noted(files, folder, path)))
 
+    kept: dict[str, Any] = {
+        name: read(path, read_dataset) if path.name in files else None for name, path in optional.items()
+    }
     findings = Findings(
         **{name: read(folder.measure(name), read_dataset) for name in MEASURES},
         histories={
@@ -84,7 +90,7 @@ def read_findings(folder: RunFolder, record: Mapping[str, Any]) -> Findings:
             for guide, paths in fits.items()
         },
         posteriors={guide: read(folder.posterior(guide), read_tree) for guide in guides},
-        gaps=read(gaps, read_dataset) if gaps.name in files else None,
+        **kept,
         image_shape=image_shape,
         failures=dict(result.get("failures", {})),
     )

@@ -20,6 +20,8 @@ ARRAYS: dict[str, dict[str, tuple[str, ...]]] = {
         "pit": (*BY_GUIDE, "simulation", "latent"),
         "coverage": (*BY_GUIDE, "level", "latent"),
     },
+    "refined": dict.fromkeys(("log_evidence", "elbo", "khat"), (*BY_GUIDE, "observation")),
+    "refined_calibration": {"coverage": (*BY_GUIDE, "level", "latent")},
     "units": dict.fromkeys(("kl", "active"), (*BY_GUIDE, "latent")),
     "latents": dict.fromkeys(("mean", "scale"), (*BY_GUIDE, "observation", "latent")),
     "gaps": dict.fromkeys(("approximation_gap", "amortization_gap"), ("guide", "observation")),
@@ -29,6 +31,8 @@ ARRAYS: dict[str, dict[str, tuple[str, ...]]] = {
 NOTED: dict[str, tuple[str, ...]] = {
     "diagnostics": ("khat_threshold", "draws", "latent_dim"),
     "calibration": ("simulations",),
+    "refined": ("khat_threshold", "draws", "latent_dim"),
+    "refined_calibration": ("simulations",),
 }
 """Attributes of the measures that are numbers."""
 

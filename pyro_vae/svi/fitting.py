@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro import infer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -28,7 +29,8 @@ from pyro_vae.svi.engines.steps import threads_for
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
 from pyro_vae.svi.objectives.augmented import Augmented
-from pyro_vae.svi.objectives.elbo import ELBO, Objective
+from pyro_vae.svi.objectives.elbo import Objective
+from pyro_vae.svi.objectives.pyro_elbo import as_objective
 from pyro_vae.svi.parallel.launch import local_device
 from pyro_vae.svi.parallel.ranks import joined
 from pyro_vae.svi.result import Fit
@@ -49,7 +51,7 @@ def fit(
     lr: float = 1e-3,
     optimizer: Callable[..., Optimizer] | None = None,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
-    objective: Objective | None = None,
+    objective: Objective | infer.ELBO | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     engine: str = "auto",
@@ -91,7 +93,9 @@ def fit(
         A factory of a learning-rate schedule, called with the optimizer; it advances once per step.
     objective
         :class:`~pyro_vae.svi.ELBO` by default; or :class:`~pyro_vae.svi.IWAE`,
-        :class:`~pyro_vae.svi.Renyi`, :class:`~pyro_vae.svi.STL`.
+        :class:`~pyro_vae.svi.Renyi`, :class:`~pyro_vae.svi.STL`; or any ELBO of Pyro, such as
+        ``TraceEnum_ELBO(max_plate_nesting=1)`` for latents that are enumerated, whose history has the loss
+        alone.
     seed
         Of the data's order and of the noise; two guides fitted with one seed see the same batches and the
         same draws.
@@ -163,7 +167,7 @@ def fit(
     >>> fitted.history.sizes["step"]
     4
     """
-    objective = ELBO() if objective is None else objective
+    objective = as_objective(objective)
     numbers = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     check_numbers(**numbers, patience=patience, max_norm=max_norm)
     check_programs(model=model, guide=guide)
@@ -178,7 +182,9 @@ def fit(
     if isinstance(data, DrawnAnew):
         objective = Augmented(objective, data.draw)
     if patience is not None and validation is None:
-        raise ValueError(f"patience is {patience}, and there is no validation data to watch; give validation")
+        raise ValueError(
+            f"patience is {patience}, and there is no validation data to watch; give validation="
+        )
     wanted = local_device(resolve_device(device)) if distributed else resolve_device(device)
     check_engine(engine, wanted)
     dtype = float_dtype(model, guide)

@@ -52,7 +52,7 @@ class Recorder:
         terms = torch.tensor(self._terms, dtype=torch.float64, device="cpu")
         weights = torch.tensor(self._weights, dtype=torch.float64, device="cpu")
         self.step_losses += (terms[:, 0] / weights).tolist()
-        finite = torch.isfinite(terms).all(-1)
+        finite = torch.isfinite(terms[:, [0, 3]]).all(-1)  # not every objective knows its KL
         mean = terms[finite].sum(0) / weights[finite].sum()
         record = EpochRecord(
             epoch=len(self.epochs),

@@ -33,7 +33,7 @@ from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken, threads_
 from pyro_vae.svi.fitting import fit, fit_length
 from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
-from pyro_vae.svi.objectives.elbo import ELBO
+from pyro_vae.svi.objectives.pyro_elbo import as_objective
 from pyro_vae.svi.result import Fit
 
 __all__ = ["sweep"]
@@ -134,7 +134,7 @@ def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
     numbers = ("epochs", "steps", "batch_size", "lr", "patience", "max_norm")
     check_numbers(**{name: options[name] for name in numbers if name in options})
     check_choices(
-        objective=options.get("objective") or ELBO(),
+        objective=as_objective(options.get("objective")),
         engine=options.get("engine", "auto"),
         lr_multiplier=options.get("lr_multiplier"),
         optimizer=options.get("optimizer"),

@@ -20,7 +20,7 @@ WRONG = (
     ([""], "''", "digits"),
     ([], "no data set", "digits"),
     (["digits", "--scale", "sofplus"], "'sofplus'", "'softplus'"),
-    (["digits", "--scale", "bounded", "--init-scale", "9"], "init_scale=9.0", "another map"),
+    (["digits", "--scale", "bounded", "--init-scale", "9"], "init_scale is 9.0", "another map"),
     (["digits", "--seeds", "0"], "seeds is 0", "at least 1"),
     (["digits", "--seeds", "three"], "'--seeds'", "integer"),
     (["digits", "--epochs", "-1"], "epochs is -1", "at least 1"),

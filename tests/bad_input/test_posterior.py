@@ -30,6 +30,10 @@ DRAWING: dict[str, Callable[..., Any]] = {
 LEAST = {"log_weights": 1, "from_pyro_svi": 1, "active_units": 2}
 
 
+JOINT = ("log_weights", "diagnose", "from_pyro_svi")
+"""They take latents that all observations share."""
+
+
 def fixed_guide(x: torch.Tensor) -> None:
     """A guide without parameters: diagnostics need none."""
     programs.nothing_to_learn(x)
@@ -88,6 +92,7 @@ EVERY = tuple(
             "dim -1",
         ),
     )
+    if (name, about) not in {(joint, "outside") for joint in JOINT}
 )
 
 SOME = (

@@ -47,7 +47,7 @@ OTHERS = (
         "init_scale out of reach",
         lambda: StudyConfig(scales=("bounded",), init_scale=5.0),
         ValueError,
-        "init_scale=5.0",
+        "init_scale is 5.0",
         "another map",
     ),
     Case(

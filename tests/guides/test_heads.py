@@ -56,12 +56,12 @@ def test_takes_a_map_with_options_and_shows_it():
 
 @pytest.mark.parametrize("init_scale", [0.0, -1.0, float("inf"), float("nan"), "1", True])
 def test_init_scale_must_be_a_positive_number(init_scale):
-    with pytest.raises(ValueError, match="init_scale must be a positive number"):
+    with pytest.raises(ValueError, match="give a positive number"):
         ScaleHead(5, 3, "softplus", init_scale)
 
 
 def test_init_scale_must_be_a_scale_of_the_map():
-    with pytest.raises(ValueError, match=r"init_scale=5.0 is not a scale of Bounded\(low=0.1, high=1.0\)"):
+    with pytest.raises(ValueError, match=r"init_scale is 5.0, and the scales of Bounded\(low=0.1, high=1.0\)"):
         ScaleHead(5, 3, scales.get("bounded", low=0.1, high=1.0), 5.0)
 
 

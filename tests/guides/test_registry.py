@@ -63,13 +63,13 @@ def test_unknown_names(name: str, message: str) -> None:
 
 
 def test_wrong_arguments_of_get() -> None:
-    with pytest.raises(TypeError, match="'softplus' takes beta; got low"):
+    with pytest.raises(TypeError, match="'softplus' takes beta; give it without low"):
         scales.get("softplus", low=1.0)
-    with pytest.raises(TypeError, match="'logvar' takes no options; got beta"):
+    with pytest.raises(TypeError, match="'logvar' takes no options; give it without beta"):
         scales.get("logvar", beta=1.0)
     with pytest.raises(TypeError, match=r"Softplus\(beta=1.0\) is a map already"):
         scales.get(scales.Softplus(), beta=2.0)
-    with pytest.raises(TypeError, match=r"scale must be a scale map or the name of one .* got 3"):
+    with pytest.raises(TypeError, match=r"scale is 3; give a scale map or the name of one"):
         scales.get(3)  # type: ignore[arg-type]
 
 
@@ -100,7 +100,7 @@ def test_register_refuses() -> None:
 
     with pytest.raises(ValueError, match="the name 'softplus' belongs to Softplus"):
         scales.register("softplus", PowerOfTwo)
-    with pytest.raises(TypeError, match="cls must be a subclass of ScaleMap"):
+    with pytest.raises(TypeError, match="give a subclass of ScaleMap"):
         scales.register("mine", PowerOfTwo())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"Needy requires base\. Give each a default"):
         scales.register("needy", Needy)
@@ -155,5 +155,5 @@ def test_convert_refuses() -> None:
         scales.convert(head, "stdplus", "logvar")
     with pytest.raises(ValueError, match="no linear layer"):
         scales.convert(head, scales.Softplus(1.0), scales.Softplus(2.0))
-    with pytest.raises(TypeError, match=r"head must be the nn.Linear whose output is raw; got Sequential"):
+    with pytest.raises(TypeError, match="head is a Sequential; give the nn.Linear whose output is raw"):
         scales.convert(nn.Sequential(head), "logvar", "logstd")  # type: ignore[arg-type]

@@ -437,21 +437,21 @@ def test_equality_hash_repr_and_pickle(scale_map: ScaleMap) -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: scales.Softplus(beta=0), ValueError, "Softplus: beta must be positive and finite; got 0"),
-        (lambda: scales.Softplus(beta=math.nan), ValueError, "Softplus: beta must be positive"),
-        (lambda: scales.Softplus(beta="sharp"), TypeError, "Softplus: beta must be a number; got 'sharp'"),
-        (lambda: scales.Bounded(low=0.0), ValueError, "Bounded: low must be positive"),
-        (lambda: scales.Bounded(high=math.inf), ValueError, "Bounded: high must be positive and finite"),
+        (lambda: scales.Softplus(beta=0), ValueError, "beta is 0; give a positive number"),
+        (lambda: scales.Softplus(beta=math.nan), ValueError, "beta is nan; give a positive number"),
+        (lambda: scales.Softplus(beta="sharp"), TypeError, "beta is 'sharp'; give a positive number"),
+        (lambda: scales.Bounded(low=0.0), ValueError, "low is 0.0; give a positive number"),
+        (lambda: scales.Bounded(high=math.inf), ValueError, "high is inf; give a positive number"),
         (
             lambda: scales.Bounded(low=2, high=1),
             ValueError,
-            "low must be less than high; got low=2 and high=1",
+            "low is 2; give less than high, which is 1",
         ),
-        (lambda: scales.SoftClip(low=1, high=1), ValueError, "SoftClip: low must be less than high"),
-        (lambda: scales.Clamp(low=-1), ValueError, "Clamp: low must be positive"),
-        (lambda: scales.Abs(low=0), ValueError, "Abs: low must be positive"),
-        (lambda: scales.Floor(scales.LogVar(), 0), ValueError, "Floor: min_scale must be positive"),
-        (lambda: scales.Floor("logvar", 1.0), TypeError, "Floor: map must be a ScaleMap"),
+        (lambda: scales.SoftClip(low=1, high=1), ValueError, "low is 1; give less than high"),
+        (lambda: scales.Clamp(low=-1), ValueError, "low is -1; give a positive number"),
+        (lambda: scales.Abs(low=0), ValueError, "low is 0; give a positive number"),
+        (lambda: scales.Floor(scales.LogVar(), 0), ValueError, "min_scale is 0; give a positive number"),
+        (lambda: scales.Floor("logvar", 1.0), TypeError, "map is 'logvar'; give a ScaleMap"),
     ],
 )
 def test_options_are_checked(make: Callable[[], ScaleMap], error: type[Exception], message: str) -> None:

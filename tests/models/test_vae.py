@@ -202,7 +202,7 @@ def test_the_likelihood_is_at_hand():
 
 
 def test_wrong_shapes_are_named():
-    with pytest.raises(ValueError, match=r"x has shape \(4, 2, 3\).*x needs shape \(n, 6\)"):
+    with pytest.raises(ValueError, match=r"x has shape \(4, 2, 3\).*give shape \(n, 6\)"):
         small_vae()(torch.zeros(4, 2, 3))
     with pytest.raises(ValueError, match=r"features × 2"):
         VAE(MLPDecoder(2, [5], 7), 2, Normal(dispersion="predicted"))

@@ -167,10 +167,12 @@ def test_answer_of_a_partly_decided_comparison_names_both_parts():
 
 
 def judged(khat, seed=0, gap=0.0, seeds=3, n=200, **more):
-    """Diagnostics of one guide with this k̂ for each observation."""
+    """Diagnostics of one guide with this k̂ for each observation; its fits are spread as those of
+    :func:`guides`, by the parity of the seed."""
     rng = np.random.default_rng(seed)
     hard = np.random.default_rng(99).normal(-100, 10, size=(1, n))
-    evidence = hard - gap + rng.normal(0, 0.1, (seeds, n))
+    spread = (-1) ** seed * np.linspace(-0.03, 0.03, seeds)[:, None]
+    evidence = hard - gap + spread + rng.normal(0, 0.1, (seeds, n))
     khat = np.broadcast_to(np.asarray(khat, dtype=float), (seeds, n))
     return {"log_evidence": evidence, "khat": khat, "draws": 1000} | more
 

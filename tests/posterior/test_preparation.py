@@ -432,7 +432,7 @@ class TestErrors:
             pyro.sample("w", dist.Normal(0.0, 1.0))
 
         with pytest.raises(ValueError, match="site 'w' is not in a plate over the observations at dim -1"):
-            diagnose(model, guide, torch.randn(3))
+            inference_gaps(model, guide, torch.randn(3))
 
     def test_joint_autoguide(self):
         model = diagonal()
@@ -440,7 +440,7 @@ class TestErrors:
         guide = AutoDiagonalNormal(model)
         guide(x)
         with pytest.raises(ValueError, match="site '_AutoDiagonalNormal_latent' is not in a plate"):
-            diagnose(model, guide, x)
+            active_units(model, guide, x)
 
     def test_the_users_own_error_is_the_cause(self):
         model = diagonal()
@@ -454,8 +454,15 @@ class TestErrors:
                 pyro.sample("z", dist.Normal(x[rows, :2], 1.0).to_event(1))
 
         model = diagonal()
-        with pytest.raises(ValueError, match="without subsampling of its own"):
-            diagnose(model, guide, observations(model, 3))
+        x = observations(model, 5)
+        report = diagnose(model, guide, x)  # over all rows, each with its own draws
+
+        def whole(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
+
+        assert report.sizes == {"observation": 5}
+        np.testing.assert_allclose(report["elbo"], diagnose(model, whole, x)["elbo"])
 
 
 @pytest.mark.parametrize(

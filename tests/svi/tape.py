@@ -59,15 +59,16 @@ class TapeRecorder:
         self.generator = torch.default_generator
         self.streams: list[Tensor] = []
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], None], together: int = 1) -> Callable[[], None]:
         work()
         tape = Tape()
         with tape:
             work()
 
         def replay() -> None:
-            self.streams.append(self.generator.get_state())
-            tape.replay()
+            for _ in range(together):
+                self.streams.append(self.generator.get_state())
+                tape.replay()
 
         return replay
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
+from pyro_vae.arguments import brief
 from pyro_vae.guides.precision import at_least_float32
 from pyro_vae.guides.scales.constraint import ScaleConstraint, new_constraint_type
 
@@ -240,10 +241,9 @@ class ScaleMap(Transform):
 def _floating(value: Tensor, name: str) -> Tensor:
     """``value``, if it is a tensor of floating point."""
     if not isinstance(value, Tensor):
-        given = f"{type(value).__name__} {value!r:.40}"
-        raise TypeError(f"{name} must be a tensor, not {given}: give torch.tensor(...).")
+        raise TypeError(f"{name} is {brief(value)}; give a tensor")
     if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating point, not {value.dtype}: give {name}.float().")
+        raise TypeError(f"{name} has dtype {value.dtype}; give floating point: {name}.float()")
     return value
 
 

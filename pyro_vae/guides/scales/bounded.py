@@ -6,10 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_vae.arguments import positive_number
 from pyro_vae.guides.scales.base import ScaleMap
-from pyro_vae.guides.scales.options import low_and_high
 
 __all__ = ["Bounded", "SoftClip"]
+
+
+def _low_and_high(low: float, high: float) -> tuple[float, float]:
+    """Both as floats, if 0 < low < high < ∞."""
+    low, high = (
+        positive_number(name, end, no_number=TypeError) for name, end in (("low", low), ("high", high))
+    )
+    if not low < high:
+        raise ValueError(f"low is {low:g}; give less than high, which is {high:g}")
+    return low, high
 
 
 class Bounded(ScaleMap):
@@ -33,7 +43,7 @@ class Bounded(ScaleMap):
 
     def __init__(self, low: float = 1e-3, high: float = 2.0) -> None:
         super().__init__()
-        self.low, self.high = low_and_high("Bounded", low, high)
+        self.low, self.high = _low_and_high(low, high)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -80,7 +90,7 @@ class SoftClip(ScaleMap):
 
     def __init__(self, low: float = 1e-3, high: float = 1e3) -> None:
         super().__init__()
-        self.low, self.high = low_and_high("SoftClip", low, high)
+        self.low, self.high = _low_and_high(low, high)
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -1,14 +1,20 @@
 """The constraint "a σ of this map", by which torch and Pyro find a scale map."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
-if TYPE_CHECKING:
-    from pyro_vae.guides.scales.base import ScaleMap
-
 __all__ = ["ScaleConstraint", "new_constraint_type"]
+
+
+class _Map(Protocol):
+    """What a constraint asks of its scale map."""
+
+    @property
+    def bijective(self) -> bool: ...
+
+    def contains(self, scale: Tensor) -> Tensor: ...
 
 
 class ScaleConstraint(constraints.greater_than):
@@ -33,7 +39,7 @@ class ScaleConstraint(constraints.greater_than):
     Softplus(beta=2.0)
     """
 
-    def __init__(self, map: "ScaleMap") -> None:
+    def __init__(self, map: _Map) -> None:
         super().__init__(lower_bound=0.0)  # type: ignore[no-untyped-call]
         self.map = map
 
@@ -54,7 +60,7 @@ class ScaleConstraint(constraints.greater_than):
         return getattr, (self.map, "constraint")
 
 
-def new_constraint_type(map_class: type["ScaleMap"]) -> type[ScaleConstraint]:
+def new_constraint_type(map_class: type[_Map]) -> type[ScaleConstraint]:
     """The constraint of a new map class, registered in ``transform_to`` and ``biject_to``."""
     namespace = {"__doc__": ScaleConstraint.__doc__, "__module__": map_class.__module__}
     constraint_type = type(f"{map_class.__name__}Constraint", (ScaleConstraint,), namespace)
@@ -63,11 +69,11 @@ def new_constraint_type(map_class: type["ScaleMap"]) -> type[ScaleConstraint]:
     return constraint_type
 
 
-def _map_of(constraint: ScaleConstraint) -> "ScaleMap":
+def _map_of(constraint: ScaleConstraint) -> _Map:
     return constraint.map
 
 
-def _bijective_map_of(constraint: ScaleConstraint) -> "ScaleMap":
+def _bijective_map_of(constraint: ScaleConstraint) -> _Map:
     if not constraint.map.bijective:
         raise NotImplementedError(
             f"biject_to has no answer for {constraint!r}: the map is not bijective. "

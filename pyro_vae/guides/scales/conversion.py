@@ -47,7 +47,7 @@ def convert(head: nn.Linear, source: str | ScaleMap, target: str | ScaleMap) -> 
     """
     if not isinstance(head, nn.Linear):
         raise TypeError(
-            f"convert: head must be the nn.Linear whose output is raw; got {type(head).__name__}."
+            f"head is a {type(head).__name__}; give the nn.Linear whose output is raw"
         )
     source, target = get(source), get(target)
     # Without initialization: it would draw from the caller's random stream.

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import brief, positive_number
 from pyro_vae.guides.scales.base import ScaleMap
-from pyro_vae.guides.scales.options import positive_number
 
 __all__ = ["Floor"]
 
@@ -37,10 +37,10 @@ class Floor(ScaleMap):
 
     def __init__(self, map: ScaleMap, min_scale: float) -> None:
         if not isinstance(map, ScaleMap):
-            raise TypeError(f"Floor: map must be a ScaleMap, such as scales.get('softplus'); got {map!r}.")
+            raise TypeError(f"map is {brief(map)}; give a ScaleMap, such as scales.get('softplus')")
         super().__init__()
         self.map = map
-        self.min_scale = positive_number("Floor", "min_scale", min_scale)
+        self.min_scale = positive_number("min_scale", min_scale, no_number=TypeError)
 
     @property
     def bijective(self) -> bool:  # type: ignore[override]

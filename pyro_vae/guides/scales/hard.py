@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import positive_number
 from pyro_vae.guides.scales.base import ScaleMap
-from pyro_vae.guides.scales.options import positive_number
 
 __all__ = ["Abs", "Clamp"]
 
@@ -35,7 +35,7 @@ class Clamp(ScaleMap):
 
     def __init__(self, low: float = 1e-3) -> None:
         super().__init__()
-        self.low = positive_number("Clamp", "low", low)
+        self.low = positive_number("low", low, no_number=TypeError)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -75,7 +75,7 @@ class Abs(ScaleMap):
 
     def __init__(self, low: float = 1e-3) -> None:
         super().__init__()
-        self.low = positive_number("Abs", "low", low)
+        self.low = positive_number("low", low, no_number=TypeError)
 
     @property
     def bounds(self) -> tuple[float, float]:

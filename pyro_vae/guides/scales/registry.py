@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.arguments import brief
 from pyro_vae.guides.scales.base import ScaleMap
 from pyro_vae.guides.scales.bounded import Bounded, SoftClip
 from pyro_vae.guides.scales.explinear import ExpLinear
@@ -54,7 +55,7 @@ def get(name: str | ScaleMap, *, min_scale: float | None = None, **options: Any)
     """
     if isinstance(name, ScaleMap):
         if options:
-            raise TypeError(f"get: {name!r} is a map already and takes no options; got {', '.join(options)}.")
+            raise TypeError(f"{name!r} is a map already; give it without {', '.join(options)}")
         scale_map = name
     else:
         scale_map = _class_of(name)(**_known_options(name, options))
@@ -105,11 +106,11 @@ def register(name: str, cls: type[ScaleMap]) -> None:
     ValueError: register: the name 'softplus' belongs to Softplus. Choose another.
     """
     if not isinstance(name, str):
-        raise TypeError(f"register: name must be text; got {name!r}.")
+        raise TypeError(f"name is {name!r}; give text")
     if not name:
-        raise ValueError("register: name must not be empty; got ''.")
+        raise ValueError("name is ''; give one that is not empty")
     if not (isinstance(cls, type) and issubclass(cls, ScaleMap)):
-        raise TypeError(f"register: cls must be a subclass of ScaleMap; got {cls!r}.")
+        raise TypeError(f"cls is {cls!r}; give a subclass of ScaleMap")
     required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
     if required:
         raise TypeError(
@@ -165,9 +166,9 @@ def table() -> list[dict[str, str]]:
 
 def _class_of(name: str) -> type[ScaleMap]:
     if isinstance(name, type) and issubclass(name, ScaleMap):
-        raise TypeError(f"scale is the class {name.__name__}, not a map: call it, {name.__name__}(...).")
+        raise TypeError(f"scale is the class {name.__name__}; call it, {name.__name__}(...)")
     if not isinstance(name, str):
-        raise TypeError(f"scale must be a scale map or the name of one ({', '.join(_MAPS)}); got {name!r}.")
+        raise TypeError(f"scale is {brief(name)}; give a scale map or the name of one ({', '.join(_MAPS)})")
     if name not in _MAPS:
         close = difflib.get_close_matches(name.lower(), _MAPS)
         meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
@@ -180,7 +181,7 @@ def _known_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     unknown = [option for option in options if option not in known]
     if unknown:
         takes = f"takes {', '.join(known)}" if known else "takes no options"
-        raise TypeError(f"get: the map {name!r} {takes}; got {', '.join(unknown)}.")
+        raise TypeError(f"the map {name!r} {takes}; give it without {', '.join(unknown)}")
     return options
 
 

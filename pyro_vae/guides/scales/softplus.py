@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from pyro_vae.arguments import positive_number
 from pyro_vae.guides.scales.base import ScaleMap
-from pyro_vae.guides.scales.options import positive_number
 
 __all__ = ["Softplus", "SoftplusVar"]
 
@@ -51,7 +51,7 @@ class Softplus(ScaleMap):
 
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
-        self.beta = positive_number("Softplus", "beta", beta)
+        self.beta = positive_number("beta", beta, no_number=TypeError)
 
     def _log_scale(self, raw: Tensor) -> Tensor:
         return _log_softplus(self.beta * raw) - math.log(self.beta)

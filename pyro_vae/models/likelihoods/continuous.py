@@ -12,13 +12,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.arguments import positive_number
 from pyro_vae.models.densities import LocationScale
 from pyro_vae.models.likelihoods.base import Likelihood
 from pyro_vae.models.likelihoods.dispersion import (
     Dispersion,
     dispersion_parameter,
     require_dispersion,
-    require_positive,
+
     with_zero_dispersion,
 )
 from pyro_vae.models.scale_map import LogScale, ScaleMap
@@ -66,12 +67,12 @@ class _LocationScale(Likelihood):
 
     def __post_init__(self) -> None:
         require_dispersion(self.dispersion)
-        require_positive("init_scale", self.init_scale)
+        positive_number("init_scale", self.init_scale)
         if isinstance(self.scale, (int, float)):
-            require_positive("scale", self.scale)
+            positive_number("scale", self.scale)
         elif not isinstance(self.scale, ScaleMap):
             raise TypeError(
-                f"scale={self.scale!r} is neither a number nor a scale map: "
+                f"scale is {self.scale!r}, which is neither a number nor a scale map; "
                 'give pyro_vae.scales.get("softplus"), for example.'
             )
 
@@ -158,7 +159,7 @@ class StudentT(_LocationScale):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive("df", self.df)
+        positive_number("df", self.df)
 
     def _standard(self, like: Tensor) -> TorchDistribution:
         zero = like.new_zeros(())

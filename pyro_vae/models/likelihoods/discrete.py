@@ -11,13 +11,14 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
+from pyro_vae.arguments import positive_number
 from pyro_vae.models.densities import LogitBinomial, LogMeanNegativeBinomial, LogRatePoisson
 from pyro_vae.models.likelihoods.base import Likelihood
 from pyro_vae.models.likelihoods.dispersion import (
     Dispersion,
     dispersion_parameter,
     require_dispersion,
-    require_positive,
+
     with_zero_dispersion,
 )
 
@@ -75,7 +76,7 @@ class Binomial(Likelihood):
             or not isinstance(self.total_count, int)
             or self.total_count < 1
         ):
-            raise ValueError(f"total_count={self.total_count!r}: Binomial needs an integer of 1 or more.")
+            raise ValueError(f"total_count is {self.total_count!r}; give Binomial an integer of 1 or more")
 
     def family(self, *parameters: Tensor) -> TorchDistribution:
         (logits,) = parameters
@@ -146,7 +147,7 @@ class NegativeBinomial(Likelihood):
 
     def __post_init__(self) -> None:
         require_dispersion(self.dispersion)
-        require_positive("init_inverse_dispersion", self.init_inverse_dispersion)
+        positive_number("init_inverse_dispersion", self.init_inverse_dispersion)
 
     @property
     def outputs(self) -> int:
@@ -186,7 +187,7 @@ class Categorical(Likelihood):
 
     def __post_init__(self) -> None:
         if isinstance(self.categories, bool) or not isinstance(self.categories, int) or self.categories < 2:
-            raise ValueError(f"categories={self.categories!r}: Categorical needs an integer of 2 or more.")
+            raise ValueError(f"categories is {self.categories!r}; give Categorical an integer of 2 or more")
 
     @property
     def outputs(self) -> int:

@@ -4,12 +4,9 @@ __all__ = [
     "Dispersion",
     "dispersion_parameter",
     "require_dispersion",
-    "require_positive",
     "with_zero_dispersion",
 ]
 
-import math
-from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -32,11 +29,4 @@ def with_zero_dispersion(location: Tensor, outputs: int) -> Tensor:
 def require_dispersion(dispersion: str) -> None:
     """Raise a ValueError unless ``dispersion`` is one of the three words."""
     if dispersion not in get_args(Dispersion):
-        raise ValueError(f'dispersion={dispersion!r}: it is "shared", "feature" or "predicted".')
-
-
-def require_positive(name: str, value: float) -> None:
-    """Raise a ValueError unless ``value`` is positive and finite."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise ValueError(f"{name}={value!r}: it must be a positive number.")
+        raise ValueError(f"dispersion is {dispersion!r}; give 'shared', 'feature' or 'predicted'")

@@ -43,7 +43,7 @@ def get(name: str, **arguments: Any) -> Likelihood:
     Binomial(total_count=16)
     """
     if not isinstance(name, str):
-        raise TypeError(f"The name of a likelihood is text, not {name!r}: one of {', '.join(names())}.")
+        raise TypeError(f"the name of a likelihood is {name!r}; give one of {', '.join(names())}")
     if name not in _BY_NAME:
         close = difflib.get_close_matches(name.lower(), _BY_NAME, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""

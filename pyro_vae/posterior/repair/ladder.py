@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import xarray as xr
 
+from pyro_vae.arguments import require_count
 from pyro_vae.pairs.isolation import modules_of
-from pyro_vae.posterior.arguments import check_request, require_count
+from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
 from pyro_vae.posterior.preparation import prepare, select

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from pyro_vae.batches.batches import Batch
 from pyro_vae.devices import forked_streams
+from pyro_vae.graphs.places import blamed
 from pyro_vae.graphs.replay import make_replay
 from pyro_vae.pairs.isolation import modules_of, untouched_buffers
 from pyro_vae.pairs.settings import settings_of
@@ -126,8 +127,9 @@ class CapturedSteps(EagerSteps):
         try:
             graph = capture_step(task.objective, task.model, task.guide, task.leaves, batch, task.kl_weight)
         except Exception as error:  # whatever the user's program does that a tracer cannot follow
-            reason = str(error).strip().split("\n")[0]
-            raise CannotError(f"tracing it failed with {type(error).__name__}: {reason}") from error
+            reason, line = str(error).strip().split("\n")[0], blamed(error)
+            where = f" ({line})" if line is not None and line not in reason else ""
+            raise CannotError(f"tracing it failed with {type(error).__name__}: {reason}{where}") from error
         made = self._replayed(graph)
         if not self._agrees(made.replay, batch, gradients=True):
             raise CannotError(

@@ -27,9 +27,9 @@ class CudaRecorder:
         self.device = torch.device("cuda", index)
         self.generator: torch.Generator = torch.cuda.default_generators[index]
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the tensor operations of ``work`` on the same memory. ``work`` itself is run a few
-        times before, and its effects are kept.
+    def record(self, work: Callable[[], None], together: int = 1) -> Callable[[], None]:
+        """What repeats the tensor operations of ``work`` on the same memory, ``together`` times at one start.
+        ``work`` itself is run a few times before, and its effects are kept.
 
         Raises
         ------
@@ -42,7 +42,8 @@ class CudaRecorder:
                 self._warm_up(work)
                 # Other threads may allocate meanwhile, as those of a data loader do.
                 with torch.cuda.graph(recorded, capture_error_mode="thread_local"):
-                    work()
+                    for _ in range(together):
+                        work()
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[0]
             raise CannotError(f"it cannot be recorded as a CUDA graph: {reason}") from error

@@ -26,6 +26,10 @@ STEPS_PER_CALL = 100
 """The host looks at the device once per call, and Python handles an interrupt only between calls."""
 
 
+TOGETHER = (10, 1)
+"""Steps that are started as one, for between two starts the device waits; and the rest one by one."""
+
+
 class Recorder(Protocol):
     """What a device offers for repeating work without the host
     (:class:`~pyro_vae.svi.engines.cuda.CudaRecorder`)."""
@@ -33,9 +37,9 @@ class Recorder(Protocol):
     generator: torch.Generator
     """Whose noise the recorded work draws."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the tensor operations of ``work`` on the same memory. ``work`` itself is run a few
-        times before, and its effects are kept."""
+    def record(self, work: Callable[[], None], together: int = 1) -> Callable[[], None]:
+        """What repeats the tensor operations of ``work`` on the same memory, ``together`` times at one start.
+        ``work`` itself is run a few times before, and its effects are kept."""
 
     def rewind(self, before: Tensor, ran: int, asked: int) -> None:
         """Set the stream to where it was after ``ran`` of the ``asked`` repetitions since ``before``."""
@@ -99,7 +103,7 @@ class RecordedFunction:
         self._buffers = _changed_in_place(graph)
         self._fuse = fuse
         self._compute: Callable[..., Sequence[Tensor]] = self._unfused
-        self._replay: Callable[[], None] | None = None
+        self._replays: dict[int, Callable[[], None]] = {}
         self._data: tuple[Tensor, ...] = ()
         device, count, groups = parameters[0].device, STEPS_PER_CALL, len(optimizer.param_groups)
         self._rows = torch.zeros(count, self.batch_size, dtype=torch.int64, device=device)
@@ -140,29 +144,31 @@ class RecordedFunction:
     ) -> tuple[Tensor, int]:
         """A repetition for each row, and one look at what they gave: (steps that ran, terms), and how many of
         the last were not finite."""
-        replay = self._recorded(tuple(data))
+        self._record(tuple(data))
         for table, values in ((self._rows, index), (self._kl_weight, kl_weight), (self._rates, lr)):
             table[: len(values)].copy_(values)
         self._begin_to_count(bad_in_a_row)
         before = self.generator.get_state()
-        for _ in range(len(index)):
-            replay()
+        for together, times in zip(
+            TOGETHER, (len(index) // TOGETHER[0], len(index) % TOGETHER[0]), strict=True
+        ):
+            for _ in range(times):
+                self._replays[together]()
         ran, _, bad_in_a_row = self._counters.tolist()
         if ran < len(index):
             self.recorder.rewind(before, ran, len(index))
         return self._terms[:ran].cpu(), bad_in_a_row
 
-    def _recorded(self, data: tuple[Tensor, ...]) -> Callable[[], None]:
+    def _record(self, data: tuple[Tensor, ...]) -> None:
         known = len(data) == len(self._data) and all(a is b for a, b in zip(data, self._data, strict=True))
-        if self._replay is None or not known:
+        if not self._replays or not known:
             if self._fuse:
                 self._compute = self._fused(data)
             self._begin_to_count(self.most_bad)  # so what is run before it is recorded changes nothing
             stream = self.generator.get_state()
-            self._replay = self.recorder.record(lambda: self._step(data))
+            self._replays = {n: self.recorder.record(lambda: self._step(data), n) for n in TOGETHER}
             self.generator.set_state(stream)
             self._data = data
-        return self._replay
 
     def _unfused(self, *inputs: Tensor) -> Sequence[Tensor]:
         return self._numbers(*inputs[len(self.parameters) :])

@@ -14,6 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vae.arguments import positive_integer
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.pairs.running import run_pair
 
@@ -22,7 +23,6 @@ __all__ = [
     "Estimate",
     "Objective",
     "average",
-    "checked_particles",
     "checked_weight",
     "elbo_estimate",
     "is_delta",
@@ -110,9 +110,9 @@ class ELBO:
     kl_weight: float | Callable[[int], float] = 1.0
 
     def __post_init__(self) -> None:
-        checked_particles(self.num_particles)
+        positive_integer("num_particles", self.num_particles)
         if not isinstance(self.analytic_kl, bool):
-            raise ValueError(f"analytic_kl must be True or False, not {self.analytic_kl!r}")
+            raise ValueError(f"analytic_kl is {self.analytic_kl!r}; give True or False")
         if not callable(self.kl_weight):
             checked_weight(self.kl_weight, "kl_weight")
 
@@ -186,17 +186,10 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(*(torch.stack(terms).mean(0) for terms in zip(*estimates, strict=True)))
 
 
-def checked_particles(num_particles: Any) -> int:
-    """A number of draws, or a ValueError."""
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"num_particles must be a positive integer, not {num_particles!r}")
-    return num_particles
-
-
 def checked_weight(weight: float, name: str) -> float:
     """A weight of the KL, or a ValueError."""
     if isinstance(weight, bool) or not isinstance(weight, Real | Tensor) or not 0 <= weight < float("inf"):
-        raise ValueError(f"{name} must be a finite number of at least 0, not {weight!r}")
+        raise ValueError(f"{name} is {weight!r}; give a finite number of at least 0")
     return float(weight)
 
 

@@ -11,9 +11,10 @@ from pyro.distributions.util import is_identically_zero
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vae.arguments import positive_integer
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.pairs.running import run_pair
-from pyro_vae.svi.objectives.elbo import Estimate, checked_particles
+from pyro_vae.svi.objectives.elbo import Estimate
 
 __all__ = ["IWAE", "Renyi"]
 
@@ -70,10 +71,10 @@ class Renyi:
     num_particles: int
 
     def __post_init__(self) -> None:
-        checked_particles(self.num_particles)
+        positive_integer("num_particles", self.num_particles)
         number = isinstance(self.alpha, Real) and not isinstance(self.alpha, bool)
         if not number or not math.isfinite(self.alpha):
-            raise ValueError(f"alpha must be a finite number, not {self.alpha!r}")
+            raise ValueError(f"alpha is {self.alpha!r}; give a finite number")
 
     def weight_at(self, step: int) -> float:  # noqa: ARG002
         """1: the bound is one at full weight of the KL only."""

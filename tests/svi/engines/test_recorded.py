@@ -216,10 +216,11 @@ def test_nothing_is_asked_of_the_device_and_nothing_comes_from_the_host(
 class Repeats(TapeRecorder):
     """Repeats work by doing it again, for work that is no list of torch's operations."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], None], together: int = 1) -> Callable[[], None]:
         def again() -> None:
-            self.streams.append(self.generator.get_state())
-            work()
+            for _ in range(together):
+                self.streams.append(self.generator.get_state())
+                work()
 
         work()
         return again

@@ -136,15 +136,15 @@ def test_score_function_gradient_takes_the_kl_weight() -> None:
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True])
 def test_particles_must_be_a_positive_integer(bad: object) -> None:
-    with pytest.raises(ValueError, match=r"num_particles must be a positive integer, not"):
+    with pytest.raises(ValueError, match=r"give a positive integer"):
         ELBO(num_particles=bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [-0.1, math.inf, math.nan])
 def test_kl_weight_must_be_finite_and_not_negative(bad: float) -> None:
-    with pytest.raises(ValueError, match="kl_weight must be a finite number"):
+    with pytest.raises(ValueError, match=r"kl_weight is .*; give a finite number"):
         ELBO(kl_weight=bad)
-    with pytest.raises(ValueError, match=r"kl_weight\(3\) must be a finite number"):
+    with pytest.raises(ValueError, match=r"kl_weight\(3\) is .*; give a finite number"):
         ELBO(kl_weight=lambda step: bad).weight_at(3)
 
 

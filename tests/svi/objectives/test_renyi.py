@@ -192,11 +192,11 @@ def test_it_trains_and_is_captured(objective: Renyi) -> None:
 
 @pytest.mark.parametrize("bad", [0, 1.5, True])
 def test_draws_must_be_a_positive_integer(bad: object) -> None:
-    with pytest.raises(ValueError, match="num_particles must be a positive integer, not"):
+    with pytest.raises(ValueError, match="give a positive integer"):
         IWAE(bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan, True])
 def test_the_order_must_be_finite(bad: float) -> None:
-    with pytest.raises(ValueError, match="alpha must be a finite number, not"):
+    with pytest.raises(ValueError, match=r"alpha is .*; give a finite number"):
         Renyi(bad, 2)

@@ -1,0 +1,98 @@
+"""In-place operations of a graph on tensors that it made itself, as operations that make a new one.
+
+``relu_``, ``clamp``'s own gradient, sums that are added up: they change a tensor that nobody outside sees.
+Written as new tensors, the order of reading and writing no longer counts, and the graph can be simplified.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["without_own_mutations", "works_in_place"]
+
+aten = torch.ops.aten
+
+
+def works_in_place(node: fx.Node) -> bool:
+    """Whether an operation changes one of its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def without_own_mutations(graph: fx.GraphModule) -> None:
+    """Rewrite, in place, what can be: the tensor is an operation's new result, and nothing shows its memory.
+
+    Draws stay: they fill memory that was made for them.
+    """
+    position = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not works_in_place(node):
+            continue
+        changed, functional = node.args[0] if node.args else None, _functional(node.target)
+        if functional is None or not isinstance(changed, fx.Node) or not _is_own(changed):
+            continue
+        if _is_shown(changed, node, position) or not _lays_out_alike(functional, node):
+            continue
+        node.target = functional
+        later = [user for user in changed.users if position[user] > position[node]]
+        for user in later:
+            user.replace_input_with(changed, node)
+
+
+def _functional(target: Any) -> Any:
+    """The operation that makes a new tensor, with the same arguments."""
+    name = target._schema.name.removeprefix("aten::")
+    if not name.endswith("_") or torch.Tag.nondeterministic_seeded in target.tags:
+        return None
+    packet = getattr(aten, name.removesuffix("_"), None)
+    made = getattr(packet, target._overloadname, None)
+    if made is None or made._schema.is_mutable:
+        return None
+    mine, theirs = target._schema.arguments, made._schema.arguments
+    return made if [a.name for a in mine] == [a.name for a in theirs] else None
+
+
+def _is_own(node: fx.Node) -> bool:
+    """Whether a node's result is new memory."""
+    return node.op == "call_function" and not _shows_another(node)
+
+
+def _shows_another(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(value.alias_info is not None for value in schema.returns)
+
+
+def _is_shown(changed: fx.Node, by: fx.Node, position: dict[fx.Node, int]) -> bool:
+    """Whether a view of a tensor that is changed is still looked at afterwards."""
+    for user in changed.users:
+        if user is by or user.op != "call_function" or not _shows_another(user):
+            continue
+        if position[user] < position[by] and (works_in_place(user) or _is_used_after(user, by, position)):
+            return True
+    return False
+
+
+def _is_used_after(view: fx.Node, by: fx.Node, position: dict[fx.Node, int]) -> bool:
+    for user in view.users:
+        if user is by or position[user] > position[by]:
+            return True
+        if user.op == "call_function" and _shows_another(user) and _is_used_after(user, by, position):
+            return True
+    return False
+
+
+def _lays_out_alike(functional: Any, node: fx.Node) -> bool:
+    """Whether the new tensor would have the strides of the one that is changed."""
+
+    def stand_in(argument: fx.Node) -> Tensor:
+        like = argument.meta["val"]
+        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+
+    try:
+        made = functional(*fx.map_arg(node.args, stand_in), **fx.map_arg(node.kwargs, stand_in))
+    except (RuntimeError, NotImplementedError, KeyError, AttributeError):
+        return False
+    before = node.meta["val"]
+    same: bool = (made.shape, made.stride(), made.dtype) == (before.shape, before.stride(), before.dtype)
+    return same

@@ -1,0 +1,232 @@
+"""Models with latents that all observations share: one posterior, and one weight for each joint draw.
+
+A regression weight belongs to no observation, so no density does, and no k̂. What can be asked is about the
+joint posterior of everything: of shared latents alone, or of these together with those of each observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_factor
+from torch import Tensor
+
+from pyro_vae.posterior.drawing import (
+    Pair,
+    check_sites,
+    drawn_sites,
+    in_data_plate,
+    sample_sites,
+)
+from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
+from pyro_vae.progress import progress_bar
+
+__all__ = [
+    "JointDraw",
+    "diagnose_joint",
+    "in_front",
+    "joint_dims",
+    "joint_draws",
+    "joint_groups",
+    "joint_log_weights",
+    "joint_pair",
+]
+
+Array = NDArray[np.float64]
+
+AT_ONCE = 50
+"""Draws that are made, and held, before they are looked at."""
+
+
+@dataclass(frozen=True)
+class JointDraw:
+    """One draw of all latents together. Densities are in nats, of everything.
+
+    Attributes
+    ----------
+    latents, observed
+        By site; those in the plate of the observations have it in front.
+    log_prior, log_guide
+        log p(z) and log q(z).
+    log_likelihood
+        By observed site, (observations,) where it is in their plate, else one number.
+    prior, replicates
+        Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for.
+    """
+
+    latents: dict[str, Tensor]
+    observed: dict[str, Tensor]
+    log_prior: float
+    log_guide: float
+    log_likelihood: dict[str, Tensor]
+    prior: dict[str, Tensor] = field(default_factory=dict)
+    replicates: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def log_weight(self) -> float:
+        """log p(x, z) − log q(z)."""
+        return self.log_prior + self.reconstruction - self.log_guide
+
+    @property
+    def reconstruction(self) -> float:
+        """log p(x | z)."""
+        return sum(float(value.sum()) for value in self.log_likelihood.values())
+
+
+def joint_pair(candidates: Iterator[Pair]) -> Pair:
+    """The first candidate that runs on all of the data at once.
+
+    Raises
+    ------
+    Exception
+        The program's own, if none does.
+    """
+    last: Exception = ValueError("there is no way to run the pair")
+    for candidate in candidates:
+        pair = replace(candidate, layout="rows", whole=True)
+        try:
+            next(joint_draws(pair, 1, 0))
+        except Exception as error:
+            last = error
+        else:
+            return pair
+    raise last
+
+
+def joint_draws(
+    pair: Pair, draws: int, seed: int, *, predictive: bool = False, progress: bool = False
+) -> Iterator[JointDraw]:
+    """Draws from the guide, one run of the pair on all of the data for each: any program can do that."""
+    with progress_bar(draws, "joint draws", enabled=progress) as show:
+        for start in range(0, draws, AT_ONCE):
+            with pair.evaluation(seed, start):
+                found = [_read(pair, predictive=predictive) for _ in range(min(AT_ONCE, draws - start))]
+            yield from found
+            show(start + len(found), "")
+
+
+def _read(pair: Pair, *, predictive: bool) -> JointDraw:
+    args = pair.tensors
+    guide_trace = pair.run_guide(args, 1)
+    guide_sites, model_sites = (
+        drawn_sites(guide_trace),
+        sample_sites(pair.run_model(args, 1, given=guide_trace)),
+    )
+    latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
+    observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
+    check_sites(guide_sites, latents)
+    real = {name: site for name, site in observed.items() if not site_is_factor(site)}
+    found = JointDraw(
+        latents={name: in_front(site, site["value"]) for name, site in latents.items()},
+        observed={name: in_front(site, site["value"]) for name, site in real.items()},
+        log_prior=sum(float(_log_prob(site).sum()) for site in latents.values()),
+        log_guide=sum(float(_log_prob(site).sum()) for site in guide_sites.values()),
+        log_likelihood={name: _by_observation(site) for name, site in observed.items()},
+    )
+    if not predictive:
+        return found
+    given = pair.run_model(args, 1, given=guide_trace, free=True).nodes
+    alone = pair.run_model(args, 1, free=True).nodes
+    return replace(
+        found,
+        prior={name: in_front(site, alone[name]["value"]) for name, site in latents.items()},
+        replicates={name: in_front(site, given[name]["value"]) for name, site in real.items()},
+    )
+
+
+def in_front(site: Any, value: Tensor) -> Tensor:
+    """A site's value on the CPU, with the observation first if it is in their plate."""
+    value = value.detach().cpu()
+    if not in_data_plate(site) or value.dim() <= site["fn"].event_dim:
+        return value
+    return value.movedim(value.dim() - site["fn"].event_dim - 1, 0)
+
+
+def _log_prob(site: Any) -> Tensor:
+    density: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    return density.detach().to("cpu", torch.float64)
+
+
+def _by_observation(site: Any) -> Tensor:
+    density = _log_prob(site)
+    if not in_data_plate(site) or density.dim() == 0:
+        return density.sum()
+    return density.movedim(-1, 0).flatten(1).sum(1) if density.dim() > 1 else density
+
+
+def joint_log_weights(pair: Pair, draws: int, seed: int, *, progress: bool) -> xr.DataArray:
+    """Log weights over ``draw``."""
+    values = [draw.log_weight for draw in joint_draws(pair, draws, seed, progress=progress)]
+    attrs = {"seed": seed, "units": "nats"}
+    return xr.DataArray(np.array(values), {"draw": np.arange(draws)}, ("draw",), "log_weight", attrs)
+
+
+def diagnose_joint(pair: Pair, draws: int, seed: int, *, progress: bool) -> xr.Dataset:
+    """What ``diagnose`` says of the joint posterior: numbers without a dimension, in nats for all data."""
+    weight, kl, latent_dim = np.empty((1, draws)), np.empty(draws), 0
+    for i, draw in enumerate(joint_draws(pair, draws, seed, progress=progress)):
+        weight[0, i], kl[i] = draw.log_weight, draw.log_guide - draw.log_prior
+        latent_dim = sum(value.numel() for value in draw.latents.values())
+    khat = pareto_khat(weight)
+    total = np.logaddexp.reduce(weight[0]) - np.log(draws)
+    found = {
+        "elbo": weight.mean(),
+        "log_evidence": total,
+        "log_evidence_se": evidence_error(weight, khat)[0],
+        "khat": khat[0],
+        "ess": effective_draws(weight)[0],
+        "kl": kl.mean(),
+        "reconstruction": weight.mean() + kl.mean(),
+    }
+    attrs = {"draws": draws, "seed": seed, "latent_dim": latent_dim, "khat_threshold": khat_threshold(draws)}
+    return xr.Dataset({name: float(value) for name, value in found.items()}, attrs=attrs)
+
+
+def joint_groups(
+    pair: Pair, draws: int, seed: int, names: Sequence[str], *, progress: bool
+) -> tuple[dict[str, dict[str, NDArray[Any]]], dict[str, list[str]]]:
+    """What goes into an ArviZ tree, (1, draws, ...) by group and site, and the dimensions of each site."""
+    groups: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in names}
+    for i, draw in enumerate(joint_draws(pair, draws, seed, predictive=True, progress=progress)):
+        parts: dict[str, Mapping[str, Any]] = {
+            "posterior": draw.latents,
+            "prior": draw.prior,
+            "posterior_predictive": draw.replicates,
+            "log_likelihood": draw.log_likelihood,
+            "sample_stats": {"log_p": draw.log_prior + draw.reconstruction, "log_q": draw.log_guide},
+        }
+        for group, values in parts.items():
+            for site, value in values.items():
+                array = np.asarray(value)
+                into = groups[group].setdefault(site, np.empty((1, draws, *array.shape), array.dtype))
+                into[0, i] = array
+        groups["observed_data"] = {site: value.numpy() for site, value in draw.observed.items()}
+    with pair.evaluation(seed):
+        sites = sample_sites(pair.run_model(pair.tensors, 1))
+    local = {name: in_data_plate(site) for name, site in sites.items()}
+    shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
+    seen = {name: value.shape for name, value in groups["observed_data"].items()}
+    dims = joint_dims({name: (local[name], shape) for name, shape in shapes.items()}, "latent")
+    dims |= joint_dims({name: (local[name], shape) for name, shape in seen.items()}, "feature")
+    factors = {name for name in groups["log_likelihood"] if name not in dims}
+    return groups, dims | {name: ["observation"] if local[name] else [] for name in factors}
+
+
+def joint_dims(sites: dict[str, tuple[bool, tuple[int, ...]]], word: str) -> dict[str, list[str]]:
+    """Dimension names of sites, each with whether it is in the plate of the observations, and its shape."""
+    local = {name: shape[1:] for name, (inside, shape) in sites.items() if inside}
+    shared = {name: shape for name, (inside, shape) in sites.items() if not inside}
+    vectors = [name for name, shape in (local | shared).items() if len(shape) == 1]
+    dims = {}
+    for name, shape in (local | shared).items():
+        event = [f"{name}_dim_{i}" for i in range(len(shape))]
+        own = [word] if vectors == [name] and name != word else event
+        dims[name] = ["observation", *own] if name in local else own
+    return dims

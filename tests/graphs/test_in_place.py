@@ -1,0 +1,67 @@
+"""In-place operations become new tensors where nobody can tell the difference, and only there."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.graphs.in_place import without_own_mutations, works_in_place
+
+
+def add_up(x: Tensor) -> Tensor:
+    total = x * 2
+    total += x
+    total += 1
+    return total * total
+
+
+def relu(x: Tensor) -> Tensor:
+    return torch.relu_(x - 1).exp()
+
+
+def view_that_is_read_later(x: Tensor) -> Tensor:
+    made = x * 2
+    row = made[0]
+    made += 1
+    return row + made
+
+
+def change_of_an_input(x: Tensor) -> Tensor:
+    return x.add_(1)
+
+
+def row_that_is_changed(x: Tensor) -> Tensor:
+    made = x * 2
+    made[0] += 1
+    return made
+
+
+def value_before(x: Tensor) -> Tensor:
+    made = x * 2
+    before = made + 0
+    made.mul_(3)
+    return before + made
+
+
+@pytest.mark.parametrize(
+    ("function", "remaining"),
+    [
+        (add_up, False),
+        (relu, False),
+        (value_before, False),
+        (view_that_is_read_later, True),
+        (change_of_an_input, True),
+        (row_that_is_changed, True),
+    ],
+)
+def test_numbers_stay_and_only_own_tensors_are_rewritten(
+    function: Callable[[Tensor], Tensor], remaining: bool
+) -> None:
+    x = torch.randn(3, 2)
+    graph = make_fx(function)(x.clone())
+    without_own_mutations(graph)
+    graph.recompile()
+    assert torch.equal(graph(x.clone()), function(x.clone()))
+    assert any(map(works_in_place, graph.graph.nodes)) == remaining
