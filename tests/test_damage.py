@@ -24,7 +24,7 @@ from pyro_vae.svi import Checkpoint, Fit, fit
 from pyro_vae.svi.state.saved import read
 from tests.svi.pairs import PAIRS, observations
 
-pytestmark = pytest.mark.arviz
+pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("damage")]
 
 NETCDF = ("diagnostics.nc", "calibration.nc", "units.nc", "latents.nc", "gaps.nc", "posterior/abs.nc")
 

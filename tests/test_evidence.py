@@ -142,6 +142,7 @@ def test_the_memory_of_adam_predicts_its_steps() -> None:
     assert farther - far == pytest.approx(400, rel=1e-2)  # 4τ for each e-fold of σ
 
 
+@pytest.mark.slow
 def test_real_data_and_published(mnist: Path) -> None:
     effort = Effort("tiny", mnist)
     jobs = {(job.args[0], job.args[1], job.args[2]): job for job in real_data.jobs(effort)}  # type: ignore[attr-defined]

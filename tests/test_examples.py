@@ -90,6 +90,7 @@ def test_custom_scale_map(run, monkeypatch):
     assert "arctan     gap" in output
 
 
+@pytest.mark.slow
 def test_compare_nuts(run):
     small = ["--epochs", 8, "--images", 1, "--latent-dim", 1]
     output = run("compare_nuts.py", *small, "--draws", 400, "--warmup", 200)

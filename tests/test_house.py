@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,20 @@ def imported_modules(path: Path) -> set[str]:
     return names
 
 
+SVI_MAY_KNOW: dict[str, set[str]] = {
+    "history": set(),
+    "nonfinite": set(),
+    "objectives": set(),
+    "parallel": {"objectives"},
+    "engines": {"objectives", "parallel", "nonfinite"},
+    "pyro_svi": {"objectives", "engines"},
+    "loop": {"engines", "history"},
+    "state": {"parallel", "history", "loop"},
+}
+"""Of the rooms in ``svi``; the files beside them, which a user's ``fit`` is made of, may know all."""
+
+MOST_FILES = 15
+
 SOURCES = [p for p in sorted(PACKAGE.rglob("*.py")) if room_of(p) not in ("__init__", "conftest")]
 
 
@@ -97,6 +112,31 @@ def test_imports_go_one_way(path: Path) -> None:
     known = {name.split(".")[1] for name in imported_modules(path) if name.startswith("pyro_vae.")}
     allowed = {*MAY_KNOW[room], room}
     assert known <= allowed, f"{room} may not know {sorted(known - allowed)}"
+
+
+@pytest.mark.parametrize("room", SVI_MAY_KNOW)
+def test_rooms_of_fitting_know_those_below(room: str) -> None:
+    folder = PACKAGE / "svi" / room
+    for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
+        names = {name for name in imported_modules(path) if name.startswith("pyro_vae.svi.")}
+        known = {name.split(".")[2] for name in names} - {room}
+        assert known <= SVI_MAY_KNOW[room], f"{path} may not know {sorted(known - SVI_MAY_KNOW[room])}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    graph = {
+        module: {name if name in modules else name.rpartition(".")[0] for name in imported_modules(path)}
+        & {*modules}
+        for module, path in modules.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_room_shows_more_than_can_be_seen_at_once() -> None:
+    for folder in {path.parent for path in SOURCES}:
+        shown = [path.name for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(shown) <= MOST_FILES, f"{folder} shows {len(shown)} files"
 
 
 @pytest.mark.parametrize("room", ["guides", "models"])

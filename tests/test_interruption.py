@@ -34,7 +34,7 @@ from pyro_vae.svi import Fit
 from pyro_vae.svi.state.saved import read
 from tests.svi.pairs import PAIRS, observations
 
-pytestmark = pytest.mark.arviz
+pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("interruption")]
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,7 +23,7 @@ from pyro_vae.storage.netcdf import netcdf_bytes, read_dataset, read_tree
 from pyro_vae.storage.records import checksum, write_record
 from pyro_vae.study import Study, StudyConfig, diagnose_again, job, phases, run_study
 
-pytestmark = pytest.mark.arviz
+pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("planted")]
 
 PLANTED = (
     ".report.html.tmp",

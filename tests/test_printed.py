@@ -17,7 +17,7 @@ from pyro_vae.cli import app, output
 from pyro_vae.cli.commands import _PlainText
 from pyro_vae.study import StudyConfig, run_study
 
-pytestmark = pytest.mark.arviz
+pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("printed")]
 
 NAMES = (
     "[b]bold[/b]",

@@ -20,12 +20,10 @@ from pyro_vae.storage.records import write_record
 from pyro_vae.study import Study, StudyConfig, diagnose_again, make_pair, report_again, run_study
 from pyro_vae.study.config import read_config
 from pyro_vae.svi import NonFiniteError
+from tests import conftest
 
-pytestmark = pytest.mark.arviz
+pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("digits")]
 
-SMALL = StudyConfig(
-    seeds=2, epochs=2, hidden=(16,), latent_dim=2, draws=100, gap_observations=3, device="cpu"
-)
 FIGURES = (
     "evidence",
     "training",
@@ -49,9 +47,12 @@ def _as_users_run_it() -> None:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return run_study(SMALL, out=tmp_path_factory.mktemp("runs") / "digits", progress=False)
+SMALL = StudyConfig(**conftest.SMALL)
+
+
+@pytest.fixture
+def study(digits_study: Study) -> Study:
+    return digits_study
 
 
 def test_everything_is_on_disk_and_nothing_else(study: Study) -> None:

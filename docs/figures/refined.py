@@ -44,7 +44,7 @@ def draw_khat(axis: Axes, khat: dict[str, np.ndarray], limit: float) -> None:
     axis.axvline(limit, color="0.4", lw=1, ls="--")
     axis.text(limit, 0.02, " not believed →", color="0.3")
     axis.set(xlim=(-0.3, 2.2), ylim=(0, 1), xlabel="k̂", ylabel="share of the images with at most this k̂")
-    axis.legend(loc="upper right", bbox_to_anchor=(1, 0.42), frameon=False)
+    axis.legend(loc="upper right", frameon=False, bbox_to_anchor=(1, 0.99))
 
 
 def draw_coverage(axis: Axes, coverage: dict[str, np.ndarray]) -> None:

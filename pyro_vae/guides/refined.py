@@ -13,6 +13,7 @@ from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.families import DIAGONAL, FULL, Family
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.refining.density import Graphs, LocalDensity
+from pyro_vae.guides.refining.placement import evaluating
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
 from pyro_vae.guides.sites import LocalSite, ObservationPlate, call_signature, find_local_sites
@@ -167,7 +168,8 @@ class Refined(NormalsGuide):
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Normals:
         guide: Any = self._program or self._modules["guide"]
-        return starting_normals(guide, self.sites, args, kwargs, full=self.covariance == "full")
+        with evaluating(guide):
+            return starting_normals(guide, self.sites, args, kwargs, full=self.covariance == "full")
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs hold the tensors of this very model; a refinement is of the last call.

@@ -24,6 +24,7 @@ from pyro_vae.pairs.modes import is_frozen, meeting_modules
 
 __all__ = [
     "Program",
+    "blocks_around",
     "empty_store",
     "evaluating",
     "isolated",
@@ -129,6 +130,11 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def blocks_around() -> int:
+    """How many blocks of this library's, with parameter stores of their own, this thread runs in."""
+    return _turn.depth if _turn.holder == threading.get_ident() else 0
 
 
 @contextmanager

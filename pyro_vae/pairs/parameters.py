@@ -1,18 +1,30 @@
 """Which tensors a pair trains, and how the parameters of plain functions travel with a fit."""
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import constraints
 from pyro.params.param_store import StateDict
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.pairs.isolation import one_at_a_time, owner
+from pyro_vae.pairs.isolation import blocks_around, empty_store, one_at_a_time, owner
 
-__all__ = ["Bound", "PendingStore", "named_tensors", "trainable_parameters"]
+__all__ = [
+    "Bound",
+    "held_beside",
+    "named_tensors",
+    "pending_values",
+    "start_of",
+    "trainable_parameters",
+    "unbound",
+]
+
+MODULE = "$$$"
+"""Between the name that ``pyro.module`` was given and the parameter's own."""
 
 
 def named_tensors(
@@ -60,27 +72,119 @@ def trainable_parameters(
     return trainable
 
 
-class PendingStore(Messenger):
+_IN_PLACE: list[tuple[StateDict, dict[str, Tensor]]] = []
+"""The fits whose parameters a ``with`` block has put into Pyro's store, the innermost last."""
+
+
+@contextmanager
+def pending_values(pending: Mapping[str, Tensor]) -> Iterator[None]:
     """Gives ``pyro.param`` statements saved values the first time that they run: only they know their
-    constraint."""
+    constraint. Those of a module's parameters are written into the module, with its buffers.
 
-    def __init__(self, pending: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.pending = pending
+    The store is asked and no handler put up, since guides run models where no handler sees it.
 
-    def _pyro_param(self, msg: Any) -> None:
-        name = msg["name"]
-        store = pyro.get_param_store()
-        if name in self.pending and name not in store:
-            value = self.pending[name].detach().clone().requires_grad_(True)
-            store.set_state({"params": {name: value}, "constraints": {name: msg["kwargs"]["constraint"]}})
+    Raises
+    ------
+    ValueError
+        If a statement has a name or a shape that was not saved.
+    """
+    if not pending:
+        yield
+        return
+    store: Any = pyro.get_param_store()
+    before, make, depth = vars(store).get("setdefault"), store.setdefault, blocks_around()
+
+    def setdefault(name: str, value: Any, constraint: Any = constraints.real) -> Any:
+        if name not in store and blocks_around() == depth:
+            _require_saved(name, value, pending)
+            if isinstance(value, nn.Parameter):
+                restore_tensors({name: value} | held_beside({name: value}), pending)
+            else:
+                leaf = pending[name].detach().clone().requires_grad_(True)
+                store.set_state({"params": {name: leaf}, "constraints": {name: constraint}})
+        return make(name, value, constraint)
+
+    store.setdefault = setdefault
+    try:
+        yield
+    finally:
+        del store.setdefault
+        if before is not None:
+            store.setdefault = before
+
+
+def _require_saved(name: str, value: Any, pending: Mapping[str, Tensor]) -> None:
+    if name not in pending:
+        raise ValueError(
+            f"the saved fit has no parameter {name!r}, which this pair has; give the pair that was fitted"
+        )
+    own = {name: value} | held_beside({name: value}) if isinstance(value, nn.Parameter) else {}
+    for where, tensor in own.items():
+        if where in pending and tensor.shape != pending[where].shape:
+            raise ValueError(
+                f"the saved fit has {where!r} of shape {tuple(pending[where].shape)}, and this pair of "
+                f"{tuple(tensor.shape)}; give the pair that was fitted"
+            )
 
 
 @contextmanager
 def in_store(state: StateDict, pending: dict[str, Tensor]) -> Iterator[None]:
     """The parameters of a fit's plain functions in Pyro's store, for this block."""
-    with one_at_a_time(), pyro.get_param_store().scope(state), PendingStore(pending):
-        yield
+    with one_at_a_time(), pyro.get_param_store().scope(state), pending_values(pending):
+        _IN_PLACE.append((state, pending))
+        try:
+            yield
+        finally:
+            _IN_PLACE.pop()
+
+
+def start_of(*programs: Callable[..., Any]) -> tuple[StateDict, dict[str, Tensor]]:
+    """What the store of a new fit begins with: copies of the parameters that an earlier fit has bound to the
+    functions, or that the block around has put in place; and those saved ones that no call has met yet. The
+    parameters of modules stay the modules' own.
+
+    >>> start_of(print)
+    ({'params': {}, 'constraints': {}}, {})
+    """
+    earlier = [(p.state, p.pending) for p in programs if isinstance(p, Bound)] or _IN_PLACE[-1:]
+    start = empty_store()
+    unmet: dict[str, Tensor] = {}
+    for state, pending in earlier:
+        start["constraints"].update(state["constraints"])
+        for name, value in state["params"].items():
+            own = isinstance(value, nn.Parameter)
+            start["params"][name] = value if own else value.detach().clone().requires_grad_()
+        unmet |= {name: value for name, value in pending.items() if name not in state["params"]}
+    return start, unmet
+
+
+def unbound(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's own function, where an earlier fit has bound parameters to it."""
+    return program.function if isinstance(program, Bound) else program
+
+
+def held_beside(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers and frozen parameters of the modules that ``pyro.module`` has registered, by the names that it
+    would give them. Pyro knows the parameters that are trained alone; their modules are found by them."""
+    registered = {
+        name: value
+        for name, value in parameters.items()
+        if MODULE in name and isinstance(value, nn.Parameter)
+    }
+    if not registered:
+        return {}
+    owners = {id(value): name.split(MODULE, 1) for name, value in registered.items()}
+    beside: dict[str, Tensor] = {}
+    for thing in gc.get_objects():
+        if not issubclass(type(thing), nn.Module):
+            continue
+        for local, value in thing.named_parameters():
+            prefix, full = owners.get(id(value), ("", ""))
+            if prefix and full == local:
+                others = (*thing.named_buffers(), *thing.named_parameters())
+                beside |= {f"{prefix}{MODULE}{where}": tensor for where, tensor in others}
+                break
+    return {name: tensor for name, tensor in beside.items() if name not in registered}
 
 
 class Bound:
@@ -96,7 +200,7 @@ class Bound:
         self.state = state
         self.pending = {} if pending is None else pending
         self.__name__ = getattr(function, "__name__", type(function).__name__)
-        self.__doc__ = function.__doc__
+        self.__doc__ = getattr(function, "__doc__", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.parameters():
@@ -129,7 +233,7 @@ def copy_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_tensors(tensors: dict[str, Tensor], snapshot: dict[str, Tensor]) -> None:
+def restore_tensors(tensors: Mapping[str, Tensor], snapshot: Mapping[str, Tensor]) -> None:
     """Write a snapshot back in place, so that every alias of a tensor sees it; ``pyro.param`` statements that
     one of the two has not met yet are left alone."""
     for name in tensors.keys() & snapshot.keys():

@@ -3,12 +3,10 @@
 ArviZ loads when a function first needs it.
 """
 
-from pyro_vae.posterior.calibration import calibrate
 from pyro_vae.posterior.collapse import active_units
 from pyro_vae.posterior.comparison import answer, compare, to_elpd
 from pyro_vae.posterior.gaps import inference_gaps
 from pyro_vae.posterior.importance import diagnose, log_weights
-from pyro_vae.posterior.judging import local_coverage
 from pyro_vae.posterior.pairing import paired_differences
 from pyro_vae.posterior.readings import (
     coverage_reading,
@@ -18,8 +16,10 @@ from pyro_vae.posterior.readings import (
     units_reading,
 )
 from pyro_vae.posterior.reference import posterior_error, reference_posterior
-from pyro_vae.posterior.refinement import RefinedPosterior, refine
+from pyro_vae.posterior.refined.refinement import RefinedPosterior, refine
 from pyro_vae.posterior.repair.ladder import repair
+from pyro_vae.posterior.simulated.calibration import calibrate
+from pyro_vae.posterior.simulated.judging import local_coverage
 from pyro_vae.posterior.tree import align_draws, from_pyro_svi
 
 __all__ = [

@@ -23,7 +23,7 @@ from pyro_vae.posterior.local import ROUNDS, LocalSite, fit_local, local_sites
 from pyro_vae.posterior.pareto import evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.repair.climbing import LARGEST_KHAT, ROWS, Ladder
 from pyro_vae.posterior.repair.ladder import ready
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
 
 __all__ = ["inference_gaps"]

@@ -88,7 +88,7 @@ def gaps_reading(gaps: xr.Dataset) -> str:
 
 
 def coverage_reading(calibration: xr.Dataset) -> str:
-    """Of :func:`~pyro_vae.posterior.calibration.calibrate`: too narrow, too wide, beside, or right.
+    """Of :func:`~pyro_vae.posterior.simulated.calibration.calibrate`: too narrow, too wide, beside, or right.
 
     Each latent is judged, because faults of several cancel in a mean: by how often its 90% intervals hold the
     truth, and by whether its transforms are uniform; then all together by the ranks of the log-likelihood. A
@@ -132,8 +132,8 @@ def coverage_reading(calibration: xr.Dataset) -> str:
 
 
 def sandwich_reading(calibration: xr.Dataset) -> str:
-    """Of :func:`~pyro_vae.posterior.calibration.calibrate`: how well the evidence is known of data that the
-    model made itself.
+    """Of :func:`~pyro_vae.posterior.simulated.calibration.calibrate`: how well the evidence is known of data
+    that the model made itself.
 
     >>> bounds = {"evidence_lower": ("simulation", [-9.2]), "evidence_upper": ("simulation", [-9.0])}
     >>> print(sandwich_reading(xr.Dataset(bounds | {"sandwich": 0.2})))

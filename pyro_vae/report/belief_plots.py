@@ -23,7 +23,8 @@ def plot_calibration(calibrations: Mapping[str, xr.Dataset]) -> Figure:
     Parameters
     ----------
     calibrations
-        By guide, from :func:`~pyro_vae.posterior.calibration.calibrate`; a dimension ``seed`` is pooled.
+        By guide, from :func:`~pyro_vae.posterior.simulated.calibration.calibrate`; a dimension ``seed`` is
+        pooled.
     """
     colors = guide_colors(list(calibrations))
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")

@@ -30,7 +30,7 @@ class Findings:
     diagnostics: "xr.Dataset"
     """(guide, seed, observation), from :func:`~pyro_vae.posterior.importance.diagnose`."""
     calibration: "xr.Dataset"
-    """(guide, seed, …), from :func:`~pyro_vae.posterior.calibration.calibrate`."""
+    """(guide, seed, …), from :func:`~pyro_vae.posterior.simulated.calibration.calibrate`."""
     units: "xr.Dataset"
     """(guide, seed, latent), from :func:`~pyro_vae.posterior.collapse.active_units`."""
     latents: "xr.Dataset"

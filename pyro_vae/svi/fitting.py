@@ -16,10 +16,11 @@ from pyro_vae.arguments import check_numbers, check_programs
 from pyro_vae.batches.batches import Batches, DrawnAnew, as_batches, as_tensors
 from pyro_vae.batches.shares import share_of
 from pyro_vae.devices import resolve_device
-from pyro_vae.pairs.isolation import Program, empty_store, isolated, training_mode
+from pyro_vae.pairs.isolation import Program, isolated, training_mode
 from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
-from pyro_vae.pairs.parameters import bound
+from pyro_vae.pairs.parameters import bound, pending_values, start_of, unbound
 from pyro_vae.pairs.placement import placed
+from pyro_vae.pairs.reminding import remember
 from pyro_vae.pairs.running import check_support, float_dtype, run_once, support_check
 from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_choices
@@ -167,6 +168,7 @@ def fit(
     >>> fitted.history.sizes["step"]
     4
     """
+    (state, unmet), model, guide = start_of(model, guide), unbound(model), unbound(guide)
     objective = as_objective(objective)
     numbers = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     check_numbers(**numbers, patience=patience, max_norm=max_norm)
@@ -202,7 +204,6 @@ def fit(
     if validation is not None:
         held_out = as_tensors(validation, device=resolved, dtype=dtype, name="validation", floats=floats)
     check_support(model, validation, "validation")
-    state = empty_store()
     with (
         joined(distributed, resolved) as ranks,
         open_checkpoint(checkpoint, ranks) as saver,
@@ -211,7 +212,8 @@ def fit(
     ):
         share = share_of(batches, ranks.rank, ranks.size)
         how = Optimization(objective, optimizer, schedule, lr, lr_multiplier, max_norm)
-        task, flops = how.of(model, guide, share.first(), ranks)
+        with pending_values(unmet):
+            task, flops = how.of(model, guide, share.first(), ranks)
         if held_out is not None:
             with torch.no_grad():
                 run_once(model, guide, held_out, "validation")
@@ -235,6 +237,7 @@ def fit(
             loop.stopping.restore_best(loop.tensors())
         rate = loop.step / max(time.perf_counter() - started, 1e-9)
     programs = bound(model, state), bound(guide, state)
+    remember(*programs)
     return Fit(*programs, loop.recorder, seed, str(resolved), loop.engine, rate, _state=state)
 
 

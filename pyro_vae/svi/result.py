@@ -14,7 +14,7 @@ from pyro.params.param_store import StateDict
 from pyro_vae.arguments import check_programs
 from pyro_vae.guides.refined import Covariance, Refined
 from pyro_vae.pairs.isolation import Program, empty_store, owner
-from pyro_vae.pairs.parameters import bound, in_store, named_tensors
+from pyro_vae.pairs.parameters import bound, held_beside, in_store, named_tensors
 from pyro_vae.svi.display import epoch_losses, html_table, loss_figure
 from pyro_vae.svi.history import Recorder
 from pyro_vae.svi.state import saved as saved_fits
@@ -127,7 +127,8 @@ class Fit:
         """What :meth:`save` writes, as plain data that can be sent to another process."""
         not_yet_called = {k: v for k, v in self._pending.items() if k not in self._state["params"]}
         tensors = named_tensors(self.model, self.guide, self._state)
-        tensors |= {f"store.{name}": value for name, value in not_yet_called.items()}
+        beside = held_beside(self._state["params"])
+        tensors |= {f"store.{name}": value for name, value in (not_yet_called | beside).items()}
         record = saved_fits.FitRecord(self.seed, self.device, self.engine, self.steps_per_second)
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         return saved_fits.SavedFit(own, record, self.history)

@@ -196,6 +196,19 @@ def test_the_wrapped_guide_keeps_its_names_and_goes_on_training():
     assert not torch.equal(refined.refinement.elbo_before, before)
 
 
+def test_an_encoder_in_training_mode_is_asked_as_if_it_were_not():
+    model = ppca()
+    encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 8), torch.nn.Dropout(0.9))
+    guide = AmortizedNormal(model, encoder)
+    guide(X)
+    statistics = encoder[0].running_mean.clone()
+    refined = Refined(guide)
+    one, other = (refined.posterior(X) and refined.refinement.elbo_before for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(encoder[0].running_mean, statistics)
+    assert encoder.training
+
+
 def test_copies_and_pickles_refine_as_well():
     model = ppca()
     refined = Refined(AmortizedNormal(model, torch.nn.Linear(4, 8)))

@@ -166,8 +166,13 @@ class LocalDensity:
         Raises
         ------
         ValueError
-            If the model does not run on the observations; its own error is the cause.
+            If the model does not run on the observations, its own error being the cause; or if its density at
+            the same latents changes from call to call.
         """
+        with evaluating(self.model), pyro.validation_enabled(False):
+            self._settle(free)
+
+    def _settle(self, free: Tensor) -> None:
         try:
             natural = torch.stack(self._by_pyro(free, None, gradient=False)).sum(0)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
@@ -184,8 +189,14 @@ class LocalDensity:
             alone = _close(packed, natural[some])
         except (ValueError, TypeError, RuntimeError, IndexError):
             alone = False
-        if not alone:
-            self._whole = free
+        if alone:
+            return
+        if not _close(torch.stack(self._by_pyro(free, None, gradient=False)).sum(0), natural):
+            raise ValueError(
+                "the model's density changes from call to call at the same latents; fix what it draws and "
+                "poutine.block hides by poutine.condition, and put modules with dropout into eval()"
+            )
+        self._whole = free
 
     def _at(self, free: Tensor, rows: Tensor | None, *, gradient: bool) -> list[Tensor]:
         points, n, size = free.shape

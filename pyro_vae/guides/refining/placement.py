@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-__all__ = ["Placement", "coordinates_of", "log_joint", "placed_trace", "rows_in_front"]
+__all__ = ["Placement", "coordinates_of", "evaluating", "log_joint", "placed_trace", "rows_in_front"]
 
 
 class Placement(Messenger):
@@ -126,10 +126,10 @@ def coordinates_of(site: Any, value: Tensor) -> Tensor:
     return free.movedim(len(fn.batch_shape) - 1, 0).reshape(value.shape[len(fn.batch_shape) - 1], -1)
 
 
-def evaluating(model: Callable[..., Any]) -> ExitStack:
-    """The model's modules in evaluation mode, for a block: dropout and batch statistics are for training."""
+def evaluating(program: Callable[..., Any]) -> ExitStack:
+    """A program's modules in evaluation mode, for a block: dropout and batch statistics are for training."""
     stack = ExitStack()
-    root = getattr(model, "__self__", model)
+    root = getattr(program, "__self__", program)
     for module in root.modules() if isinstance(root, torch.nn.Module) else ():
         if module.training:
             module.training = False

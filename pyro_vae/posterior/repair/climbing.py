@@ -29,7 +29,7 @@ from pyro_vae.posterior.repair.search import (
     dispersed,
     find_modes,
 )
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 __all__ = ["STEPS", "Ladder"]
 

@@ -27,7 +27,7 @@ from pyro_vae.posterior.repair.proposals import (
     round_draws,
     tempered,
 )
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 __all__ = ["GUIDE_SHARE", "Adapted", "Mixture", "adapt_mixture", "least_log_evidence"]
 

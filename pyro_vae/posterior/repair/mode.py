@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.posterior.repair.proposals import Proposal
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 __all__ = ["climb", "fit_mode"]
 

@@ -10,7 +10,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from pyro_vae.posterior.repair.proposals import Proposal
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 __all__ = ["Chains", "whitened_nuts"]
 

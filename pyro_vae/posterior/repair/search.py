@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_vae.posterior.repair.mixture import Mixture
 from pyro_vae.posterior.repair.mode import climb
 from pyro_vae.posterior.repair.proposals import Proposal
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 __all__ = ["NOT_LOOKED_AT", "REFINED", "REFINING_STEPS", "STARTS", "Modes", "dispersed", "find_modes"]
 

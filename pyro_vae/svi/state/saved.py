@@ -165,6 +165,10 @@ def load_into(tensors: Mapping[str, Tensor], model: Program, guide: Program) -> 
     for tag, program in (("model", model), ("guide", guide)):
         module = owner(program)
         if module is None:
+            if any(name.startswith(f"{tag}.") for name in tensors):
+                raise ValueError(
+                    f"the saved fit has a module for the {tag}, and this {tag} is a function; give the module"
+                )
             continue
         own = {
             name.removeprefix(f"{tag}."): value

@@ -210,3 +210,16 @@ def test_scales_of_subsampling_do_not_count():
     free = torch.zeros(1, 2, 1)
     density = LocalDensity(model, {"z": 1}, (torch.zeros(2),), {}, rows=2)
     torch.testing.assert_close(density(free), 2 * dist.Normal(0.0, 1.0).log_prob(free[..., 0]))
+
+
+def test_a_density_that_changes_from_call_to_call_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            hidden = pyro.sample("hidden", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + hidden, 1.0), obs=x)
+
+    blocked = pyro.poutine.block(model, hide=["hidden"])
+    density = LocalDensity(blocked, {"z": 1}, (torch.randn(5),), {}, rows=5)
+    with pytest.raises(ValueError, match="changes from call to call at the same latents; fix what it draws"):
+        density.settle(torch.zeros(5, 1))

@@ -18,7 +18,7 @@ from pyro_vae.posterior.repair.proposals import (
     effective_draws,
     matched,
 )
-from pyro_vae.posterior.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, observations
 
 

@@ -75,9 +75,16 @@ def test_it_is_a_program_for_its_data_alone():
     assert refined(x)["z"].shape == (5, 2)
     assert refined.posterior().mean.shape == (5, 2)
     assert refined.quantiles([0.5], x)["z"].shape == (1, 5, 2)
-    for other in (x[:3], x + 1):
-        with pytest.raises(ValueError, match="not the 5 observations that this posterior was refined for"):
+    some = refined.posterior(x[[3, 0, 3]])
+    torch.testing.assert_close(some.mean, refined.loc[[3, 0, 3]])
+    assert refined(x[[3, 0, 3]])["z"].shape == (3, 2)
+    tree = pyro_vae.from_pyro_svi(model, refined, x, draws=20, observations=[4, 1])
+    assert tree["posterior"]["z"].shape == (1, 20, 2, 2)
+    for other in (x + 1, x[:, :3]):
+        with pytest.raises(ValueError, match="not among the 5 observations that this posterior was refined"):
             refined(other)
+    with pytest.raises(ValueError, match="not among the 5 observations"):
+        pyro_vae.diagnose(model, refined, x + 1, draws=50)
 
 
 def test_draws_and_observations_side_by_side():
@@ -96,7 +103,7 @@ def test_blocks_do_not_matter(monkeypatch):
     x = (torch.rand(7, 6) < 0.5).double()
     whole = pyro_vae.refine(model, guide, x)
     monkeypatch.setattr(steps_module, "POINTS", 12)
-    monkeypatch.setattr("pyro_vae.posterior.refinement.POINTS", 12)
+    monkeypatch.setattr("pyro_vae.posterior.refined.refinement.POINTS", 12)
     parts = pyro_vae.refine(model, guide, x, chunk=5)
     torch.testing.assert_close(parts.loc, whole.loc)
     torch.testing.assert_close(parts.elbo, whole.elbo)

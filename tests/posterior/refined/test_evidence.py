@@ -10,8 +10,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae
+from pyro_vae import data
 from pyro_vae.guides import AmortizedNormal
-from pyro_vae.models import PPCA, VAE, MLPDecoder, MLPEncoder
+from pyro_vae.models import PPCA, VAE, MLPDecoder, MLPEncoder, likelihoods
+from tests.posterior.annealed import annealed_evidence
 
 COLUMNS = {"elbo", "log_evidence", "log_evidence_se", "khat", "ess", "kl", "reconstruction"}
 
@@ -69,7 +71,7 @@ def test_the_guide_does_not_matter_and_neither_do_groups_and_chunks(monkeypatch)
     assert (difference < 6 * (reports[0]["log_evidence_se"] + reports[1]["log_evidence_se"])).all()
     guide = AmortizedNormal(model, MLPEncoder(6, [8]))
     whole = pyro_vae.diagnose(model, guide, x, draws=100, refined=True)
-    monkeypatch.setattr("pyro_vae.posterior.evidence.GROUP", 250)
+    monkeypatch.setattr("pyro_vae.posterior.refined.evidence.GROUP", 250)
     parts = pyro_vae.diagnose(model, guide, x, draws=100, refined=True, chunk=64)
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-6)
@@ -131,3 +133,24 @@ def test_an_impossible_observation_ends_nothing():
     assert report["log_evidence"][1] == -np.inf
     assert report["khat"][1] == np.inf
     assert report["converged"].values.tolist() == [True, False]
+
+
+@pytest.mark.slow
+def test_refined_evidence_of_digits_is_that_of_annealed_importance_sampling():
+    torch.set_default_dtype(torch.float32)
+    train, held_out = data.split(data.load("digits"), 0.2, seed=0)
+    train, x = torch.as_tensor(train.x), torch.as_tensor(held_out.x[:20])
+    torch.manual_seed(0)
+    model = VAE(MLPDecoder(8, [128, 128], 64), 8, likelihoods.Binomial(16))
+    guide = AmortizedNormal(model, MLPEncoder(64, [128, 128]))
+    pyro_vae.fit(model, guide, train, epochs=60, batch_size=64, lr=2e-3, progress=False)
+    report = pyro_vae.diagnose(model, guide, x, refined=True)
+    evidence, error = annealed_evidence(model, x)
+    difference = torch.as_tensor(report["log_evidence"].values) - evidence
+    mine = torch.as_tensor(report["log_evidence_se"].values)
+    spread = (error.square() + torch.where(mine.isfinite(), mine, 0.1).square()).sqrt()
+    assert (abs(difference) < 5 * spread + 0.05).all(), difference
+    assert abs(difference.mean()) < 4 * spread.square().sum().sqrt() / 20 + 0.02
+    # the guide's own draws are far from it
+    alone = torch.as_tensor(pyro_vae.diagnose(model, guide, x)["log_evidence"].values)
+    assert (alone - evidence).mean() < -0.5

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xarray as xr
 
-from pyro_vae.posterior.calibration import LEVELS
 from pyro_vae.posterior.reference import matched_draws
+from pyro_vae.posterior.simulated.calibration import LEVELS
 
 __all__ = ["local_coverage"]
 
@@ -13,8 +13,8 @@ __all__ = ["local_coverage"]
 def local_coverage(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
     """How much of each true posterior the guide's intervals hold: calibration at the data themselves.
 
-    :func:`~pyro_vae.posterior.calibration.calibrate` asks about data that the model makes; an encoder may be
-    right there and wrong for real ones. Here a judge answers for a few of these.
+    :func:`~pyro_vae.posterior.simulated.calibration.calibrate` asks about data that the model makes; an
+    encoder may be right there and wrong for real ones. Here a judge answers for a few of these.
 
     Parameters
     ----------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -28,14 +29,14 @@ from pyro_vae.guides.refining.density import CHUNK, Graphs, LocalDensity
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import POINTS, Normals, Refinement, refined_normals
 from pyro_vae.guides.sites import LocalSite, ObservationPlate
-from pyro_vae.posterior.dispersion import (
+from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.refined.dispersion import (
     Elsewhere,
     elsewhere_attrs,
     refined_from_elsewhere,
     sample_of,
 )
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.preparation import prepare
 from pyro_vae.progress import progress_bar
 
 __all__ = ["RefinedPosterior", "RefinedRows", "evaluating_model", "refine", "refine_rows"]
@@ -44,10 +45,10 @@ Latents = tuple[tuple[LocalSite, ...], ObservationPlate]
 
 
 class RefinedPosterior(NormalsGuide):
-    """What :func:`refine` returns: a guide for the data that it was made with, and for no other.
+    """What :func:`refine` returns: a guide for the observations that it was made with, and for no others.
 
     ``refined(x)`` is a Pyro program, ``refined.posterior()`` the distribution, and every diagnostic takes it
-    as a guide together with the same data.
+    as a guide together with the same data or some of them.
 
     Attributes
     ----------
@@ -77,11 +78,9 @@ class RefinedPosterior(NormalsGuide):
         data: tuple[Rows, ...],
     ) -> None:
         super().__init__(model, covariance)
-        self.sites, plate = latents
-        n = len(refinement.elbo)
-        of_the_batch = plate.size == plate.batch_size
-        self._plate = replace(plate, size=n if of_the_batch else plate.size, batch_size=n)
+        self.sites, self._plate = latents
         self.data = data
+        self._places: dict[bytes, int] = {}
         self.register_buffer("loc", refinement.normals.loc)
         self.register_buffer("scale_tril", refinement.normals.factor)
         self.elbo, self.elbo_before = refinement.elbo, refinement.elbo_before
@@ -103,13 +102,24 @@ class RefinedPosterior(NormalsGuide):
 
     def local_parameters(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parameters of the Normals, of the data that they were made for."""
+        normals = Normals(self.loc, self.scale_tril)
         given = (*args, *kwargs.values())
-        if given and not (len(given) == len(self.data) and all(map(_same, given, self.data))):
+        return as_parameters(normals.rows(self._rows(given)) if given else normals)
+
+    def _rows(self, given: tuple[Any, ...]) -> Tensor:
+        """Which of its observations these are, told by their numbers, in whatever precision they come."""
+        self._places = self._places or {key: i for i, key in enumerate(_keys(self.data))}
+        try:
+            if len(given) != len(self.data):
+                raise KeyError(len(given))
+            like = [part[:1] for part in self.data]
+            keys = _keys([new.to(old) for new, old in zip(given, like, strict=True)])
+            return torch.tensor([self._places[key] for key in keys], device=self.loc.device)
+        except (KeyError, AttributeError):
             raise ValueError(
-                f"these are not the {len(self)} observations that this posterior was refined for; give the "
-                "same data, or refine(model, guide, data) for these"
-            )
-        return as_parameters(Normals(self.loc, self.scale_tril))
+                f"data is not among the {len(self)} observations that this posterior was refined for; give "
+                "the same data, or refine(model, guide, data) for these"
+            ) from None
 
     def _open_plate(
         self,
@@ -117,7 +127,9 @@ class RefinedPosterior(NormalsGuide):
         args: tuple[Any, ...],  # noqa: ARG002
         kwargs: dict[str, Any],  # noqa: ARG002
     ) -> pyro.plate:
-        return self._plate.open(rows)
+        whole = self._plate.size == self._plate.batch_size
+        size = rows if whole else self._plate.size
+        return replace(self._plate, size=size, batch_size=rows).open(rows)
 
     def extra_repr(self) -> str:
         """Part of ``repr``."""
@@ -309,9 +321,10 @@ def evaluating_model(pair: Pair, seed: int = 0) -> Iterator[None]:
         yield
 
 
-def _same(given: Any, data: Rows) -> bool:
-    """Whether these are the observations that were refined, in whatever precision."""
-    if not isinstance(given, Tensor) or given.shape != data.shape:
-        return False
-    mine = data[:]
-    return torch.equal(given.to(mine), mine)
+def _keys(data: Sequence[Any]) -> list[bytes]:
+    """A digest of each observation."""
+    arrays = [part[:].detach().cpu().numpy() for part in data]
+    return [
+        hashlib.blake2b(b"".join(array[i].tobytes() for array in arrays), digest_size=16).digest()
+        for i in range(len(arrays[0]))
+    ]
