@@ -11,7 +11,7 @@ __all__ = ["Show", "progress_bar"]
 logger = logging.getLogger(__name__)
 
 Show = Callable[[int, str], None]
-"""``show(done, note)``: so many units are done; the note says how it stands."""
+"""``show(done, note)``: ``done`` units are done; the note says more."""
 
 SECONDS_BETWEEN_LINES = 5.0
 NARROW = 10

@@ -26,12 +26,12 @@ PLACES = {
     "models": (3, 3),
     "pairs": (0, 2),
     "storage": (1, 2),
-    "graphs": (2, 2),
+    "graphs": (3, 1),
     "guides": (3, 2),
     "batches": (0, 1),
 }
 # Single files that every room may import: one strip below all the others, without arrows.
-GROUND = ("arguments", "devices", "progress")
+GROUND = ("arguments", "arrays", "copies", "devices", "progress", "version")
 WIDTH, HEIGHT, COLUMN, FLOOR, MARGIN = 260, 76, 310, 118, 16
 
 
@@ -104,9 +104,10 @@ def box(room: str) -> str:
 def strip() -> str:
     """The ground: what each of its files is for."""
     y, width = MARGIN + max(floor for _, floor in PLACES.values()) * FLOOR, picture_width() - 2 * MARGIN
-    lines = [f"{name}: {summary(name)}" for name in GROUND]
+    lines = [textwrap.shorten(f"{name}: {summary(name)}", 95, placeholder=" …") for name in GROUND]
     text = "".join(
-        f'<text x="{MARGIN + 12}" y="{y + 20 + 18 * i}" font-size="11.5" fill="#444">{escape(line)}</text>'
+        f'<text x="{MARGIN + 12 + i // 3 * width // 2}" y="{y + 20 + 18 * (i % 3)}" font-size="11.5" '
+        f'fill="#444">{escape(line)}</text>'
         for i, line in enumerate(lines)
     )
     return (

@@ -27,9 +27,10 @@ STEPS, STOP = 12, 0.1
 COVARIANCES: dict[str, Family] = {"full": FULL, "diagonal": DIAGONAL}
 
 OUTSIDE = (
-    "Refinement is of latents of one observation each: fix the others at a draw, "
-    "model=poutine.condition(model, data={...})."
+    "Refinement is of latents of one observation each: fix the others at a draw and hide them, "
+    "poutine.block(poutine.condition(model, data={'w': draw}), hide=['w'])."
 )
+DISCRETE = "and refinement moves continuous latents only: marginalize it in the model"
 
 
 class NormalsGuide(LocalGuide):
@@ -70,9 +71,9 @@ class Refined(NormalsGuide):
         latents.
     model
         The model, where the guide does not know it. Latents outside of the plate of the observations must be
-        fixed: ``poutine.condition(model, data={"weights": draw})``.
+        fixed and hidden: ``poutine.block(poutine.condition(model, data={"w": draw}), hide=["w"])``.
     steps
-        At most so many. Each takes 2D gradients for an observation that still moves.
+        The most to take. Each takes 2D gradients for an observation that still moves.
     stop
         In nats. An observation's last step is the first that promises to gain less.
     covariance
@@ -193,7 +194,7 @@ def local_sites(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[LocalSite, ...], ObservationPlate]:
     """The latents to refine, or an error that says why there are none."""
-    return find_local_sites(model, args, kwargs, outside=OUTSIDE)
+    return find_local_sites(model, args, kwargs, outside=OUTSIDE, discrete=DISCRETE)
 
 
 def check_refinement(steps: Any, stop: Any, covariance: Any) -> None:

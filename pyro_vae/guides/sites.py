@@ -30,6 +30,11 @@ OUTSIDE = (
     "the other latents an autoguide, both in a pyro.infer.autoguide.AutoGuideList."
 )
 
+DISCRETE = (
+    "and an encoder guide draws continuous latents only: hide it with poutine.block(model, hide=['{name}']) and "
+    "marginalize it with TraceEnum_ELBO"
+)
+
 POSITIVE = (type(constraints.positive), type(constraints.nonnegative))
 
 
@@ -177,7 +182,12 @@ def _init(site: Mapping[str, Any]) -> Tensor:
 
 
 def find_local_sites(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, outside: str = OUTSIDE
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    outside: str = OUTSIDE,
+    discrete: str = DISCRETE,
 ) -> tuple[tuple[LocalSite, ...], ObservationPlate]:
     """Run the model once and return its latents, in order, and the plate that they sit in.
 
@@ -218,7 +228,7 @@ def find_local_sites(
         batch_size=frame.size,
         given=frame.name in given.names,
     )
-    return tuple(_local_site(site) for site in latents), plate
+    return tuple(_local_site(site, discrete) for site in latents), plate
 
 
 def _observation_frame(site: Mapping[str, Any], outside: str) -> Any:
@@ -240,13 +250,11 @@ def _observation_frame(site: Mapping[str, Any], outside: str) -> Any:
     return stack[0]
 
 
-def _local_site(site: Mapping[str, Any]) -> LocalSite:
+def _local_site(site: Mapping[str, Any], discrete: str) -> LocalSite:
     name, fn, value = site["name"], site["fn"], site["value"]
     if fn.support.is_discrete:
         raise ValueError(
-            f"latent '{name}' is discrete ({type(fn).__name__}), and an encoder guide draws continuous "
-            f"latents only: hide it with poutine.block(model, hide=['{name}']) and marginalize it with "
-            "TraceEnum_ELBO"
+            f"latent '{name}' is discrete ({type(fn).__name__}), {discrete.format(name=name)}"
         )
     if len(fn.batch_shape) != 1:
         raise ValueError(

@@ -76,7 +76,7 @@ def _draw(axes: Axes, guide: xr.DataArray, reference: xr.DataArray | None, color
 
 
 def _surest(draws: xr.DataArray) -> xr.DataArray:
-    """At most so many latents, in their order."""
+    """The latents that are known best, in their order, as many as fit."""
     spread = draws.std("draw").mean("observation").values
     return draws.isel(latent=np.sort(np.argsort(spread)[:MOST_LATENTS]))
 

@@ -26,8 +26,8 @@ class Parts:
     """How, in plain values; what was made otherwise is made again."""
 
     def get(self, name: str, make: "Callable[[], Mapping[str, xr.Dataset]]") -> "dict[str, xr.Dataset]":
-        """The data sets of this name: as they were kept, or made, kept and read back, so that it is all one
-        which of the two it was."""
+        """The data sets of this name: as they were kept, or made, kept and read back: no difference
+        is left between the two."""
         import xarray as xr
 
         path, note = self.folder / f"{name}.nc", self.folder / f"{name}.json"

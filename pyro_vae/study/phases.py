@@ -131,7 +131,7 @@ def examine(
 ) -> Findings:
     """Everything that is measured on held-out data of the fits of these guides.
 
-    The fits are those on disk, so that it is all one whether this process has fitted them. What lies in
+    The fits are those on disk, so it makes no difference whether this process has fitted them. What lies in
     ``parts`` is not measured again.
     """
     config, held_out = material.config, material.held_out

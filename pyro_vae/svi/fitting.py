@@ -119,7 +119,8 @@ def fit(
         Held-out data in the form of ``data``; its loss is evaluated after every epoch with the
         same noise.
     patience
-        Stop when the validation loss has not improved for so many epochs, and go back to the best parameters.
+        Stop when the validation loss has not improved for this number of epochs, and go back to the best
+        parameters.
     lr_multiplier
         ``"matched"`` gives the layers that put out the raw scale their own rate lr / slope, where slope is d
         log σ / d raw at the start, so that log σ moves equally fast under every map (exactly so for

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
+from pyro_vae import diagnose, refine
 from pyro_vae.guides import AmortizedFlow, AmortizedMultivariateNormal, AmortizedNormal, Refined
 from pyro_vae.models import PPCA
 
@@ -161,6 +162,10 @@ def test_given_global_latents():
         Refined(guide, model=model).posterior(x)
     given = poutine.condition(model, data={"weight": torch.tensor(2.0)})
     torch.testing.assert_close(Refined(guide, model=given).posterior(x).mean, 2 * x / 5)
+    hidden = poutine.block(given, hide=["weight"])
+    torch.testing.assert_close(Refined(guide, model=hidden).posterior(x).mean, 2 * x / 5)
+    torch.testing.assert_close(refine(hidden, guide, x).loc[:, 0], 2 * x / 5)
+    assert (diagnose(hidden, guide, x, draws=100, refined=True)["khat"] < 0.7).all()
 
 
 def test_a_guide_that_depends_on_its_own_draws_begins_with_their_moments():
@@ -251,7 +256,7 @@ def test_discrete_latents_are_named():
         with pyro.plate("data", len(x)):
             pyro.sample("k", dist.Poisson(torch.ones(len(x))))
 
-    with pytest.raises(ValueError, match="latent 'k' is discrete"):
+    with pytest.raises(ValueError, match="latent 'k' is discrete .*: marginalize it in the model"):
         Refined(guide, model=bad_models()["discrete"]).posterior(torch.ones(2))
 
 

@@ -164,11 +164,12 @@ def refine(
     ----------
     model, guide
         A Pyro pair, as in :func:`~pyro_vae.posterior.importance.diagnose`. The latents are continuous and lie
-        in the plate over observations; others are fixed by ``poutine.condition(model, data={...})``.
+        in the plate over observations; others are fixed and hidden by
+        ``poutine.block(poutine.condition(model, data={"w": draw}), hide=["w"])``.
     data
         A tensor, an array, or a tuple of them for programs of several arguments.
     steps, stop, covariance
-        As in :class:`pyro_vae.guides.Refined`: at most so many steps, the last of an observation being the
+        As in :class:`pyro_vae.guides.Refined`: the most steps to take, the last of an observation being the
         first that promises less than ``stop`` nats; ``"full"`` or ``"diagonal"``.
     dtype
         ``torch.float64`` to compute with copies of the two modules in double precision; by default in their

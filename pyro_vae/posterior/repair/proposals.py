@@ -147,7 +147,7 @@ def matched(
 
 
 def round_draws(size: int) -> int:
-    """How many draws of each observation a round takes with so many coordinates."""
+    """How many draws of each observation a round takes with this number of coordinates."""
     return max(FEWEST_DRAWS, DRAWS_PER_COORDINATE * size)
 
 

@@ -28,7 +28,7 @@ def check_engine(name: str, device: torch.device) -> None:
 
 
 def build_pays(steps: int, flops: float = 0.0) -> bool:
-    """Whether there is a compiler, and so many native steps save more time than their build takes.
+    """Whether there is a compiler, and this number of native steps saves more time than their build takes.
 
     By counting and not by the clock: the same fit always gets the same engine, and so gives the same bits.
 

@@ -170,7 +170,7 @@ class Steps(Protocol):
 
 @contextmanager
 def threads_for(flops: float) -> Iterator[None]:
-    """Use one thread inside, if a step of so many floating-point operations is small; then as many as before.
+    """Use one thread inside where a step of ``flops`` operations is small; then as many as before.
 
     Examples
     --------

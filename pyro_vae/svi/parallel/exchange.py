@@ -97,7 +97,7 @@ class Exchange:
         return self._summed(also=0)[self.size :]
 
     def _summed(self, *, also: int) -> list[float]:
-        """Sum the buffer over the ranks, and look at its head and at ``also`` so many numbers more."""
+        """Sum the buffer over the ranks, and read its head and ``also`` numbers behind it."""
         try:
             dist.all_reduce(self._buffer)
             head: list[float] = self._buffer[: 2 * self.size + also].tolist()

@@ -83,7 +83,7 @@ class FitState:
         return self.loop.position == 0 or not self.generators
 
     def restore(self, found: dict[str, Any], steps: int) -> None:
-        """Go back to where a state was taken, in a fit that is to end after so many steps.
+        """Go back to where a state was taken, in a fit that is to end at step ``steps``.
 
         Raises
         ------

@@ -266,6 +266,13 @@ class TestSandwich:
         more = calibrate(model, GaussianGuide.exact(model, 0.4), data=x, joint_draws=2000)
         assert more["sandwich"].item() < found["sandwich"].item()
 
+    def test_guides_are_asked_about_the_same_data(self):
+        model = dense()
+        x = observations(model, 5)
+        guides = GaussianGuide.exact(model), GaussianGuide(model, scale=torch.ones(3))
+        lower = [calibrate(model, g, data=x, joint_draws=3000, n=20)["evidence_lower"] for g in guides]
+        np.testing.assert_allclose(lower[0], lower[1], atol=0.5)  # as the narrower of these is known
+
     def test_auxiliary_draws_leave_the_upper_bound_open(self):
         def model(x):
             with pyro.plate("data", len(x)):

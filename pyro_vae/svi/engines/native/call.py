@@ -23,7 +23,7 @@ _FIELDS = (
     ("double", "beta2", "Adam's"),
     ("double", "max_norm", "the gradient is clipped to this norm; infinity: it is not"),
     ("int64_t", "bad_before", "steps in a row before this call that were not finite"),
-    ("int64_t", "most_bad", "at so many of them in a row the call ends"),
+    ("int64_t", "most_bad", "this number of them in a row ends the call"),
     ("int64_t*", "taken", "counts the steps that changed the parameters"),
     ("T*", "loss", "[steps]: these four are results"),
     ("T*", "kl", "[steps]"),

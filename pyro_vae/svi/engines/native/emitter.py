@@ -16,7 +16,7 @@ __all__ = ["emit"]
 
 HEADERS = ("mathematics.hpp", "kernels.hpp")
 ALIGNMENT = 16
-"""Buffers start at multiples of so many elements."""
+"""Buffers start at multiples of this number of elements."""
 
 
 def emit(program: Program) -> str:

@@ -46,7 +46,7 @@ class Pace:
         return max(1, int(SECONDS_PER_CALL / max(self._seconds[self.threads] or self._guess, 1e-9)))
 
     def note(self, threads: int, *, steps: int, seconds: float) -> None:
-        """So long did a call take."""
+        """Note how long a call took."""
         for other, known in self._seconds.items():
             if other != threads and known is not None:
                 self._seconds[other] = known / FORGETTING
