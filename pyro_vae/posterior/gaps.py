@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from pyro_vae.arguments import require_count
+from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
@@ -118,7 +119,8 @@ def inference_gaps(
     ladder.stand()
     khat, elbo = ladder.khat["guide"], ladder.log_weight.mean(axis=1)
     columns = {name: np.empty(n) for name in ("elbo", "khat", "log_evidence", "error", "converged")}
-    with progress_bar(n, "local posteriors", enabled=progress) as show:
+    here = making_tensors_on(torch.device("cpu"))  # whatever the user's default is; the model has its own
+    with here, progress_bar(n, "local posteriors", enabled=progress) as show:
         for group in ladder.groups():
             values = {site: value[:, group] for site, value in ladder.values.items()}
             posterior, free = UnconstrainedPosterior.of(pair, group, values, min(chunk, ROWS), ladder.graphs)
@@ -173,7 +175,7 @@ def _normals_of_the_guide(
     ordered = [sites[name] for name in posterior.sizes]
     if any(site.full for site in ordered) and (len(ordered) > 1 or ordered[0].loc.dim() != 2):
         return None
-    at = {name: sites[name].transformed()[chosen][None] for name in posterior.sizes}
+    at = {name: sites[name].transformed().cpu()[chosen][None] for name in posterior.sizes}
     loc = torch.cat([site.loc[chosen].reshape(len(rows), -1).double() for site in ordered], dim=1).cpu()
     if loc.shape[1] != posterior.size:
         return None

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from pyro_vae.arguments import require_count
+from pyro_vae.devices import making_tensors_on
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair
@@ -116,7 +117,8 @@ def repair(
     for module in modules_of(pair.model):
         module.requires_grad_(False)  # a copy; only latents and proposals move
     ladder = Ladder(pair, draws, seed, chunk, chains, warmup)
-    with progress_bar(len(index), "believable posteriors", enabled=progress) as show:
+    here = making_tensors_on(torch.device("cpu"))  # whatever the user's default is; the model has its own
+    with here, progress_bar(len(index), "believable posteriors", enabled=progress) as show:
         ladder.stand()
         for group in ladder.groups():
             for step in ladder.climb(group, steps):
