@@ -275,7 +275,13 @@ class LoaderBatches:
         return len(self.loader)
 
     def first(self) -> Batch:
-        return next(self.epoch(0))
+        batch = next(self.epoch(0), None)
+        if batch is None:
+            raise ValueError(
+                f"data is a DataLoader that yields no batch of its {self.observations} observations; give a "
+                "batch_size that is not larger, or drop_last=False"
+            )
+        return batch
 
     def epoch(self, index: int) -> Iterator[Batch]:
         # A loader draws its order from torch's stream when it starts; give it a stream of its own, so that

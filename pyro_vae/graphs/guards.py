@@ -10,12 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.graphs.surroundings import MISSING, Place, places_around
 
 __all__ = ["Guard", "Version", "as_input", "is_liftable", "lifted_places"]
+
+
+_SMALL = 4096
+"""Elements of an array of numpy that is compared at every look; larger ones are known by their identity."""
 
 
 class Version(NamedTuple):
@@ -62,6 +67,8 @@ class Guard:
         """Lifted places, in the order in which a graph takes their values."""
         self._likes = [_kind(place.value) for place in self.inputs]
         self._versions: list[Version] = []
+        arrays = [p for p in self.places if isinstance(p.value, np.ndarray) and p.value.size <= _SMALL]
+        self._arrays = [(place, place.value.copy()) for place in arrays]
         in_dicts = [p for p in self.places if isinstance(p.container, dict) and p.key is not len]
         self._in_dicts = [(place.container, place.key, place.value) for place in in_dicts]
         quick = {id(place) for place in in_dicts}
@@ -80,6 +87,7 @@ class Guard:
                 return False
         return (
             all(_same(place.now(), place.value) for place in self._others)
+            and all(np.array_equal(place.value, values) for place, values in self._arrays)
             and all(tensor._version == number for tensor, number in self._versions)
             and (not self.inputs or [_kind(place.now()) for place in self.inputs] == self._likes)
         )
@@ -87,6 +95,7 @@ class Guard:
     def changed(self) -> list[Place]:
         """The places that are not as they were."""
         now = [place for place in self.places if not _same(place.now(), place.value)]
+        now += [place for place, values in self._arrays if not np.array_equal(place.value, values)]
         kinds = zip(self.inputs, self._likes, strict=True)
         return now + [place for place, like in kinds if _kind(place.now()) != like]
 

@@ -12,7 +12,8 @@ from pyro_vae.arguments import check_programs
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.families import DIAGONAL, FULL, Family
 from pyro_vae.guides.local_guide import LocalGuide
-from pyro_vae.guides.refining.density import Graphs, LocalDensity
+from pyro_vae.guides.refining.captured import Graphs
+from pyro_vae.guides.refining.density import LocalDensity
 from pyro_vae.guides.refining.placement import evaluating
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals

@@ -1,5 +1,6 @@
 """The first run of a pair on its data: what does not fit together is said here, and not by a later step."""
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ __all__ = [
     "float_dtype",
     "has_global_sites",
     "in_observation_plate",
-    "observation_count",
+    "rescaled_to",
     "run_once",
     "run_pair",
     "set_up",
@@ -120,11 +121,46 @@ def _is_drawn(site: Any) -> bool:
     )
 
 
+NO_DENSITY = "Error while computing log_prob at site "
+"""How Pyro begins where a value is not in the support of its distribution."""
+
+
+def _told_of_support(reason: str, cause: BaseException) -> str:
+    """What was observed cannot come from its distribution: the data are to blame, or the distribution."""
+    site = reason.removeprefix(NO_DENSITY).split("\n")[0].strip(": ")
+    found = re.search(r"support \((.*?)\) of the distribution (\w+)", str(cause))
+    if found is None:
+        return f"site {site} has no density: {str(cause).splitlines()[0]}; change its value or distribution"
+    support, distribution = found.groups()
+    inner = re.search(r"IndependentConstraint\((\w+)", support)
+    needs = SUPPORTS.get(inner.group(1) if inner else support.split("(")[0], support)
+    if distribution == "Independent":
+        base = re.search(r"Independent\((\w+)", str(cause))
+        distribution = base.group(1) if base else distribution
+    return (
+        f"site {site} observes values outside of the support of its {distribution}, which needs {needs}; "
+        "give data that lie there, or another distribution"
+    )
+
+
+SUPPORTS = {
+    "Boolean": "0 or 1",
+    "Interval": "values strictly inside of its bounds",
+    "IntegerInterval": "whole numbers within its bounds",
+    "GreaterThan": "values above its lower bound",
+    "GreaterThanEq": "values not below its lower bound",
+    "IntegerGreaterThan": "whole numbers of at least its lower bound",
+}
+"""In words, what Pyro's constraints ask of a value."""
+
+
 def _told(error: Exception, batch: tuple[Tensor, ...], name: str) -> str:
     """What the program said, without the table of sites that Pyro adds, and what it was given."""
     while type(error.__cause__) is type(error) and str(error).startswith(str(error.__cause__)):
         error = error.__cause__
     reason = str(error).strip().split("\n")[0].rstrip(".")
+    if reason.startswith(NO_DENSITY) and error.__cause__ is not None:
+        return _told_of_support(reason, error.__cause__)
     if reason.startswith("Multiple sample sites named"):
         return f"{reason.replace('Multiple', 'there are several')}; give each a name of its own"
     if reason.startswith("Model and guide"):
@@ -151,17 +187,18 @@ def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Tra
     return model_trace, guide_trace
 
 
-def observation_count(model_trace: Trace) -> int:
-    """How many observations a total of this trace is about: the full size of the plate at dim −1 (1 without
-    plates)."""
+def rescaled_to(model_trace: Trace, rows: int) -> int | None:
+    """How many observations the total of a batch of so many rows is about, where a plate rescales to the
+    whole data; None where it is about the rows themselves, whatever the sizes of other plates."""
     sizes = [
-        frame.full_size
+        int(frame.full_size or 0)
         for site in model_trace.nodes.values()
-        if site["type"] == "sample"
+        if site["type"] == "sample" and not site_is_subsample(site)
         for frame in site["cond_indep_stack"]
-        if frame.dim == -1 and frame.full_size is not None and frame.full_size > 0
+        if frame.vectorized and frame.size == rows
     ]
-    return max(sizes, default=1)
+    sizes = [size for size in sizes if size > rows]
+    return max(sizes, default=None)
 
 
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
@@ -169,10 +206,9 @@ def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batc
     operations."""
     # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
     with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
-        full = observation_count(run_once(model, guide, batch))
+        full = rescaled_to(run_once(model, guide, batch), len(batch[0]))
     forward_and_backward = 3.0 * counter.get_total_flops()
-    by_rows = full <= 1 or full == len(batch[0])  # also where no plate says how many there are
-    return (lambda b: len(b[0])) if by_rows else (lambda _: full), forward_and_backward
+    return (lambda b: len(b[0]) if full is None else full), forward_and_backward
 
 
 def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:

@@ -21,7 +21,7 @@ from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_thre
 from pyro_vae.posterior.preparation import prepare, prepare_joint
 from pyro_vae.posterior.refined.dispersion import elsewhere_attrs
 from pyro_vae.posterior.refined.evidence import evidence_columns
-from pyro_vae.posterior.refined.refinement import refine_rows
+from pyro_vae.posterior.refined.rows import refine_rows
 from pyro_vae.progress import progress_bar
 
 __all__ = ["diagnose", "diagnose_pair", "log_weights"]

@@ -1,5 +1,6 @@
 """``fit``: stochastic variational inference for any Pyro pair."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -17,6 +18,7 @@ from pyro_vae.batches.batches import Batches, DrawnAnew, as_batches, as_tensors
 from pyro_vae.batches.shares import share_of
 from pyro_vae.devices import resolve_device
 from pyro_vae.pairs.isolation import Program, isolated, training_mode
+from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
 from pyro_vae.pairs.parameters import bound, pending_values, start_of, unbound
 from pyro_vae.pairs.placement import placed
@@ -32,6 +34,7 @@ from pyro_vae.svi.loop import EarlyStopping, Loop
 from pyro_vae.svi.objectives.augmented import Augmented
 from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.objectives.pyro_elbo import as_objective
+from pyro_vae.svi.objectives.whole_data import WholeData
 from pyro_vae.svi.parallel.launch import local_device
 from pyro_vae.svi.parallel.ranks import joined
 from pyro_vae.svi.result import Fit
@@ -185,9 +188,7 @@ def fit(
     if isinstance(data, DrawnAnew):
         objective = Augmented(objective, data.draw)
     if patience is not None and validation is None:
-        raise ValueError(
-            f"patience is {patience}, and there is no validation data to watch; give validation="
-        )
+        raise ValueError(f"patience is {patience} without validation data to watch; give validation=")
     wanted = local_device(resolve_device(device)) if distributed else resolve_device(device)
     check_engine(engine, wanted)
     dtype = float_dtype(model, guide)
@@ -214,6 +215,11 @@ def fit(
         share = share_of(batches, ranks.rank, ranks.size)
         how = Optimization(objective, optimizer, schedule, lr, lr_multiplier, max_norm)
         with pending_values(unmet):
+            drawn = share.first() if batches is share else batches.first()
+            drawn = objective.batch(drawn) if isinstance(objective, Augmented) else drawn
+            plate = check_minibatches(model, guide, batches, drawn)
+            if plate is not None:
+                how = dataclasses.replace(how, objective=WholeData(objective, plate, batches.observations))
             task, flops = how.of(model, guide, share.first(), ranks)
         if held_out is not None:
             with torch.no_grad():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae.svi import ELBO, EpochRecord, NonFiniteError, fit
+from pyro_vae.svi.engines.steps import WORTH_A_SECOND_THREAD, threads_for
 from tests.svi.pairs import PAIRS, Decoder, Encoder, Pair, functions, observations, tutorial
 
 
@@ -347,3 +348,17 @@ def test_a_cuda_graph_needs_cuda() -> None:
         ValueError, match="engine is 'cuda-graph', but the fit runs on cpu; give device='cuda'"
     ):
         quick(PAIRS["normal"](), observations(), engine="cuda-graph", device="cpu")
+
+
+def test_a_small_step_takes_one_thread_and_the_others_come_back() -> None:
+    """On a machine that does other work as well, two threads wait for each other longer than they work."""
+    before, seen = torch.get_num_threads(), list[int]()
+    try:
+        torch.set_num_threads(2)
+        quick(PAIRS["normal"](), observations(16), callbacks=[lambda _: seen.append(torch.get_num_threads())])
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        with threads_for(2 * WORTH_A_SECOND_THREAD):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

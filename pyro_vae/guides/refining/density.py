@@ -6,10 +6,10 @@ without Pyro and without autograd, and without computing anew what depends on th
 traced, or does not agree with Pyro, stays with Pyro.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -17,12 +17,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.devices import forked_streams, making_tensors_on
-from pyro_vae.graphs.replay import make_replay
-from pyro_vae.graphs.splitting import split_by_rows
-from pyro_vae.graphs.tracing import capture
+from pyro_vae.guides.refining.captured import Captured, Graphs, Replay, capture_density, close
 from pyro_vae.guides.refining.placement import evaluating, log_joint
 
-__all__ = ["Graphs", "LocalDensity"]
+__all__ = ["LocalDensity"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,38 +34,6 @@ SMALLEST_BATCH = 64
 PATIENCE, SMALLEST_COST = 80_000, 1000
 """How many rows run in Pyro before a batch of their size is captured, where a batch costs as much as a thousand
 rows before there is any. By then a capture would have paid for itself."""
-
-AGREEMENT = 1e-3
-"""Relative to the largest number: kernels may sum in another order, while anything frozen is off by more."""
-
-Replay = Callable[..., Sequence[Tensor]]
-
-
-class Captured(NamedTuple):
-    """A density as a graph of ``(free, *shared, *own)``, in two parts where that saves something.
-
-    Attributes
-    ----------
-    once
-        Of the tensors with a row for each observation, what the density needs of them; None if that is
-        themselves.
-    each
-        The density, of points, what all share, and what ``once`` gave for the rows.
-    """
-
-    once: Replay | None
-    each: Replay
-
-
-@dataclass
-class Graphs:
-    """Captured densities, for those who evaluate the same model again and again."""
-
-    made: dict[Hashable, Captured] = field(default_factory=dict)
-    runs: dict[Hashable, int] = field(default_factory=dict)
-    refused: bool = False
-    """Whether the model cannot be traced."""
-
 
 class LocalDensity:
     r"""log p(x, z(u)) + log \|dz/du\| of observations, at any number of points u each.
@@ -186,12 +152,12 @@ class LocalDensity:
         some = torch.arange(min(3, self.rows), device=free.device).flip(0).repeat(2)
         try:
             packed = torch.stack(self._by_pyro(free[some], some, gradient=False)).sum(0)
-            alone = _close(packed, natural[some])
+            alone = close(packed, natural[some])
         except (ValueError, TypeError, RuntimeError, IndexError):
             alone = False
         if alone:
             return
-        if not _close(torch.stack(self._by_pyro(free, None, gradient=False)).sum(0), natural):
+        if not close(torch.stack(self._by_pyro(free, None, gradient=False)).sum(0), natural):
             raise ValueError(
                 "the model's density changes from call to call at the same latents; fix what it draws and "
                 "poutine.block hides by poutine.condition, and put modules with dropout into eval()"
@@ -291,7 +257,7 @@ class LocalDensity:
                     self._refuse(f"tracing it failed with {type(error).__name__}: {reason}")
                     return False
                 self._once.pop(key, None)
-            if all(_close(a, b) for a, b in zip(self._replayed(key, batch, places), wanted, strict=True)):
+            if all(close(a, b) for a, b in zip(self._replayed(key, batch, places), wanted, strict=True)):
                 self._checked.add(key)
                 return True
         self._refuse("its graph and Pyro give different numbers")
@@ -299,19 +265,10 @@ class LocalDensity:
 
     def _captured(self, batch: Tensor, places: Tensor, *, gradient: bool) -> Captured:
         """A graph made with the first half of these rows, twice."""
-
-        def run(*given: Tensor) -> tuple[Tensor, ...]:
-            return self._run(*given, gradient=gradient)
-
         half = torch.arange(len(batch), device=batch.device) % (len(batch) // 2)
         own = [x.index_select(0, places[half].to(x.device)) for x in self._own]
-        graph = capture(run, [batch[half], *self._shared, *own])
-        first = 1 + len(self._shared)
-        parts = split_by_rows(graph, range(first, first + len(own)))
-        if parts is None:
-            return Captured(None, make_replay(graph))
-        once, each = parts
-        return Captured(make_replay(once), make_replay(each))
+        run = functools.partial(self._run, gradient=gradient)
+        return capture_density(run, batch[half], self._shared, own)
 
     def _refuse(self, reason: str) -> None:
         self.graphs.refused = True
@@ -321,11 +278,3 @@ class LocalDensity:
 
 def _is_inference(x: object) -> bool:
     return isinstance(x, Tensor) and x.is_inference()
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    finite = torch.isfinite(b)
-    if a.shape != b.shape or not torch.equal(torch.isfinite(a), finite):
-        return False
-    a, b = a[finite].double(), b[finite].double()
-    return a.numel() == 0 or bool((a - b).abs().max() <= AGREEMENT * b.abs().max() + 1e-12)

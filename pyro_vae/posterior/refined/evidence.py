@@ -16,7 +16,7 @@ from pyro_vae.guides.refining.density import LocalDensity
 from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.refined.refinement import RefinedRows, evaluating_model
+from pyro_vae.posterior.refined.rows import RefinedRows, evaluating_model
 from pyro_vae.posterior.repair.proposals import Proposal, matched
 
 __all__ = ["Weighted", "evidence_columns", "weigh"]
@@ -74,7 +74,7 @@ def weigh(
 ) -> Weighted:
     """Draw from the proposals of some observations ``rows`` of a density, and weigh the draws.
 
-    For use within :func:`~pyro_vae.posterior.refined.refinement.evaluating_model`. Draws go into the model
+    For use within :func:`~pyro_vae.posterior.refined.rows.evaluating_model`. Draws go into the model
     in the dtype and on the device of the tensor ``like``.
     """
     seen = proposal.draw(draws, generators).to(like)

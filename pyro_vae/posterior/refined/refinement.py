@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from pyro_vae.arguments import check_numbers, check_programs, require_count
 from pyro_vae.batches.batches import Rows
-from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refined import (
     STEPS,
     STOP,
@@ -23,25 +21,17 @@ from pyro_vae.guides.refined import (
     NormalsGuide,
     as_parameters,
     check_refinement,
-    local_sites,
 )
-from pyro_vae.guides.refining.density import CHUNK, Graphs, LocalDensity
-from pyro_vae.guides.refining.start import starting_normals
-from pyro_vae.guides.refining.steps import POINTS, Normals, Refinement, refined_normals
-from pyro_vae.guides.sites import LocalSite, ObservationPlate
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.guides.refining.density import CHUNK
+from pyro_vae.guides.refining.steps import Normals, Refinement
 from pyro_vae.posterior.preparation import prepare
 from pyro_vae.posterior.refined.dispersion import (
-    Elsewhere,
     elsewhere_attrs,
-    refined_from_elsewhere,
-    sample_of,
 )
+from pyro_vae.posterior.refined.rows import Latents, refine_rows
 from pyro_vae.progress import progress_bar
 
-__all__ = ["RefinedPosterior", "RefinedRows", "evaluating_model", "refine", "refine_rows"]
-
-Latents = tuple[tuple[LocalSite, ...], ObservationPlate]
+__all__ = ["RefinedPosterior", "refine"]
 
 
 class RefinedPosterior(NormalsGuide):
@@ -241,85 +231,6 @@ def refine(
     refined = RefinedPosterior(model, covariance, refinement, parts[0].latents, pair.args)
     refined.attrs = elsewhere_attrs([part.elsewhere for part in parts])
     return refined
-
-
-class RefinedRows(NamedTuple):
-    """Some observations, refined.
-
-    Attributes
-    ----------
-    observations
-        Which ones.
-    latents
-        Of the model, and their plate.
-    density
-        Their log p(x, u), for use within :func:`evaluating_model`.
-    refinement
-        What the steps came to.
-    elsewhere
-        What dispersed starts found for those that were to be started from elsewhere, too.
-    """
-
-    observations: slice
-    latents: Latents
-    density: LocalDensity
-    refinement: Refinement
-    elsewhere: Elsewhere
-
-    @property
-    def latent_dim(self) -> int:
-        """Numbers in the latents of an observation."""
-        return sum(site.event_shape.numel() for site in self.latents[0])
-
-
-def refine_rows(
-    pair: Pair,
-    *,
-    steps: int = STEPS,
-    stop: float = STOP,
-    covariance: Covariance = "full",
-    seed: int = 0,
-    chunk: int = CHUNK,
-    dispersed: int = 0,
-) -> Iterator[RefinedRows]:
-    """Refine the observations of a pair that is ready, as many at a time as the memory is bounded to."""
-    store, graphs = pyro.get_param_store(), Graphs()
-    some = _rows(pair, slice(0, None if pair.whole else 2))
-    with evaluating_model(pair, seed), making_tensors_on(some[0].device):
-        latents = local_sites(pair.model, some, {})
-    sizes = {site.name: site.size for site in latents[0]}
-    rows = pair.observations if pair.whole else max(1, POINTS // (2 * sum(sizes.values())))
-    chosen = sample_of(pair.observations, dispersed, seed)
-    for start in range(0, pair.observations, rows):
-        block = slice(start, min(start + rows, pair.observations))
-        args = _rows(pair, block)
-        with pair.evaluation(seed, start):
-            with store.scope(pair.guide_state), making_tensors_on(args[0].device):
-                begin = starting_normals(pair.guide, latents[0], args, {}, full=covariance == "full")
-            with store.scope(pair.model_state):
-                density = LocalDensity(
-                    pair.model, sizes, args, {}, rows=len(begin.loc), chunk=chunk, graphs=graphs
-                )
-                density.settle(begin.loc)
-                refinement = refined_normals(density, begin, steps=steps, stop=stop)
-                looked_at = chosen[(chosen >= start) & (chosen < block.stop)] - start
-                refinement, elsewhere = refined_from_elsewhere(
-                    *(pair, args, density, refinement, torch.from_numpy(looked_at).to(begin.loc.device)),
-                    steps=steps,
-                    stop=stop,
-                )
-        yield RefinedRows(block, latents, density, refinement, elsewhere)
-
-
-def _rows(pair: Pair, block: slice) -> tuple[Tensor, ...]:
-    return tuple(arg[block] for arg in pair.args)
-
-
-@contextmanager
-def evaluating_model(pair: Pair, seed: int = 0) -> Iterator[None]:
-    """The model of a pair can be run: its parameters are in place, and nothing outside moves."""
-    with pair.evaluation(seed), pyro.get_param_store().scope(pair.model_state):
-        yield
 
 
 def _keys(data: Sequence[Any]) -> list[bytes]:

@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae.batches.batches import Batch
 from pyro_vae.guides.heads import raw_parameters
@@ -20,6 +20,7 @@ from pyro_vae.pairs.running import set_up
 from pyro_vae.svi.engines.steps import CannotError, Task
 from pyro_vae.svi.objectives.augmented import Augmented
 from pyro_vae.svi.objectives.elbo import ELBO, Objective
+from pyro_vae.svi.objectives.whole_data import WholeData
 from pyro_vae.svi.parallel.ranks import OneProcess
 
 __all__ = ["Optimization", "RatesAhead", "constant_rates", "make_optimizer", "make_schedule"]
@@ -44,6 +45,8 @@ class Optimization:
         ranks = OneProcess() if ranks is None else ranks
         drawn = self.objective.batch(first) if isinstance(self.objective, Augmented) else first
         count, flops = set_up(model, guide, drawn)
+        if isinstance(self.objective, WholeData):
+            count = self.objective.count
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         rescaled = count(first) != len(first[0])
         ranks.begin(model, guide, self.objective, parameters, first, rescaled=rescaled)
@@ -75,6 +78,11 @@ def make_optimizer(
     made = factory([{"params": plain}] if plain else [], lr=lr)
     if not isinstance(made, Optimizer):
         raise TypeError(f"optimizer made a {type(made).__name__}; let it return a torch.optim.Optimizer")
+    if isinstance(made, torch.optim.LBFGS):
+        raise TypeError(
+            "optimizer made an LBFGS, which runs the loss several times in a step, with one noise; give an "
+            "optimizer that takes a gradient, such as torch.optim.Adam"
+        )
     for parameter in parameters.values():
         if id(parameter) in slopes:
             slope = slopes[id(parameter)]
@@ -100,6 +108,11 @@ def make_schedule(
     if made is not None and not isinstance(made, LRScheduler):
         raise TypeError(
             f"schedule made a {type(made).__name__}; let it return a torch.optim.lr_scheduler.LRScheduler"
+        )
+    if isinstance(made, ReduceLROnPlateau):
+        raise TypeError(
+            "schedule made a ReduceLROnPlateau, which waits for a loss, and schedules advance by the step; "
+            "give one that needs the step alone, such as CosineAnnealingLR, or stop by patience="
         )
     return made
 

@@ -189,19 +189,19 @@ class CapturedLoss:
         state = before, buffers, Streams()
         ordered = Evaluation(Outcome(evaluation.outcome.loss, [p.grad for p in entry.parameters]), [], None)
         if not asked or not self._equals_pyro(entry, call, ordered, state):
-            self.entries[call.signature].remove(entry)
-            self._note_failure(
-                call.signature, ValueError("the captured step no longer gives the numbers that Pyro gives")
-            )
+            key, reason = call.signature, "the captured step no longer gives the numbers that Pyro gives"
+            self.entries[key].remove(entry)
+            self._failures[key] += 1
+            if self._failures[key] == FAILURES_TO_GIVE_UP:
+                self._leave_to_pyro(key, reason)
+            else:
+                logger.info("%s, and is captured again", reason)
         return evaluation
 
     def _note_failure(self, key: Any, error: Exception) -> None:
         if self._lifted[key]:  # once more, with the values as they are
             self._stubborn[key] = self._stubborn.get(key, frozenset()) | self._lifted[key]
             self._lifted[key] = frozenset()
-            return
-        self._failures[key] += 1
-        if isinstance(error, ValueError) and self._failures[key] < FAILURES_TO_GIVE_UP and self.entries[key]:
             return
         line = None if isinstance(error, DependsOnValuesError) else blamed(error)
         first = str(error).strip().split("\n")[0]

@@ -7,7 +7,8 @@ import torch
 from pyro.nn import PyroModule
 
 from pyro_vae.guides.refining import density as density_module
-from pyro_vae.guides.refining.density import Graphs, LocalDensity
+from pyro_vae.guides.refining.captured import Graphs
+from pyro_vae.guides.refining.density import LocalDensity
 
 SIZES = {"rate": 1, "shares": 2, "below": 1}
 

@@ -103,7 +103,7 @@ def test_blocks_do_not_matter(monkeypatch):
     x = (torch.rand(7, 6) < 0.5).double()
     whole = pyro_vae.refine(model, guide, x)
     monkeypatch.setattr(steps_module, "POINTS", 12)
-    monkeypatch.setattr("pyro_vae.posterior.refined.refinement.POINTS", 12)
+    monkeypatch.setattr("pyro_vae.posterior.refined.rows.POINTS", 12)
     parts = pyro_vae.refine(model, guide, x, chunk=5)
     torch.testing.assert_close(parts.loc, whole.loc)
     torch.testing.assert_close(parts.elbo, whole.elbo)

@@ -249,6 +249,28 @@ def test_a_number_of_a_constant_tensor_holds_until_it_is_changed() -> None:
     assert both(lambda x: observe(x, float(scale)), calls, 8).engine == "captured"
 
 
+def test_an_array_that_is_changed_in_place_is_noticed() -> None:
+    scale = np.ones(1)
+
+    def calls(i: int) -> tuple[Any, ...]:
+        scale[0] = 1.0 if i < 5 else 2.0
+        return (batch(i),)
+
+    assert both(lambda x: observe(x, torch.tensor(scale[0])), calls, 8).engine == "captured"
+
+
+def test_a_captured_step_that_pyro_no_longer_confirms_is_captured_again() -> None:
+    big = np.ones(5000)
+
+    def calls(i: int) -> tuple[Any, ...]:
+        big[0] = 1.0 if i < 2 else 2.0  # the first replay is compared
+        return (batch(i),)
+
+    svi = both(lambda x: observe(x, torch.tensor(big)[0].clone()), calls, 6)
+    assert svi.engine == "captured"
+    assert not svi.reasons
+
+
 def test_what_pyro_refuses_is_refused_by_pyro() -> None:
     def model(x: Tensor) -> None:
         rate = pyro.sample("z", dist.Normal(0.0, 1.0)).exp()

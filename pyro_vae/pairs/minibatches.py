@@ -1,0 +1,119 @@
+"""Whether the minibatches of a fit mean what the fit takes them for; said before the first step."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import AutoGuide, AutoGuideList
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch.utils.data import DataLoader
+
+from pyro_vae.batches.batches import Batch, Batches
+from pyro_vae.devices import forked_streams, making_tensors_on
+from pyro_vae.guides.local_guide import LocalGuide
+from pyro_vae.pairs.isolation import Program, owner, untouched_buffers
+from pyro_vae.pairs.running import rescaled_to, run_once, run_pair
+
+__all__ = ["check_minibatches"]
+
+
+def check_minibatches(model: Program, guide: Program, batches: Batches, first: Batch) -> str | None:
+    """Refuse pairs that a fit on minibatches would lead to another posterior, or that cannot take them.
+
+    Returns
+    -------
+    str or None
+        The plate that must be scaled to all data, since it has a batch's size and a latent lies beside it.
+
+    Raises
+    ------
+    ValueError
+        If data come in several batches and the guide has parameters for the rows of one of them, or draws
+        another subsample than the model; or if the pair does not take a last batch that is smaller.
+    """
+    total, rows = batches.observations, len(first[0])
+    if total <= rows:
+        return None
+    with torch.no_grad():
+        trace = run_once(model, guide, first)
+    for autoguide in _autoguides(guide):
+        _refuse_local_parameters(autoguide, trace, rows, total)
+    _refuse_smaller_batch(model, guide, batches, first)
+    return _plate_beside_globals(trace, rows)
+
+
+def _latents(trace: Trace) -> Iterator[tuple[str, Any]]:
+    for name, site in trace.nodes.items():
+        drawn = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+        if drawn and not (site["infer"] or {}).get("_deterministic"):
+            yield name, site
+
+
+def _plate_beside_globals(trace: Trace, rows: int) -> str | None:
+    """The plate of a batch's size beside a latent that belongs to all data, if the model has both."""
+    observed = [s for s in trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
+    frames = [f for site in observed for f in site["cond_indep_stack"] if f.vectorized]
+    unscaled = [f.name for f in frames if f.full_size == rows]
+    if rescaled_to(trace, rows) is not None or not unscaled:
+        return None
+    latents = [{frame.name for frame in site["cond_indep_stack"]} for _, site in _latents(trace)]
+    return unscaled[0] if any(not plates & set(unscaled) for plates in latents) else None
+
+
+def _autoguides(guide: Program) -> list[Any]:
+    """Pyro's own, which have parameters for every row of a plate."""
+    module = owner(guide)
+    parts = [] if module is None else list(module.modules())
+    return [p for p in parts if isinstance(p, AutoGuide) and not isinstance(p, LocalGuide | AutoGuideList)]
+
+
+def _refuse_local_parameters(autoguide: Any, trace: Trace, rows: int, total: int) -> None:
+    kind = type(autoguide).__name__
+    prototype = getattr(autoguide, "prototype_trace", None)
+    own = set(prototype.nodes) if prototype is not None else set()
+    for name, site in _latents(trace):
+        for frame in site["cond_indep_stack"] if name in own else ():
+            if not frame.vectorized or frame.size != rows:
+                continue
+            if frame.full_size == frame.size:
+                raise ValueError(
+                    f"{kind} has parameters of its own for each row of latent {name!r}, and a batch has "
+                    f"{rows} of the {total} rows; give batch_size={total}, or a guide that takes new data, "
+                    "AmortizedNormal(model, encoder)"
+                )
+            if autoguide.create_plates is None and frame.name not in trace.nodes:
+                raise ValueError(
+                    f"the model is given its subsample of plate {frame.name!r}, and {kind} draws another "
+                    f"one; give the guide the same, {kind}(model, create_plates=lambda x, rows: "
+                    f"pyro.plate({frame.name!r}, {frame.full_size}, subsample=rows))"
+                )
+
+
+def _refuse_smaller_batch(model: Program, guide: Program, batches: Batches, first: Batch) -> None:
+    size = len(first[0])
+    loader = getattr(batches, "loader", None)
+    if isinstance(loader, DataLoader) and (loader.drop_last or loader.batch_size is None):
+        return
+    rest = batches.observations % size
+    if not rest:
+        return
+    last = tuple(part[:rest] for part in first)
+    try:
+        with (
+            torch.no_grad(),
+            forked_streams(),
+            untouched_buffers(model, guide),
+            making_tensors_on(first[0].device),
+        ):
+            run_pair(model, guide, last)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0].rstrip(".")
+        even = math.ceil(batches.observations / math.ceil(batches.observations / size))
+        even += batches.observations % even == 1
+        raise ValueError(
+            f"batch_size is {size}, so that the last of {batches.observations} observations come as a batch "
+            f"of {rest}, which the pair does not take ({reason}); give batch_size={even}, or a "
+            "DataLoader with drop_last=True"
+        ) from error

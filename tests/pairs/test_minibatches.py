@@ -1,0 +1,166 @@
+"""Pairs that minibatches would lead elsewhere are refused before a step; losses are per observation."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_vae
+from pyro_vae.guides import AmortizedNormal, AutoDiagonalNormal, AutoNormal
+from pyro_vae.models import VAE
+
+X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+Y = X.sum(-1)
+
+
+@pytest.fixture(autouse=True)
+def _as_users_run_it() -> None:
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+
+
+def fit(model: Any, guide: Any, data: Any, **options: Any) -> pyro_vae.Fit:
+    options = {"epochs": 1, "progress": False, "engine": "captured"} | options
+    return pyro_vae.fit(model, guide, data, **options)
+
+
+def regression(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.2), obs=y)
+
+
+def local(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def subsampled(x: Tensor, rows: Tensor) -> None:
+    with pyro.plate("data", 20, subsample=rows):
+        z = pyro.sample("z", dist.Normal(0.0, 5.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_a_global_latent_has_the_posterior_of_all_data(engine: str) -> None:
+    sds = []
+    for size in (8, 20):
+        torch.manual_seed(0)
+        guide = AutoDiagonalNormal(regression)
+        options = {"epochs": 600 * size // 20, "lr": 0.02, "engine": engine}
+        fitted = fit(regression, guide, (X, Y), batch_size=size, **options)
+        sds.append(guide.get_posterior().stddev.detach())
+    torch.testing.assert_close(sds[0], sds[1], rtol=0.3, atol=0.0)  # a batch alone would give 1.6 times
+    assert float(fitted.history["loss"][-50:].mean()) < 5
+
+
+def test_an_autoguide_of_local_latents() -> None:
+    guide = AutoNormal(local)
+    with pytest.raises(ValueError, match=r"AutoNormal has parameters of its own.*batch_size=20"):
+        fit(local, guide, Y, batch_size=10)
+    fit(local, AutoNormal(local), Y, batch_size=20)
+
+
+def test_two_subsamples() -> None:
+    with pytest.raises(ValueError, match="AutoNormal draws another one; give the guide the same"):
+        fit(subsampled, AutoNormal(subsampled), (Y, torch.arange(20)), batch_size=10)
+    guide = AutoNormal(subsampled, create_plates=lambda x, rows: pyro.plate("data", 20, subsample=rows))
+    fit(subsampled, guide, (Y, torch.arange(20)), batch_size=10)
+
+
+def test_batch_norm_and_a_last_batch_of_one() -> None:
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model = VAE(nn.Linear(2, 3), 2, "normal")
+    guide = AmortizedNormal(model, encoder)
+    with pytest.raises(ValueError, match=r"batch_size is 19, .* a batch of 1, .*give batch_size=10"):
+        fit(model, guide, X, batch_size=19)
+    assert int(encoder[1].num_batches_tracked) == 0
+    fit(model, guide, DataLoader(TensorDataset(X), batch_size=19, drop_last=True))
+
+
+def test_a_loader_without_batches() -> None:
+    model = VAE(nn.Linear(2, 3), 2, "normal")
+    loader = DataLoader(TensorDataset(X), batch_size=32, drop_last=True)
+    with pytest.raises(ValueError, match="DataLoader that yields no batch of its 20 observations"):
+        fit(model, AmortizedNormal(model, nn.Linear(3, 4)), loader)
+
+
+def without_size(x: Tensor) -> None:
+    with pyro.plate("data"):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def at_dim_2(x: Tensor) -> None:
+    with pyro.plate("features", 3, dim=-1), pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def nested(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("words", 3, dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def exact(model: Any) -> Any:
+    """The posterior of z, as a guide: its ELBO is the evidence."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.poutine.block(), pyro.poutine.trace() as seen:
+            model(x)
+        site = seen.trace.nodes["z"]
+        with pyro.poutine.block(hide_types=["param"]):
+            shift = pyro.param("shift", torch.zeros(()))
+        plates = [
+            pyro.plate(f.name, None if f.size == -1 else f.size, dim=f.dim) for f in site["cond_indep_stack"]
+        ]
+        for plate in plates:
+            plate.__enter__()
+        pyro.sample("z", dist.Normal(x / 2 + 0.0 * shift, 0.5**0.5))
+        for plate in reversed(plates):
+            plate.__exit__(None, None, None)
+
+    return guide
+
+
+@pytest.mark.parametrize(("model", "data"), [(without_size, Y), (at_dim_2, X), (nested, X)])
+def test_the_loss_is_per_observation(model: Any, data: Tensor) -> None:
+    evidence = dist.Normal(0.0, 2**0.5).log_prob(data).sum() / len(data)
+    whole = pyro_vae.svi.ELBO(analytic_kl=False)
+    losses = fit(model, exact(model), data, batch_size=20, lr=1e-9, objective=whole).history["loss"]
+    assert float(losses[0]) == pytest.approx(-float(evidence), rel=1e-4)
+
+
+def test_data_outside_of_the_support_are_blamed() -> None:
+    decoder = nn.Linear(2, 3)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"site 'x' observes values outside .* its Bernoulli.*0 or 1"):
+        fit(model, AmortizedNormal(model, nn.Linear(3, 4)), torch.rand(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"schedule": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o)},
+            "schedule made a ReduceLROnPlateau.*CosineAnnealingLR",
+        ),
+        ({"optimizer": torch.optim.LBFGS}, r"optimizer made an LBFGS.*torch\.optim\.Adam"),
+    ],
+)
+def test_what_cannot_step_is_refused(options: dict[str, Any], sentence: str) -> None:
+    model = VAE(nn.Linear(2, 3), 2, "normal")
+    with pytest.raises(TypeError, match=sentence):
+        fit(model, AmortizedNormal(model, nn.Linear(3, 4)), X, **options)
