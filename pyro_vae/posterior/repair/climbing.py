@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
-from pyro_vae.guides.refining.density import Graphs
+from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.pareto import khat_threshold, pareto_smooth
 from pyro_vae.posterior.reference import LARGEST_RHAT, SMALLEST_ESS_PER_CHAIN

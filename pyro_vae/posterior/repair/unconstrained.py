@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_vae.batches.batches import Rows
-from pyro_vae.guides.refining.density import CHUNK, Graphs, LocalDensity
+from pyro_vae.guides.refining.captured import Graphs
+from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
 from pyro_vae.posterior.drawing import Pair, PairError
 
