@@ -70,6 +70,7 @@ def plot_gaps(gaps: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     before = np.zeros(len(names))
     for (part, label), color, shift in zip(parts.items(), ("#56B4E9", "#D55E00"), (0.12, -0.12), strict=True):
         values = [gaps[name][part].values for name in names]
+        values = [value[np.isfinite(value)] for value in values]  # where the gap is known
         means = np.array([value.mean() for value in values])
         errors = np.array([2 * value.std(ddof=1) / np.sqrt(value.size) for value in values])
         axes.barh(rows, means, left=before, height=0.6, color=color, label=label)
