@@ -34,6 +34,7 @@ _MODULES = {
     "data": "pyro_vae.data",
     "guides": "pyro_vae.guides",
     "models": "pyro_vae.models",
+    "plots": "pyro_vae.plots",
     "posterior": "pyro_vae.posterior",
     "scales": "pyro_vae.guides.scales",
     "svi": "pyro_vae.svi",
@@ -54,6 +55,7 @@ __all__ = [
     "inference_gaps",
     "log_weights",
     "models",
+    "plots",
     "posterior",
     "posterior_error",
     "reference_posterior",
@@ -67,7 +69,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pyro_vae import data, guides, models, posterior, svi
+    from pyro_vae import data, guides, models, plots, posterior, svi
     from pyro_vae.guides import scales
     from pyro_vae.posterior import (
         active_units,

@@ -30,7 +30,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "data": {*GROUND, "models"},
     "svi": {*GROUND, *["storage", "graphs", "guides", "models", "batches", "pairs"]},
     "posterior": {*GROUND, *["graphs", "guides", "models", "batches", "pairs"]},
-    "report": {*GROUND, "storage", "guides", "models", "pairs", "svi", "posterior"},
+    "plots": {*GROUND, "posterior"},
+    "report": {*GROUND, "storage", "guides", "models", "pairs", "svi", "posterior", "plots"},
     "run_folder": {"storage", "version"},
     "study": {
         *GROUND,
@@ -42,6 +43,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "pairs",
         "svi",
         "posterior",
+        "plots",
         "report",
         "run_folder",
     },

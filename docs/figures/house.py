@@ -16,11 +16,12 @@ PACKAGE = Path(pyro_vae.__file__).parent
 
 # Column and floor of each room. The arrows are not written down: they are the imports.
 PLACES = {
-    "cli": (1, 6),
-    "study": (1, 5),
-    "report": (0, 4),
-    "run_folder": (1, 4),
-    "data": (3, 4),
+    "cli": (1, 7),
+    "study": (1, 6),
+    "report": (0, 5),
+    "run_folder": (1, 5),
+    "data": (3, 5),
+    "plots": (0, 4),
     "posterior": (0, 3),
     "svi": (2, 3),
     "models": (3, 3),

@@ -19,7 +19,7 @@ from evidence.descent import Rule, descend, kl_from_truth
 from evidence.experiment import Effort, Job, Results, Row
 from evidence.experiments.truth import STARTS, TRUTH
 from pyro_vae import scales
-from pyro_vae.report.style import WIDTH, bare, guide_colors
+from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
 SECONDS = 90.0
 LOW = 1e-4

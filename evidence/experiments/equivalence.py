@@ -15,7 +15,7 @@ from torch import Tensor
 import pyro_vae
 from evidence.digits import load_digits, make_pair
 from evidence.experiment import Effort, Job, Results, Row
-from pyro_vae.report.style import COLORS, WIDTH, bare
+from pyro_vae.plots.style import COLORS, WIDTH, bare
 from pyro_vae.svi import EpochRecord
 
 SECONDS = 90.0

@@ -23,7 +23,7 @@ from evidence.digits import load_digits, make_pair
 from evidence.experiment import Effort, Job, Results, Row, float32
 from evidence.experiments.truth import MAPS as WITH_LIMITS
 from pyro_vae import scales
-from pyro_vae.report.style import COLORS, WIDTH, bare, guide_colors
+from pyro_vae.plots.style import COLORS, WIDTH, bare, guide_colors
 from pyro_vae.svi import EpochRecord
 
 SECONDS = 120.0

@@ -18,7 +18,7 @@ from evidence.experiment import Effort, Job, Results, Row
 from evidence.plain import PLAIN
 from pyro_vae import scales
 from pyro_vae.guides import LogScaleNormal
-from pyro_vae.report.style import WIDTH, bare, guide_colors
+from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
 SECONDS = 60.0
 DRAWS = {"tiny": 500, "quick": 20_000, "full": 200_000}

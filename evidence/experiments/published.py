@@ -21,7 +21,7 @@ from evidence.experiments.real_data import binarized_batches
 from pyro_vae.data import binarize, load
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder
-from pyro_vae.report.style import COLORS, WIDTH, bare
+from pyro_vae.plots.style import COLORS, WIDTH, bare
 from pyro_vae.svi import ELBO, IWAE
 
 SECONDS = 600.0

@@ -25,7 +25,7 @@ from evidence.statistics import differences
 from pyro_vae.data import DataSet, DynamicBinarization, binarize, load, split, standardize
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
-from pyro_vae.report.style import WIDTH, bare, guide_colors
+from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
 SECONDS = 600.0
 GUIDES = {

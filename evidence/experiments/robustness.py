@@ -21,7 +21,7 @@ from evidence.plain import PLAIN
 from pyro_vae import scales
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE
-from pyro_vae.report.style import WIDTH, bare, guide_colors
+from pyro_vae.plots.style import WIDTH, bare, guide_colors
 from pyro_vae.svi import Fit, NonFiniteError
 
 SECONDS = 540.0

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from evidence.descent import Rule, arrival, descend
 from evidence.experiment import Effort, Job, Results, Row
 from pyro_vae import scales
-from pyro_vae.report.style import WIDTH, bare
+from pyro_vae.plots.style import WIDTH, bare
 
 SECONDS = 210.0
 STEPS = {"tiny": 300, "quick": 2500, "full": 30_000}

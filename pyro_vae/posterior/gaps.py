@@ -7,17 +7,36 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from torch import Tensor
 
 from pyro_vae.arguments import require_count
+from pyro_vae.devices import making_tensors_on
+from pyro_vae.guides.refining.steps import Normals
+from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
-from pyro_vae.posterior.local import ROUNDS, fit_local
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.local import ROUNDS, LocalSite, fit_local, local_sites
+from pyro_vae.posterior.pareto import evidence_error, khat_threshold, pareto_khat
+from pyro_vae.posterior.repair.climbing import LARGEST_KHAT, ROWS, Ladder
+from pyro_vae.posterior.repair.ladder import ready
+from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
 
 __all__ = ["inference_gaps"]
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+STEPS_PER_NEWTON = 6
+"""Steps of stochastic gradients that are worth one natural-gradient step."""
+
+PROMISED = 0.01
+"""Nats that another natural-gradient step promises where q* counts as found."""
 
 
 def inference_gaps(
@@ -43,22 +62,31 @@ def inference_gaps(
     2018, "Inference suboptimality in variational autoencoders"). A large approximation gap asks for a richer
     family, a large amortization gap for a better encoder or longer training.
 
+    The evidence is that of :func:`~pyro_vae.posterior.repair.ladder.repair` by its steps without chains, so
+    it knows modes that the guide's draws never visit. q* is found by natural-gradient steps where the guide's
+    Normals are all diagonal, or one full one, in free coordinates (see :func:`pyro_vae.refine`); by
+    stochastic gradients otherwise. Draws of q* tell the evidence where they tell the same more precisely.
+    Where the evidence cannot be believed the approximation gap is NaN, and where q* has not converged all
+    gaps are.
+
     Parameters
     ----------
     model, guide, data, draws, seed, chunk
         As in :func:`~pyro_vae.posterior.importance.diagnose`.
     steps, particles
-        Of the optimization of q*: one for each observation, started at the guide's output.
+        Of the optimization of q*, one for each observation, started at the guide's output: by natural
+        gradients a sixth as many steps at most, and no particles.
     progress
         Whether to show a progress bar.
 
     Returns
     -------
     xr.Dataset
-        Over ``observation``, in nats: ``log_evidence`` and ``log_evidence_se`` (from the draws of the guide
-        or of q*, whichever have the smaller error), ``elbo``, ``elbo_local``, ``approximation_gap``,
-        ``amortization_gap``; and ``khat`` and ``khat_local``. The gaps of single observations can be
-        negative by their Monte Carlo error. Attributes as those of ``diagnose``, and ``steps``.
+        Over ``observation``, in nats: ``log_evidence`` and ``log_evidence_se``, ``elbo``, ``elbo_local``,
+        ``approximation_gap``, ``amortization_gap``; ``khat`` and ``khat_local``; ``converged``, whether q* is
+        the best there is, and ``believable``, whether the evidence is. The gaps of single observations can
+        be negative by their Monte Carlo error. Attributes ``draws``, ``seed``, ``steps``, ``latent_dim`` and
+        ``khat_threshold``.
 
     Raises
     ------
@@ -83,35 +111,119 @@ def inference_gaps(
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
     require_count("steps", steps, ROUNDS)
     require_count("particles", particles, 1)
-    pair = prepare(model, guide, data)
-    n = pair.observations
-    rows = n if pair.whole else max(1, chunk // particles)
-    parts = []
-    with progress_bar(n, "local posteriors", enabled=progress) as show:
-        for start in range(0, n, rows):
-            part = replace(pair, args=tuple(arg[start : start + rows] for arg in pair.args))
-            parts.append(_gaps(part, draws, seed + start, steps, particles, chunk))
-            show(min(start + rows, n), "")
-    gaps = xr.concat(parts, "observation").assign_coords(observation=np.arange(n))
-    gaps.attrs = parts[0].attrs | {"seed": seed, "steps": steps}
-    return gaps
-
-
-def _gaps(pair: Pair, draws: int, seed: int, steps: int, particles: int, chunk: int) -> xr.Dataset:
-    guide = diagnose_pair(replace(pair, whole=True), draws, seed, chunk)  # the noise of the local ones
-    local = diagnose_pair(fit_local(pair, steps=steps, particles=particles, seed=seed), draws, seed, chunk)
-    better = local["log_evidence_se"] <= guide["log_evidence_se"]
-    evidence = local["log_evidence"].where(better, guide["log_evidence"])
+    pair = ready(model, guide, data)
+    for module in modules_of(pair.model, pair.guide):
+        module.requires_grad_(False)  # copies; only local parameters move
+    n, sites = pair.observations, local_sites(pair)
+    ladder = Ladder(pair, draws, seed, chunk, chains=2, warmup=1)
+    ladder.stand()
+    khat, elbo = ladder.khat["guide"], ladder.log_weight.mean(axis=1)
+    columns = {name: np.empty(n) for name in ("elbo", "khat", "log_evidence", "error", "converged")}
+    here = making_tensors_on(torch.device("cpu"))  # whatever the user's default is; the model has its own
+    with here, progress_bar(n, "local posteriors", enabled=progress) as show:
+        for group in ladder.groups():
+            values = {site: value[:, group] for site, value in ladder.values.items()}
+            posterior, free = UnconstrainedPosterior.of(pair, group, values, min(chunk, ROWS), ladder.graphs)
+            start = _normals_of_the_guide(sites, posterior, group)
+            if start is None:
+                found = _by_stochastic_gradients(pair, group, draws, seed, steps, particles, chunk)
+            else:
+                found = _by_natural_gradients(posterior, start, free, steps)
+            for name, values_of_group in zip(columns, found, strict=True):
+                columns[name][group] = values_of_group
+            for _ in ladder.climb(group, ("resample", "local")):
+                pass
+            show(int(group[-1]) + 1, "")
+    converged, local = columns["converged"] > 0, columns["elbo"]
+    both = np.hypot(ladder.log_evidence_se, columns["error"])
+    agree = abs(columns["log_evidence"] - ladder.log_evidence) <= 4 * both
+    finer = agree & (columns["khat"] <= LARGEST_KHAT) & (columns["error"] < ladder.log_evidence_se)
+    evidence = np.where(finer, columns["log_evidence"], ladder.log_evidence)
+    numbers = {
+        "log_evidence": evidence,
+        "log_evidence_se": np.where(finer, columns["error"], ladder.log_evidence_se),
+        "elbo": elbo,
+        "elbo_local": local,
+        "approximation_gap": np.where(converged & ladder.believable, evidence - local, np.nan),
+        "amortization_gap": np.where(converged, local - elbo, np.nan),
+        "khat": khat,
+        "khat_local": columns["khat"],
+        "converged": converged,
+        "believable": ladder.believable,
+    }
     return xr.Dataset(
+        {name: ("observation", values) for name, values in numbers.items()},
+        {"observation": np.arange(n)},
         {
-            "log_evidence": evidence,
-            "log_evidence_se": local["log_evidence_se"].where(better, guide["log_evidence_se"]),
-            "elbo": guide["elbo"],
-            "elbo_local": local["elbo"],
-            "approximation_gap": evidence - local["elbo"],
-            "amortization_gap": local["elbo"] - guide["elbo"],
-            "khat": guide["khat"],
-            "khat_local": local["khat"],
+            "draws": draws,
+            "seed": seed,
+            "steps": steps,
+            "latent_dim": ladder.latent_dim,
+            "khat_threshold": khat_threshold(draws),
         },
-        attrs=guide.attrs,
     )
+
+
+def _normals_of_the_guide(
+    sites: dict[str, LocalSite], posterior: UnconstrainedPosterior, rows: Rows
+) -> Normals | None:
+    """What the guide draws its free coordinates from, if that is Normals: standard deviations, or the factor
+    of a single site with full covariance."""
+    if sites.keys() != posterior.sizes.keys():
+        return None
+    chosen = torch.from_numpy(rows)
+    ordered = [sites[name] for name in posterior.sizes]
+    if any(site.full for site in ordered) and (len(ordered) > 1 or ordered[0].loc.dim() != 2):
+        return None
+    at = {name: sites[name].transformed().cpu()[chosen][None] for name in posterior.sizes}
+    loc = torch.cat([site.loc[chosen].reshape(len(rows), -1).double() for site in ordered], dim=1).cpu()
+    if loc.shape[1] != posterior.size:
+        return None
+    if not torch.allclose(posterior.coordinates(at)[0], loc, rtol=1e-4, atol=1e-4):
+        return None  # Normals of other coordinates, such as those behind a flow
+    if ordered[0].full:
+        return Normals(loc, ordered[0].scale[chosen].double().cpu())
+    return Normals(
+        loc, torch.cat([site.scale[chosen].reshape(len(rows), -1).double() for site in ordered], dim=1).cpu()
+    )
+
+
+def _by_natural_gradients(
+    posterior: UnconstrainedPosterior, start: Normals, free: Tensor, steps: int
+) -> tuple[Array, ...]:
+    """ELBO of q*, k̂ of its draws and the evidence by them with its error, and whether it has converged. Its
+    draws have the guide's noise."""
+    found = posterior.refined(*start, steps=max(1, steps // STEPS_PER_NEWTON), stop=PROMISED)
+    apart = free - start.loc
+    if start.factor.dim() == 2:
+        white, scale = apart / start.factor, torch.diag_embed(found.normals.factor)
+    else:
+        tril = torch.linalg.cholesky(start.factor @ start.factor.mT)
+        white = torch.linalg.solve_triangular(tril, apart.permute(1, 2, 0), upper=False).permute(2, 0, 1)
+        scale = found.normals.factor
+    draws = found.normals.loc + torch.einsum("nij,snj->sni", scale, white)
+    log_q = torch.distributions.Normal(0.0, 1.0).log_prob(white).sum(-1)
+    log_q = log_q - scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_weight = (posterior.log_density(draws) - log_q).numpy().T
+    khat, evidence = pareto_khat(log_weight), logsumexp(log_weight, axis=1) - np.log(len(free))
+    error = evidence_error(log_weight, khat)
+    return log_weight.mean(axis=1), khat, evidence, error, found.converged.numpy()
+
+
+def _by_stochastic_gradients(
+    pair: Pair, rows: Rows, draws: int, seed: int, steps: int, particles: int, chunk: int
+) -> tuple[Array, ...]:
+    """The same, of any family of Normals and what is made of them."""
+    parts = []
+    size = len(rows) if pair.whole else max(1, chunk // particles)
+    for start in range(0, len(rows), size):
+        few = rows[start : start + size]
+        part = (
+            pair if pair.whole else replace(pair, args=tuple(arg[torch.from_numpy(few)] for arg in pair.args))
+        )
+        local, converged = fit_local(part, steps=steps, particles=particles, seed=seed + int(few[0]))
+        report = diagnose_pair(local, draws, seed, chunk)
+        told = (report[name].values for name in ("elbo", "khat", "log_evidence", "log_evidence_se"))
+        found = (*told, converged.numpy())
+        parts.append(tuple(column[few] for column in found) if pair.whole else found)
+    return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))

@@ -66,8 +66,16 @@ def gaps_reading(gaps: xr.Dataset) -> str:
     or more data
     """
     require_variables("gaps", gaps, "inference_gaps", "approximation_gap", "amortization_gap")
-    means = (float(gaps[f"{name}_gap"].mean()) for name in ("approximation", "amortization"))
-    family, encoder = (round(mean, 2) + 0.0 for mean in means)  # no -0.00
+    parts = [gaps[f"{name}_gap"] for name in ("approximation", "amortization")]
+    known = parts[0].notnull() & parts[1].notnull()
+    if not bool(known.any()):
+        return (
+            "what q loses is not known: the evidence cannot be believed or q* has not converged for any of "
+            f"{known.size} observations; give more steps"
+        )
+    unknown = int((~known).sum())
+    told = f" (not known for {unknown} of {known.size} observations)" if unknown else ""
+    family, encoder = (round(float(part.where(known).mean()), 2) + 0.0 for part in parts)  # no -0.00
     total = family + encoder
     if total < 0.01:
         advice = "nothing to gain"
@@ -78,7 +86,7 @@ def gaps_reading(gaps: xr.Dataset) -> str:
         advice = "try a full covariance or a flow"
     return (
         f"q loses {total:.2f} nats per observation, {family:.2f} to its family and {encoder:.2f} to its "
-        f"encoder: {advice}"
+        f"encoder{told}: {advice}"
     )
 
 

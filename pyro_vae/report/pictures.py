@@ -71,7 +71,7 @@ def draw_figures(folder: Path, findings: Findings) -> list[Picture]:
 
 
 def _comparison(gallery: _Gallery, findings: Findings) -> None:
-    from pyro_vae.report import plots
+    from pyro_vae import plots
 
     section = "Which guide explains the data better?"
     if findings.comparison is not None:
@@ -93,7 +93,7 @@ def _comparison(gallery: _Gallery, findings: Findings) -> None:
 
 
 def _belief(gallery: _Gallery, findings: Findings) -> None:
-    from pyro_vae.report import belief_plots, plots, reference_plots
+    from pyro_vae import plots
 
     section = "Can the posteriors be believed?"
     gallery.add(
@@ -107,7 +107,7 @@ def _belief(gallery: _Gallery, findings: Findings) -> None:
     gallery.add(
         section,
         "calibration",
-        belief_plots.plot_calibration(_by_q(findings, "calibration", "refined_calibration")),
+        plots.plot_calibration(_by_q(findings, "calibration", "refined_calibration")),
         "Calibration",
         "Latents and data are drawn from each model, and its guide is asked where the latents lie: how many "
         "fall inside its central intervals, and at which of its quantiles. Right is the dashed line.",
@@ -116,7 +116,7 @@ def _belief(gallery: _Gallery, findings: Findings) -> None:
         gallery.add(
             section,
             "gaps",
-            belief_plots.plot_gaps(findings.by_guide("gaps")),
+            plots.plot_gaps(findings.by_guide("gaps")),
             "Where the guides lose",
             "log p(x) − ELBO, split at the best q of the family for each single observation; first seed.",
         )
@@ -125,7 +125,7 @@ def _belief(gallery: _Gallery, findings: Findings) -> None:
         gallery.add(
             section,
             "reference",
-            reference_plots.plot_reference(trees),
+            plots.plot_reference(trees),
             "Latents against a reference",
             "Mean and 90% interval of each latent of a few held-out observations: as the guide has it "
             "(colour), and as draws that passed their own diagnosis have it (black); first seed. The titles "
@@ -135,7 +135,7 @@ def _belief(gallery: _Gallery, findings: Findings) -> None:
     gallery.add(
         section,
         "units",
-        belief_plots.plot_units(findings.by_guide("units")),
+        plots.plot_units(findings.by_guide("units")),
         "What each latent dimension carries",
         "Mean KL of q from the prior by latent dimension, the largest first; a line for each seed.",
     )
@@ -153,13 +153,13 @@ def _by_q(findings: Findings, own: str, refined: str) -> "dict[str, xr.Dataset]"
 
 
 def _scale(gallery: _Gallery, findings: Findings) -> None:
-    from pyro_vae.report import scale_plots
+    from pyro_vae import plots
 
     section = "What does σ do?"
     gallery.add(
         section,
         "scale-training",
-        scale_plots.plot_scale_history(findings.histories),
+        plots.plot_scale_history(findings.histories),
         "σ over training",
         "σ of each latent dimension by epoch, geometric mean over the same observations; a line for each "
         "dimension and seed. Where it stays at 1, the dimension carries nothing.",
@@ -167,14 +167,14 @@ def _scale(gallery: _Gallery, findings: Findings) -> None:
     gallery.add(
         section,
         "scale-observations",
-        scale_plots.plot_scales(findings.by_guide("latents")),
+        plots.plot_scales(findings.by_guide("latents")),
         "σ over observations",
         "Distribution of σ over held-out observations and latent dimensions, seeds pooled.",
     )
 
 
 def _latents(gallery: _Gallery, findings: Findings) -> None:
-    from pyro_vae.report import latent_plots, plots
+    from pyro_vae import plots
 
     section = "What do model and guide show?"
     trees, units = findings.posteriors, _first_seed(findings, "units")
@@ -192,7 +192,7 @@ def _latents(gallery: _Gallery, findings: Findings) -> None:
         gallery.add(
             section,
             "samples",
-            latent_plots.plot_samples(trees, shape),
+            plots.plot_samples(trees, shape),
             "Samples",
             "Images drawn from each guide's model: z from the prior, then x given z; first seed.",
             "image",
@@ -200,7 +200,7 @@ def _latents(gallery: _Gallery, findings: Findings) -> None:
         gallery.add(
             section,
             "traversal",
-            latent_plots.plot_traversal(trees, units, shape),
+            plots.plot_traversal(trees, units, shape),
             "Latent traversal",
             "Mean images on walks from the origin along each latent axis, those with the largest KL first; "
             "first seed.",
@@ -210,7 +210,7 @@ def _latents(gallery: _Gallery, findings: Findings) -> None:
         gallery.add(
             section,
             "latents",
-            latent_plots.plot_latents(_first_seed(findings, "latents"), units),
+            plots.plot_latents(_first_seed(findings, "latents"), units),
             "Held-out observations in latent space",
             "Posterior means in the two latent dimensions with the largest KL; first seed. Every guide "
             "trained its own decoder, so axes of two panels are not the same.",

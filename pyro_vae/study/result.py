@@ -93,7 +93,7 @@ class Study:
 
     def plot(self) -> "Figure":
         """The paired evidence differences as a matplotlib figure; of a single guide its training."""
-        from pyro_vae.report import plots
+        from pyro_vae import plots
 
         if self.comparison is None:
             return plots.plot_training(self.findings.histories)

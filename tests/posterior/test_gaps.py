@@ -9,6 +9,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 from pyro_vae.posterior.gaps import inference_gaps
+from pyro_vae.posterior.readings import gaps_reading
 from tests.posterior.gaussians import GaussianGuide, dense, diagonal, mean_field_gap, observations
 
 pytestmark = pytest.mark.arviz
@@ -118,6 +119,47 @@ def test_networks_that_do_not_broadcast():
     expected = (precision.diagonal().log().sum() - torch.logdet(precision)) / 2
     np.testing.assert_allclose(gaps["approximation_gap"], expected, atol=0.05)
     assert all(parameter.requires_grad for parameter in (*model.parameters(), *guide.parameters()))
+
+
+def two_modes(x):
+    """log p(x) = 0; posterior modes at ±5."""
+    sides = dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([-5.0, 5.0]), torch.ones(2))
+    )
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 5.0))
+        pyro.factor("target", sides.log_prob(z) - dist.Normal(0.0, 5.0).log_prob(z))
+
+
+def beside(far):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(5.0 + far * torch.ones(len(x)), 1.0))
+
+    return guide
+
+
+def test_a_mode_that_the_guide_does_not_visit_belongs_to_the_family():
+    gaps = inference_gaps(two_modes, beside(0.0), torch.zeros(4))
+    np.testing.assert_allclose(gaps["approximation_gap"], np.log(2), atol=0.06)  # four standard errors
+    np.testing.assert_allclose(gaps["amortization_gap"], 0, atol=0.01)
+
+
+def test_an_optimum_that_is_not_reached_gives_no_gap():
+    """Thirty standard deviations off, with a step."""
+    model = dense()
+    x = observations(model, 3)
+    guide = GaussianGuide.exact(model)
+    with torch.no_grad():
+        guide.gain += 30.0
+    far = inference_gaps(model, guide, x, steps=6)
+    assert not far["converged"].any()
+    assert np.isnan(far["approximation_gap"]).all()
+    assert np.isnan(far["amortization_gap"]).all()
+    assert "q* has not converged for any of 3 observations" in gaps_reading(far)
+    near = inference_gaps(model, guide, x)
+    assert near["converged"].all()
+    np.testing.assert_allclose(near["approximation_gap"], 0, atol=1e-3)
 
 
 class TestErrors:

@@ -29,12 +29,16 @@ from pyro_vae.posterior.repair.proposals import (
 )
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["Mixture", "adapt_mixture"]
+__all__ = ["GUIDE_SHARE", "Adapted", "Mixture", "adapt_mixture", "least_log_evidence"]
 
-ROUNDS = 12
+ROUNDS = 8
 """At most."""
 
 MOST_COMPONENTS = 12
+
+GUIDE_SHARE = 0.2
+"""Of the draws that come from where the guide is: modes that its draws had visited stay in sight (Hesterberg,
+1995, "Weighted average importance sampling and defensive mixture distributions")."""
 
 SMALLEST_SHARE = 0.02
 """Of a component: below, so few draws come from it that its covariance would not be known."""
@@ -163,52 +167,63 @@ class Adapted(NamedTuple):
     Attributes
     ----------
     mixture
-        Of the round whose draws were worth most.
+        Of the round whose draws were worth most, the guide's part among it.
     worth
         The share of its draws that were effective.
     least
         The largest of the rounds' log evidences less four standard errors: a later one may not be lower.
-    at_once
-        Whether the first round was enough.
     """
 
     mixture: Mixture
     worth: Tensor
     least: Tensor
-    at_once: Tensor
+
+    def replaced(self, rows: Tensor, other: Adapted) -> Adapted:
+        """With those of some observations."""
+        return Adapted(
+            self.mixture.replaced(rows, other.mixture),
+            self.worth.index_copy(0, rows, other.worth),
+            self.least.index_copy(0, rows, torch.maximum(self.least[rows], other.least)),
+        )
 
 
 def adapt_mixture(
-    posterior: UnconstrainedPosterior, mixture: Mixture, generators: Sequence[np.random.Generator]
+    posterior: UnconstrainedPosterior,
+    mixture: Mixture,
+    guide: Proposal,
+    generators: Sequence[np.random.Generator],
+    *,
+    rounds: int = ROUNDS,
 ) -> Adapted:
     """Move the components to where the weights of their draws are, observation by observation, until these
-    are worth enough.
+    are worth enough. A fifth of every round's draws come from where the guide is.
 
     The draws of these rounds choose the proposal, so they must not judge it: draw anew for a diagnosis.
     """
     draws = round_draws(posterior.size)
     left = torch.arange(len(mixture.share))
+    defended = Mixture.of(guide)
     least = torch.full((len(left),), -torch.inf, dtype=torch.float64)
-    best, worth, at_once = mixture, torch.full_like(least, -1.0), torch.zeros_like(least, dtype=torch.bool)
-    for turn in range(ROUNDS):
-        now = mixture.part(left)
+    best = mixture.joined(defended, GUIDE_SHARE)
+    worth = torch.full_like(least, -1.0)
+    for turn in range(rounds):
+        now = mixture.part(left).joined(defended.part(left), GUIDE_SHARE)
         free = now.draw(draws, [generators[i] for i in left.tolist()])
         densities = now.log_densities(free)
-        log_weight = posterior.part(left.numpy()).at(free).log_density - densities.logsumexp(-1)
+        log_weight = posterior.part(left.numpy()).log_density(free) - densities.logsumexp(-1)
         effective = effective_draws(log_weight) / draws
         least[left] = torch.maximum(least[left], least_log_evidence(log_weight))
         better = (effective > worth[left]).nonzero()[:, 0]
         if len(better):
             best = best.replaced(left[better], now.part(better))
             worth[left[better]] = effective[better]
-        if turn == 0:
-            at_once = effective >= SETTLED_SHARE
         unsettled = (effective < SETTLED_SHARE).nonzero()[:, 0]
-        if len(unsettled) == 0:
+        if len(unsettled) == 0 or turn == rounds - 1:
             break
         left = left[unsettled]
-        mixture = mixture.replaced(left, _moved(now, free, log_weight, densities, unsettled))
-    return Adapted(best, worth, least, at_once)
+        moved = _moved(now, free[:, unsettled], log_weight[:, unsettled], densities[:, unsettled], unsettled)
+        mixture = mixture.replaced(left, moved)
+    return Adapted(best, worth, least)
 
 
 def least_log_evidence(log_weight: Tensor) -> Tensor:
@@ -221,20 +236,19 @@ def least_log_evidence(log_weight: Tensor) -> Tensor:
 
 
 def _moved(now: Mixture, free: Tensor, log_weight: Tensor, densities: Tensor, rows: Tensor) -> Mixture:
-    """The mixture of these rows after one round, with one component more where it is still too thin."""
+    """The mixture of these rows after one round, without the guide, which comes last, and with one component
+    more where it is still too thin."""
     size = free.shape[-1]
-    needed = (now.share[rows] > 0).any(0)
-    now, free = now.part(rows), free[:, rows]
-    densities = densities[:, rows][..., needed]
-    log_weight = torch.nan_to_num(log_weight[:, rows], nan=-torch.inf, neginf=-torch.inf)
+    now = Mixture(now.share[rows], now.loc[rows], now.tril[rows])
+    log_weight = torch.nan_to_num(log_weight, nan=-torch.inf, neginf=-torch.inf)
     log_target = log_weight + densities.logsumexp(-1)
     told = torch.isfinite(log_weight).sum(0) > size + 1
     log_own = torch.nan_to_num(densities - densities.logsumexp(-1, keepdim=True), nan=-torch.inf)
     weight = torch.nan_to_num(tempered(log_weight, TEMPERED_SHARE * len(free)))
     behind = effective_draws(weight[..., None] + log_own)
-    share = torch.nan_to_num((weight.softmax(0)[..., None] * log_own.exp()).sum(0))
+    share = torch.nan_to_num((weight.softmax(0)[..., None] * log_own.exp()).sum(0))[:, :-1]
     parts = []
-    for k in range(now.components):
+    for k in range(now.components - 1):
         part, before = matched(free, weight + log_own[..., k], effective=0), now.component(k)
         known = told & (behind[:, k] > 2 * size)
         parts.append(
@@ -243,9 +257,9 @@ def _moved(now: Mixture, free: Tensor, log_weight: Tensor, densities: Tensor, ro
                 torch.where(known[:, None, None], part.tril, before.tril),
             )
         )
-    share = torch.where(now.share > 0, share.clamp_min(SMALLEST_SHARE), 0.0)
-    share = torch.where(told[:, None], share / share.sum(1, keepdim=True), now.share)
-    moved = Mixture.of(*parts, share=share)
+    share = torch.where(told[:, None], share, now.share[:, :-1])
+    share = torch.where(now.share[:, :-1] > 0, share.clamp_min(SMALLEST_SHARE), 0.0)
+    moved = Mixture.of(*parts, share=share / share.sum(1, keepdim=True))
     if moved.components >= MOST_COMPONENTS:
         return moved
     thin = torch.nan_to_num(log_target - moved.log_density(free), nan=-torch.inf, neginf=-torch.inf)

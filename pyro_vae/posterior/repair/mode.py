@@ -24,7 +24,7 @@ STEEPEST = 1e100
 LENGTHS = 0.5 ** torch.arange(10)
 """Of the Newton step, to choose from."""
 
-CLIMBS = 25
+CLIMBS = 16
 """Steps of a climb: enough to tell where it leads, Newton's method goes on from there."""
 
 
@@ -81,7 +81,7 @@ def _newton(posterior: UnconstrainedPosterior, unit: Proposal) -> tuple[Proposal
     values = values.clamp(SMALLEST_CURVATURE, LARGEST_CURVATURE)
     newton = (axes @ ((axes.mT @ slope[..., None]) / values[..., None]))[..., 0]
     tries = torch.cat([LENGTHS, LENGTHS.new_zeros(1)]).to(unit.loc)[:, None, None] * newton
-    heights = torch.nan_to_num(posterior.at(unit.from_white(tries)).log_density, nan=-torch.inf)
+    heights = torch.nan_to_num(posterior.log_density(unit.from_white(tries)), nan=-torch.inf)
     best = heights.argmax(0)
     step = tries[best, torch.arange(n, device=best.device)]
     factor = torch.linalg.cholesky(axes @ ((1 / values)[..., None] * axes.mT))

@@ -1,11 +1,8 @@
-"""Importance sampling whose proposal adapts itself to the posterior of each observation.
+"""Student-t's to draw from in the place of each posterior, and those with the moments of weighted draws.
 
-The proposal is a multivariate Student-t on the reals. Its location and covariance are those of the draws so
-far under their importance weights, round after round (Cappé, Guillin, Marin and Robert, 2004, "Population
-Monte Carlo"; Paananen, Piironen, Bürkner and Vehtari, 2021, "Implicitly adaptive importance sampling"). Where
-the weights of a round are too unequal to tell a covariance, they are tempered: the proposal then moves part
-of the way (Koblents and Míguez, 2015, "A population Monte Carlo scheme with transformed weights and its
-application to stochastic kinetic models").
+Where weights are too unequal to tell a covariance, they are tempered: the proposal then moves part of the way
+(Koblents and Míguez, 2015, "A population Monte Carlo scheme with transformed weights and its application to
+stochastic kinetic models").
 """
 
 from __future__ import annotations
@@ -19,22 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
-
-__all__ = ["Proposal", "adapt", "effective_draws", "matched", "round_draws", "tempered"]
+__all__ = ["Proposal", "effective_draws", "matched", "round_draws", "tempered"]
 
 Array = NDArray[np.float64]
 
-ROUNDS = 20
-"""At most. A few are enough unless the start is far off."""
-
-FEWEST_DRAWS, DRAWS_PER_COORDINATE = 500, 100
+FEWEST_DRAWS, DRAWS_PER_COORDINATE = 500, 50
 """Of a round: a covariance of 20 coordinates has 210 numbers."""
 
 TEMPERED_SHARE = 0.1
 """Effective share of a round's draws behind the moments, at least: where it is less, weights are tempered."""
 
-SETTLED_SHARE = 0.4
+SETTLED_SHARE = 0.35
 """Effective share of a round's draws with which a proposal is good enough."""
 
 WIDE_SHARE, WIDE = 0.1, 2.0
@@ -152,26 +144,6 @@ def matched(
         torch.where(told[:, None], found.loc, before.loc),
         torch.where(told[:, None, None], found.tril, before.tril),
     )
-
-
-def adapt(
-    posterior: UnconstrainedPosterior, proposal: Proposal, generators: Sequence[np.random.Generator]
-) -> Proposal:
-    """Match the moments of draws from the proposal until these are worth enough, observation by observation.
-
-    The draws of these rounds choose the proposal, so they must not judge it: draw anew for a diagnosis.
-    """
-    draws = round_draws(posterior.size)
-    left = torch.arange(len(proposal.loc), device=proposal.loc.device)
-    for _ in range(ROUNDS):
-        now = proposal.part(left)
-        free = now.draw(draws, [generators[i] for i in left.tolist()])
-        log_weight = posterior.part(left.numpy()).at(free).log_density - now.log_density(free)
-        proposal = proposal.replaced(left, matched(free, log_weight, now))
-        left = left[effective_draws(log_weight) < SETTLED_SHARE * draws]
-        if len(left) == 0:
-            break
-    return proposal
 
 
 def round_draws(size: int) -> int:

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.posterior.repair.mixture import Mixture
-from pyro_vae.posterior.repair.mode import climb, fit_mode
+from pyro_vae.posterior.repair.mode import climb
 from pyro_vae.posterior.repair.proposals import Proposal
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["FROM_EACH", "STARTS", "Modes", "find_modes", "stretched"]
+__all__ = ["NOT_LOOKED_AT", "REFINED", "REFINING_STEPS", "STARTS", "Modes", "dispersed", "find_modes"]
+
+Draws = dict[str, Tensor]
 
 FROM_EACH = 96
 """Starts from each source: the prior, other observations, the stretched guide."""
@@ -35,12 +39,29 @@ STARTS = 16
 UNEXPLAINED = math.log(10.0)
 """Nats by which a posterior is higher somewhere than what is known of it says, if there is something new."""
 
-LOWEST, LOWER_BY_SIZE = 12.0, 1.0
+LOWEST, LOWER_BY_SIZE = 12.0, 0.5
 """Nats below the highest end, for all and for each coordinate, down to which an end may be a mode that
 counts: it would have to be wider than the highest by as much."""
 
+SAME = 0.5
+"""Standard deviations between two locations that are one mode."""
+
+REFINING_STEPS, REFINED = 12, 0.1
+"""Of the Normals at modes, and nats: see :class:`pyro_vae.guides.Refined`."""
+
 MOST_MODES = 6
 """Beside the one at hand."""
+
+SMALLEST_SHARE, OFTEN = 0.01, 0.2
+"""Of the mass of a mode that draws must have visited, and how often at least, of how often its mass asks."""
+
+SEARCH_KEY = 11
+"""Keeps these streams apart from those of other draws with the same seed."""
+
+NOT_LOOKED_AT = (
+    "modes to which none of the starts leads: narrow ones beside wide ones in many dimensions, and any that "
+    "are far from all that the prior, the guide and its draws for other observations cover"
+)
 
 SMALLEST_MASS = math.log(1e-3)
 """Of a mode, relative to all: a smaller one moves no mean and no width."""
@@ -83,12 +104,65 @@ class Modes:
         floored = torch.where(share > math.exp(SMALLEST_MASS), share.clamp_min(LEAST_SHARE), 0.0)
         return Mixture.of(*self.proposals, share=floored / floored.sum(1, keepdim=True))
 
-    def part(self, rows: Tensor) -> Modes:
-        """Of some observations."""
-        return Modes(tuple(proposal.part(rows) for proposal in self.proposals), self.log_mass[rows])
+    def counted(self) -> NDArray[np.int64]:
+        """How many of each observation hold a material share of the mass."""
+        return (self.share > SMALLEST_SHARE).sum(1).clamp_min(1).numpy()
+
+    def reached_by(self, free: Tensor, log_evidence: Tensor) -> Tensor:
+        """Of which observations draws (draws, observations, size) lie in every mode about as often as its
+        mass asks, if the evidence is what they say."""
+        size = free.shape[-1]
+        radius = size + 3 * (2 * size) ** 0.5
+        reached = torch.ones(free.shape[1], dtype=torch.bool)
+        for proposal, mass in zip(self.proposals[1:], self.log_mass.T[1:], strict=True):
+            share = (mass - log_evidence).clamp_max(0.0).exp()
+            inside = (proposal.to_white(free).square().sum(-1) <= radius).double().mean(0)
+            reached &= (share < SMALLEST_SHARE) | (inside >= OFTEN * share)
+        return reached
+
+    def covers(self, rows: Tensor, loc: Tensor) -> Tensor:
+        """Whether a location (rows, size) of some observations is that of a mode known before."""
+        same = torch.zeros(len(rows), dtype=torch.bool)
+        for proposal, mass in zip(self.proposals, self.log_mass.T, strict=True):
+            away = proposal.part(rows).to_white(loc[None])[0].norm(dim=-1)
+            same |= (away < SAME) & (mass[rows] > -torch.inf)
+        return same
 
 
-def stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
+def dispersed(
+    posterior: UnconstrainedPosterior, free: Tensor, values: Draws, rows: NDArray[np.int64], seed: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Where a search may start, (starts, observations, size), and where that comes from.
+
+    Parameters
+    ----------
+    posterior, free
+        Of some observations, and the guide's draws for them, (draws, observations, size).
+    values
+        The guide's draws for every observation, by site (draws, all observations, ...).
+    rows
+        Which of all observations these are.
+    seed
+        Of what is chosen.
+    """
+    generators = [np.random.default_rng([seed, SEARCH_KEY, row]) for row in rows.tolist()]
+    parts, sources = [_stretched(free, generators)], ["the guide's draws, stretched"]
+    with suppress(Exception):  # a prior or a likelihood that cannot be drawn from
+        parts.append(posterior.from_prior(FROM_EACH, seed, SEARCH_KEY))
+        sources.append("the prior")
+    draws, everyone = next(iter(values.values())).shape[:2]
+    if everyone > 1:
+        shift = np.stack(
+            [generator.integers(1, everyone, size=FROM_EACH) for generator in generators], axis=1
+        )
+        draw = np.stack([generator.integers(draws, size=FROM_EACH) for generator in generators], axis=1)
+        other = (rows + shift) % everyone
+        parts.append(posterior.coordinates({site: value[draw, other] for site, value in values.items()}))
+        sources.append("draws for other observations")
+    return torch.cat(parts), tuple(sources)
+
+
+def _stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
     """Some draws (draws, observations, size), moved away from their centre."""
     rows = []
     for n, generator in enumerate(generators):
@@ -103,7 +177,7 @@ def stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor
 def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: Tensor, pool: Tensor) -> Modes:
     """Modes that starts from a pool (starts, observations, size) lead to, beside one's own, which is known to
     have that log evidence."""
-    height = torch.nan_to_num(posterior.at(pool).log_density, nan=-torch.inf)
+    height = torch.nan_to_num(posterior.log_density(pool), nan=-torch.inf)
     starts = torch.cat([own.loc[None], _best_of_each_neighbourhood(own, pool, height)])
     ends, height = climb(posterior, own, starts)
     known = Modes((own,), torch.nan_to_num(log_evidence, nan=-torch.inf)[:, None])
@@ -115,13 +189,15 @@ def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: T
         new = torch.isfinite(height.amax(0)).nonzero()[:, 0]
         if len(new) == 0:
             break
-        start = Proposal(ends[best[new], new], own.tril[new])
-        found = fit_mode(posterior.part(new.numpy()), start)
-        top = posterior.part(new.numpy()).at(found.loc[None]).log_density[0]
+        found = posterior.part(new.numpy()).refined(
+            ends[best[new], new], own.tril[new], steps=REFINING_STEPS, stop=REFINED
+        )
         mass = torch.full_like(known.log_mass[:, 0], -torch.inf)
-        mass[new] = torch.nan_to_num(top - found.log_density(found.loc[None])[0], nan=-torch.inf)
+        mass[new] = torch.nan_to_num(found.elbo, nan=-torch.inf)
+        mass[new] = torch.where(known.covers(new, found.normals.loc), -torch.inf, mass[new])
         known = Modes(
-            (*known.proposals, own.replaced(new, found)), torch.cat([known.log_mass, mass[:, None]], dim=1)
+            (*known.proposals, own.replaced(new, Proposal(*found.normals))),
+            torch.cat([known.log_mass, mass[:, None]], dim=1),
         )
         height[best[new], new] = -torch.inf
     return known

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from numpy.typing import NDArray
 from pyro.poutine.messenger import Messenger
@@ -14,30 +16,14 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_vae.batches.batches import Rows
-from pyro_vae.posterior.drawing import CHUNK, Pair, PairError, sample_sites
+from pyro_vae.guides.refining.captured import Graphs
+from pyro_vae.guides.refining.density import CHUNK, LocalDensity
+from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
+from pyro_vae.posterior.drawing import Pair, PairError
 
-__all__ = ["Points", "UnconstrainedPosterior"]
+__all__ = ["UnconstrainedPosterior"]
 
 Draws = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Points:
-    """Latents in both forms, and their density.
-
-    Attributes
-    ----------
-    free
-        Real coordinates u, (draws, observations, size), float64.
-    values
-        The latents z, by site, (draws, observations, ...).
-    log_density
-        log p(x, z) + log |dz/du| in nats, (draws, observations): on the reals, unnormalized.
-    """
-
-    free: Tensor
-    values: Draws
-    log_density: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,19 +35,32 @@ class UnconstrainedPosterior:
     """
 
     pair: Pair
+    """Of these observations, or of all if they must go through together."""
     rows: NDArray[np.int64]
     """Which observations of the pair."""
+    shapes: Mapping[str, torch.Size]
+    """Of one value of each latent, in the order in which their coordinates lie side by side."""
     sizes: Mapping[str, int]
-    """Coordinates by site, in the order in which they lie side by side."""
+    """Coordinates by latent."""
+    everywhere: bool
+    """Whether every latent is real, and so its own coordinates."""
     dtype: torch.dtype
     """Of the latents in the model."""
-    chunk: int
+    local: LocalDensity
+    """The density of every observation of the pair."""
 
     @classmethod
     def of(
-        cls, pair: Pair, rows: NDArray[np.int64], values: Draws, chunk: int = CHUNK
+        cls,
+        pair: Pair,
+        rows: NDArray[np.int64],
+        values: Draws,
+        chunk: int = CHUNK,
+        graphs: Graphs | None = None,
     ) -> tuple[UnconstrainedPosterior, Tensor]:
         """The posterior of these observations, and draws of theirs (draws, len(rows), ...) as coordinates.
+
+        ``graphs`` are those of the densities of other observations of the same model.
 
         Raises
         ------
@@ -71,15 +70,78 @@ class UnconstrainedPosterior:
         if not pair.whole:
             pair = replace(pair, args=_chosen(pair.args, rows))
             rows = np.arange(len(rows))
-        posterior = cls(pair, rows, {}, next(iter(values.values())).dtype, chunk)
-        free = posterior._free(values)
-        sizes = {site: coordinates.shape[-1] for site, coordinates in free.items()}
-        return replace(posterior, sizes=sizes), torch.cat(list(free.values()), dim=-1)
+        first = next(iter(values.values()))
+        shapes = {site: value.shape[2:] for site, value in values.items()}
+        density = LocalDensity(pair.model, {}, (), {}, rows=pair.observations)
+        posterior = cls(pair, rows, shapes, {}, False, first.dtype, density)
+        one = posterior._placed_free({site: value[:1] for site, value in values.items()}, chunk)
+        sizes = {site: coordinates.shape[-1] for site, coordinates in one.items()}
+        density = LocalDensity(
+            pair.model, sizes, pair.tensors, {}, rows=pair.observations, chunk=chunk, graphs=graphs
+        )
+        everywhere = all(torch.equal(one[site], _flat(values[site][:1]).to(one[site])) for site in sizes)
+        posterior = replace(posterior, sizes=sizes, local=density, everywhere=everywhere)
+        with posterior.evaluation():
+            density.settle(posterior._spread(torch.cat(list(one.values()), dim=-1))[0])
+        return posterior, posterior.coordinates(values)
+
+    @property
+    def size(self) -> int:
+        """Coordinates of one observation."""
+        return sum(self.sizes.values())
+
+    def part(self, rows: NDArray[np.int64]) -> UnconstrainedPosterior:
+        """That of some of these observations, counted from 0."""
+        return replace(self, rows=self.rows[rows])
 
     def coordinates(self, values: Draws) -> Tensor:
         """Of draws by site (draws, observations, ...): (draws, observations, size)."""
-        free = self._free(values)
-        return torch.cat([free[site] for site in self.sizes], dim=-1)
+        if self.everywhere:
+            parts = {site: _flat(value).double() for site, value in values.items()}
+        else:
+            parts = self._placed_free(values, self.local.chunk)
+        return torch.cat([parts[site] for site in self.sizes], dim=-1)
+
+    def values(self, free: Tensor) -> Draws:
+        """The latents at coordinates (draws, observations, size), by site (draws, observations, ...)."""
+        by_site = dict(zip(self.sizes, free.split(list(self.sizes.values()), dim=-1), strict=True))
+        if self.everywhere:
+            return {
+                site: part.to(self.dtype).reshape(*part.shape[:2], *self.shapes[site])
+                for site, part in by_site.items()
+            }
+        parts = []
+        with self.pair.evaluation(0):
+            for start in range(0, len(free), self._draws_at_once):
+                given = {site: part[start : start + self._draws_at_once] for site, part in by_site.items()}
+                placement, trace = self._place(given, real=True)
+                parts.append({site: placement.value(trace, site) for site in self.sizes})
+        return {site: torch.cat([part[site] for part in parts]) for site in self.sizes}
+
+    def log_density(self, free: Tensor) -> Tensor:
+        """log p(x, z) + log |dz/du| at coordinates, in nats, (draws, observations): unnormalized."""
+        with self.evaluation():
+            return self.local(self._as_seen(free), self._places).double().cpu()
+
+    def value_and_gradient(self, free: Tensor) -> tuple[Tensor, Tensor]:
+        """The density at coordinates, and its gradient with respect to them."""
+        with self.evaluation():
+            return self.within(free)
+
+    def within(self, free: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`value_and_gradient`, for many calls within one :meth:`evaluation`."""
+        value, gradient = self.local.with_gradient(self._as_seen(free), self._places)
+        return value.double().cpu(), gradient.double().cpu()
+
+    def refined(self, loc: Tensor, tril: Tensor, *, steps: int, stop: float) -> Refinement:
+        """Normals by natural-gradient steps from these (observations, size), (observations, size, size), or
+        from standard deviations (observations, size)."""
+        start = Normals(self._as_seen(loc), self._as_seen(tril))
+        with self.evaluation():
+            found = refined_normals(self.local, start, steps=steps, stop=stop, rows=self._places)
+        normals = Normals(*(part.double().cpu() for part in found.normals))
+        elbo, before = found.elbo.double().cpu(), found.elbo_before.double().cpu()
+        return Refinement(normals, elbo, before, found.converged.cpu())
 
     def from_prior(self, draws: int, *key: int) -> Tensor:
         """Coordinates of draws from the model's prior, (draws, observations, size)."""
@@ -94,85 +156,54 @@ class UnconstrainedPosterior:
             parts.append(self.coordinates({site: value[:, rows] for site, value in values.items()}))
         return torch.cat(parts)
 
+    @contextmanager
+    def evaluation(self, *key: int) -> Iterator[None]:
+        """The density can be computed: the model's parameters are in place, and nothing outside moves."""
+        with self.pair.evaluation(*(key or (0,))), pyro.get_param_store().scope(self.pair.model_state):
+            yield
+
     @property
-    def size(self) -> int:
-        """Coordinates of one observation."""
-        return sum(self.sizes.values())
+    def _places(self) -> Tensor:
+        return torch.from_numpy(self.rows).to(self._device)
 
-    def part(self, rows: NDArray[np.int64]) -> UnconstrainedPosterior:
-        """That of some of these observations, counted from 0."""
-        if self.pair.whole:
-            return replace(self, rows=self.rows[rows])
-        pair = replace(self.pair, args=_chosen(self.pair.args, rows))
-        return replace(self, pair=pair, rows=np.arange(len(rows)))
+    @property
+    def _device(self) -> torch.device:
+        return self.pair.args[0].device
 
-    def at(self, free: Tensor) -> Points:
-        """Values and density at coordinates (draws, observations, size)."""
-        rows, values, densities = torch.from_numpy(self.rows), [], []
-        with self.pair.evaluation(0):
-            for part in free.split(self._draws_at_once):
-                placement, trace = self._place(self._by_site(part), real=True)
-                values.append({site: placement.value(trace, site)[:, rows] for site in self.sizes})
-                densities.append(self._density(placement, trace))
-        together = {site: torch.cat([value[site] for value in values]) for site in self.sizes}
-        return Points(free, together, torch.cat(densities))
+    def _as_seen(self, free: Tensor) -> Tensor:
+        return free.to(self._device, self.dtype)
 
-    def log_density(self, free: Tensor) -> Tensor:
-        """The density alone, differentiable; for use within an evaluation of the pair."""
-        return self._density(*self._place(self._by_site(free), real=True))
+    @property
+    def _draws_at_once(self) -> int:
+        return max(1, self.local.chunk // self.pair.observations)
 
-    def value_and_gradient(self, free: Tensor) -> tuple[Tensor, Tensor]:
-        """The density (draws, observations) at coordinates, and its gradient with respect to them."""
-        values, gradients = [], []
-        with self.pair.evaluation(0), torch.enable_grad():
-            for part in free.split(self._draws_at_once):
-                at = part.detach().requires_grad_()
-                log_density = self.log_density(at)
-                gradients.append(torch.autograd.grad(log_density.sum(), at)[0])
-                values.append(log_density.detach())
-        return torch.cat(values), torch.cat(gradients)
-
-    def _free(self, values: Draws) -> Draws:
-        """Coordinates of draws, by site."""
+    def _placed_free(self, values: Draws, chunk: int) -> Draws:
+        """Coordinates of draws by site, through the model: a support may depend on what it draws before."""
         first = next(iter(values.values()))
-        step, parts = self._draws_at_once, []
+        step, parts = max(1, chunk // self.pair.observations), []
         with self.pair.evaluation(0):
             for start in range(0, len(first), step):
                 given = {site: value[start : start + step] for site, value in values.items()}
                 parts.append(self._place(given, real=False)[0].free)
         return {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
 
-    @property
-    def _draws_at_once(self) -> int:
-        return max(1, self.chunk // self.pair.observations)
-
-    def _by_site(self, free: Tensor) -> Draws:
-        return dict(zip(self.sizes, free.split(list(self.sizes.values()), dim=-1), strict=True))
-
     def _place(self, given: Draws, *, real: bool) -> tuple[_Placement, Any]:
         """One run of the model with these latents."""
+        pair, rows = self.pair, self.rows
+        if not pair.whole:
+            pair, rows = replace(pair, args=_chosen(pair.args, rows)), np.arange(len(rows))
         count = len(next(iter(given.values())))
-        placement = _Placement(self.pair, count, self.rows, self._spread(given), real=real)
-        return placement, self.pair.run_model(self.pair.tensors, count, placement=placement)
+        spread = {site: self._spread(value) for site, value in given.items()}
+        placement = _Placement(pair, count, rows, spread, real=real)
+        return placement, pair.run_model(pair.tensors, count, placement=placement)
 
-    def _spread(self, given: Draws) -> Draws:
+    def _spread(self, value: Tensor) -> Tensor:
         """To the model's device and dtype and, if all observations go through together, to all of them."""
-        device, n = self.pair.args[0].device, self.pair.observations
-        rows = torch.from_numpy(self.rows).to(device)
-        spread = {}
-        for site, value in given.items():
-            there = value.to(device, self.dtype)
-            if self.pair.whole:  # the others' densities are not read
-                there = there.new_zeros(len(value), n, *value.shape[2:]).index_copy(1, rows, there)
-            spread[site] = there
-        return spread
-
-    def _density(self, placement: _Placement, trace: Any) -> Tensor:
-        count, n = placement.count, self.pair.observations
-        sites = [self.pair.log_prob(site, count, n) for site in sample_sites(trace).values()]
-        zero = torch.zeros(count, n, dtype=torch.float64, device="cpu")
-        total = sum((*sites, *placement.log_jacobian.values()), zero)
-        return total[:, torch.from_numpy(self.rows)]
+        there = self._as_seen(value)
+        if not self.pair.whole:
+            return there
+        n, rows = self.pair.observations, torch.from_numpy(self.rows).to(self._device)
+        return there.new_zeros(len(value), n, *value.shape[2:]).index_copy(1, rows, there)
 
 
 class _Placement(Messenger):
@@ -183,7 +214,6 @@ class _Placement(Messenger):
         self.pair, self.count, self.given, self.real = pair, count, given, real
         self.rows = torch.from_numpy(rows)
         self.free: Draws = {}
-        self.log_jacobian: Draws = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -193,17 +223,14 @@ class _Placement(Messenger):
         shape = fn.batch_shape + fn.event_shape
         if self.real:
             free = self._behind(self.given[name], transform.inverse_shape(shape), fn)
-            value = transform(free)
+            msg["value"] = transform(free)
         else:
-            value = self._behind(self.given[name], shape, fn)
-            free = transform.inv(value)
-            self.free[name] = self._in_front(msg, free)[:, self.rows]
-        self.log_jacobian[name] = self._in_front(msg, transform.log_abs_det_jacobian(free, value)).sum(-1)
-        msg["value"] = value
+            msg["value"] = self._behind(self.given[name], shape, fn)
+            self.free[name] = self._in_front(msg, transform.inv(msg["value"]))[:, self.rows]
 
     def value(self, trace: Any, name: str) -> Tensor:
         """The values of a site, with draw and observation in front."""
-        return self.pair.value(trace.nodes[name], self.count, self.pair.observations)
+        return self.pair.value(trace.nodes[name], self.count, self.pair.observations)[:, self.rows]
 
     def _behind(self, values: Tensor, shape: torch.Size, fn: Any) -> Tensor:
         """(draws, observations, ...) in the shape that the model has for it: the reverse of ``Pair.lead``."""
@@ -219,6 +246,11 @@ class _Placement(Messenger):
         rows = self.pair.observations
         front = self.pair.lead(msg, tensor, self.count, rows).to("cpu", torch.float64)
         return front.reshape(self.count, rows, -1)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """(draws, observations, numbers)."""
+    return values.reshape(*values.shape[:2], -1)
 
 
 def _chosen(args: tuple[Rows, ...], rows: NDArray[np.int64]) -> tuple[Tensor, ...]:

@@ -190,6 +190,10 @@ def test_an_exact_guide_stops_at_once():
     report = repair(model, GaussianGuide.exact(model), x, draws=100)["repair"]
     assert (report["step"] == "guide").all()
     assert report.attrs["latent_dim"] == 3
+    assert "the prior, draws for other observations" in report.attrs["looked_from"]
+    assert "modes to which none of the starts leads" in report.attrs["not_looked_at"]
+    alone = repair(model, GaussianGuide.exact(model), x, draws=100, observations=[2])["repair"]
+    assert "other observations" not in alone.attrs["looked_from"]
 
 
 def test_nuts_from_a_guide_that_covers_an_edge():

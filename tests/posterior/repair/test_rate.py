@@ -34,6 +34,6 @@ def test_hard_posteriors_are_not_believed_more_wrongly_than_exact_draws():
 def test_of_the_whole_set_of_hard_posteriors_as_few_are_believed_wrongly_as_before():
     reached, beyond = believed_and_wrong(all_targets(30))
     print(reached, beyond, sep="\n")
-    assert reached.believed > 0.9 * reached.total
+    assert reached.believed > 0.85 * reached.total
     assert reached.excess <= 0.02
     assert beyond.wrong <= 0.06 * beyond.believed

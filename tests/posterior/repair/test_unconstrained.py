@@ -43,7 +43,7 @@ def test_there_and_back():
     values, posterior, free = on_the_reals(prepare(supports, supports_guide, torch.ones(4)))
     assert posterior.sizes == {"rate": 1, "shares": 2, "below": 1}
     assert free.shape == (5, 4, 4)
-    again = posterior.at(free).values
+    again = posterior.values(free)
     assert again.keys() == values.keys()
     for site, value in values.items():
         torch.testing.assert_close(again[site], value)
@@ -62,12 +62,13 @@ def test_the_jacobian_is_that_of_autograd():
 
     def constrained(u):
         with posterior.pair.evaluation(0), torch.enable_grad():
-            placement, trace = posterior._place(posterior._by_site(u.expand(1, 2, 4)), real=True)
+            by_site = zip(posterior.sizes, u.expand(1, 2, 4).split((1, 2, 1), -1), strict=True)
+            placement, trace = posterior._place(dict(by_site), real=True)
             z = {site: placement.value(trace, site)[0, 0] for site in posterior.sizes}
         return torch.cat([z["rate"][None], z["shares"][:2], z["below"][None]])  # shares have two free numbers
 
     jacobian = torch.autograd.functional.jacobian(constrained, free[0, 0])
-    density = posterior.at(free).log_density[0, 0]
+    density = posterior.log_density(free)[0, 0]
     torch.testing.assert_close(density, expected + torch.linalg.slogdet(jacobian).logabsdet)
 
 
@@ -81,8 +82,8 @@ def test_a_real_latent_has_the_joint_density(rows):
     joint = dist.Normal(0.0, 1.0).expand(z.shape).to_event(1).log_prob(z) + dist.Normal(
         z @ model.weight.T, model.noise
     ).to_event(1).log_prob(x[rows])
-    torch.testing.assert_close(posterior.at(free).log_density, joint)
-    torch.testing.assert_close(posterior.part(np.array([1])).at(free[:, 1:2]).log_density, joint[:, 1:2])
+    torch.testing.assert_close(posterior.log_density(free), joint)
+    torch.testing.assert_close(posterior.part(np.array([1])).log_density(free[:, 1:2]), joint[:, 1:2])
 
 
 def test_layout_and_chunk_do_not_matter():
@@ -103,7 +104,7 @@ def test_layout_and_chunk_do_not_matter():
     assert (rows.layout, broadcast.layout) == ("rows", "broadcast")
     _, one, free = on_the_reals(broadcast)
     _, other, _ = on_the_reals(rows, chunk=8)
-    torch.testing.assert_close(other.at(free).log_density, one.at(free).log_density)
+    torch.testing.assert_close(other.log_density(free), one.log_density(free))
 
 
 def test_plates_within_an_observation():
@@ -124,7 +125,7 @@ def test_plates_within_an_observation():
     assert posterior.sizes == {"z": 3, "w": 1}
     assert values["z"].shape == (5, 2, 3)
     torch.testing.assert_close(free[..., :3], values["z"].log())
-    torch.testing.assert_close(posterior.at(free).values["z"], values["z"])
+    torch.testing.assert_close(posterior.values(free)["z"], values["z"])
 
 
 def test_parameters_for_each_observation():
@@ -137,9 +138,9 @@ def test_parameters_for_each_observation():
     _, every, free = on_the_reals(pair)
     _, some, few = on_the_reals(pair, [3, 1])
     torch.testing.assert_close(few, free[:, [3, 1]])
-    torch.testing.assert_close(some.at(few).log_density, every.at(free).log_density[:, [3, 1]])
+    torch.testing.assert_close(some.log_density(few), every.log_density(free)[:, [3, 1]])
     torch.testing.assert_close(
-        some.part(np.array([1])).at(few[:, 1:]).log_density, every.at(free).log_density[:, [1]]
+        some.part(np.array([1])).log_density(few[:, 1:]), every.log_density(free)[:, [1]]
     )
 
 

@@ -1,10 +1,12 @@
 """How all figures look: a guide's colour, bare axes, a width that a narrow screen can still read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import xarray as xr
 from matplotlib.axes import Axes
 
-__all__ = ["COLORS", "GREY", "WIDTH", "bare", "guide_colors"]
+__all__ = ["COLORS", "GREY", "WIDTH", "bare", "by_name", "guide_colors"]
 
 # Okabe and Ito (2008), distinguishable with any colour vision; without the yellow, which is too pale for
 # lines.
@@ -21,6 +23,15 @@ def guide_colors(names: Sequence[str]) -> dict[str, str]:
     {'logvar': '#0072B2', 'softplus': '#D55E00'}
     """
     return {str(name): COLORS[i % len(COLORS)] for i, name in enumerate(names)}
+
+
+def by_name(given: Any) -> Mapping[str, Any]:
+    """What a figure draws, by guide; something given alone has no name.
+
+    >>> list(by_name(xr.Dataset()))
+    ['']
+    """
+    return given if isinstance(given, Mapping) and not isinstance(given, xr.Dataset) else {"": given}
 
 
 def bare(axes: Axes) -> None:

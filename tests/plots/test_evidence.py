@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from pyro_vae.plots import plot_evidence, plot_forest, plot_khat, plot_predictive, plot_training
 from pyro_vae.posterior import diagnose, from_pyro_svi
-from pyro_vae.report.plots import plot_evidence, plot_forest, plot_khat, plot_predictive, plot_training
 from tests import seeds
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, observations
 
@@ -190,3 +190,18 @@ def test_a_guide_has_one_color_everywhere():
     colors = [axes.patches[0].get_facecolor() for axes in khat.axes]
     lines = training.axes[0].get_lines()
     assert [matplotlib.colors.to_rgba(lines[i].get_color()) for i in (0, 2)] == colors
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_is_given_alone_needs_no_name(seeds: int) -> None:
+    """A fit's own history, or those of several seeds."""
+    history = xr.Dataset(
+        {
+            "loss": ("step", np.arange(6.0)),
+            "epoch_step": ("epoch", [3, 6]),
+            "validation": ("epoch", [np.nan, np.nan]),
+        }
+    )
+    figure = plot_training(history if seeds == 1 else [history] * seeds)
+    assert len(figure.axes[0].lines) == 2 * seeds
+    assert figure.axes[0].get_legend() is None

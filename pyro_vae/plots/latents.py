@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from pyro_vae.report.style import WIDTH, bare, guide_colors
+from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
 __all__ = ["plot_latents", "plot_samples", "plot_traversal"]
 

@@ -10,22 +10,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pyro_vae.report.style import GREY, WIDTH, bare, guide_colors
+from pyro_vae.plots.style import GREY, WIDTH, bare, by_name, guide_colors
 
 __all__ = ["plot_calibration", "plot_gaps", "plot_units"]
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def plot_calibration(calibrations: Mapping[str, xr.Dataset]) -> Figure:
+def plot_calibration(calibrations: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     """How often central intervals hold the latents that made the data, and where in q those latents lie.
 
     Parameters
     ----------
     calibrations
-        By guide, from :func:`~pyro_vae.posterior.simulated.calibration.calibrate`; a dimension ``seed`` is
-        pooled.
+        By guide, or of one alone, from :func:`~pyro_vae.posterior.simulated.calibration.calibrate`; a
+        dimension ``seed`` is pooled.
     """
+    calibrations = by_name(calibrations)
     colors = guide_colors(list(calibrations))
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -51,15 +52,16 @@ def plot_calibration(calibrations: Mapping[str, xr.Dataset]) -> Figure:
     return figure
 
 
-def plot_gaps(gaps: Mapping[str, xr.Dataset]) -> Figure:
+def plot_gaps(gaps: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     """What each guide loses, in nats per observation: by its family, and by its encoder.
 
     Parameters
     ----------
     gaps
-        By guide, from :func:`~pyro_vae.posterior.gaps.inference_gaps`. Error bars are two standard errors
-        over the observations.
+        By guide, or of one alone, from :func:`~pyro_vae.posterior.gaps.inference_gaps`. Error bars are two
+        standard errors over the observations.
     """
+    gaps = by_name(gaps)
     names = list(gaps)
     parts = {"approximation_gap": "family (approximation)", "amortization_gap": "encoder (amortization)"}
     figure = Figure(figsize=(WIDTH, 1.3 + 0.55 * len(names)), layout="constrained")
@@ -68,6 +70,7 @@ def plot_gaps(gaps: Mapping[str, xr.Dataset]) -> Figure:
     before = np.zeros(len(names))
     for (part, label), color, shift in zip(parts.items(), ("#56B4E9", "#D55E00"), (0.12, -0.12), strict=True):
         values = [gaps[name][part].values for name in names]
+        values = [value[np.isfinite(value)] for value in values]  # where the gap is known
         means = np.array([value.mean() for value in values])
         errors = np.array([2 * value.std(ddof=1) / np.sqrt(value.size) for value in values])
         axes.barh(rows, means, left=before, height=0.6, color=color, label=label)
@@ -82,15 +85,16 @@ def plot_gaps(gaps: Mapping[str, xr.Dataset]) -> Figure:
     return figure
 
 
-def plot_units(units: Mapping[str, xr.Dataset]) -> Figure:
+def plot_units(units: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     """KL of each latent dimension, largest first; a line for each seed, hollow where a dimension is inactive.
 
     Parameters
     ----------
     units
-        By guide, from :func:`~pyro_vae.posterior.collapse.active_units`, with or without a dimension
-        ``seed``.
+        By guide, or of one alone, from :func:`~pyro_vae.posterior.collapse.active_units`, with or without a
+        dimension ``seed``.
     """
+    units = by_name(units)
     colors = guide_colors(list(units))
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()

@@ -5,12 +5,19 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
 
-from pyro_vae.report.belief_plots import plot_calibration, plot_gaps, plot_units
-from pyro_vae.report.latent_plots import plot_latents, plot_samples, plot_traversal
-from pyro_vae.report.reference_plots import MOST_LATENTS, plot_reference
-from pyro_vae.report.scale_plots import plot_scale_history, plot_scales
-from pyro_vae.report.style import guide_colors
-from tests.report.test_plots import assert_whole, texts
+from pyro_vae.plots import (
+    plot_calibration,
+    plot_gaps,
+    plot_latents,
+    plot_samples,
+    plot_scale_history,
+    plot_scales,
+    plot_traversal,
+    plot_units,
+)
+from pyro_vae.plots.reference import MOST_LATENTS, plot_reference
+from pyro_vae.plots.style import guide_colors
+from tests.plots.test_evidence import assert_whole, texts
 
 pytestmark = pytest.mark.arviz
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pyro_vae.plots.style import WIDTH, bare, guide_colors
 from pyro_vae.posterior.drawing import coordinate_names
-from pyro_vae.report.style import WIDTH, bare, guide_colors
 
 __all__ = ["plot_reference"]
 

@@ -10,26 +10,29 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from pyro_vae.report.style import WIDTH, bare, guide_colors
+from pyro_vae.plots.style import WIDTH, bare, by_name, guide_colors
 
 __all__ = ["plot_scale_history", "plot_scales"]
 
 
-def plot_scale_history(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
+def plot_scale_history(
+    histories: Mapping[str, xr.Dataset | Sequence[xr.Dataset]] | xr.Dataset | Sequence[xr.Dataset],
+) -> Figure:
     """σ of each latent dimension by epoch, a panel for each guide.
 
     Parameters
     ----------
     histories
-        By guide, one for each seed, with ``scale`` (epoch, latent).
+        By guide, or of one alone, one for each seed, with ``scale`` (epoch, latent).
     """
+    histories = by_name(histories)
     colors = guide_colors(list(histories))
     columns = min(3, len(histories))
     rows = -(-len(histories) // columns)
     figure = Figure(figsize=(WIDTH, 0.6 + 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (name, fits) in zip(panels.flat, histories.items(), strict=False):
-        for history in fits:
+        for history in [fits] if isinstance(fits, xr.Dataset) else fits:
             axes.plot(history["epoch"], history["scale"], color=colors[str(name)], lw=0.8, alpha=0.7)
         axes.set_title(str(name), fontsize=10)
         bare(axes)
@@ -43,14 +46,15 @@ def plot_scale_history(histories: Mapping[str, Sequence[xr.Dataset]]) -> Figure:
     return figure
 
 
-def plot_scales(latents: Mapping[str, xr.Dataset]) -> Figure:
+def plot_scales(latents: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     """Distribution of σ over held-out observations and latent dimensions, a line for each guide.
 
     Parameters
     ----------
     latents
-        By guide, with ``scale`` over observation, latent and, if there are several, seed.
+        By guide, or of one alone, with ``scale`` over observation, latent and, if there are several, seed.
     """
+    latents = by_name(latents)
     colors = guide_colors(list(latents))
     scales = {str(name): given["scale"].values.ravel() for name, given in latents.items()}
     shown = np.concatenate([scale[(scale > 0) & np.isfinite(scale)] for scale in scales.values()])
