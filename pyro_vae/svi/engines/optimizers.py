@@ -49,7 +49,8 @@ class Optimization:
             count = self.objective.count
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
         rescaled = count(first) != len(first[0])
-        ranks.begin(model, guide, self.objective, parameters, first, rescaled=rescaled)
+        own = self.objective.objective if isinstance(self.objective, WholeData) else self.objective
+        ranks.begin(model, guide, own, parameters, first, rescaled=rescaled)
         made = make_optimizer(self.optimizer, parameters, guide, self.lr, self.lr_multiplier)
         schedule = make_schedule(self.schedule, made)
         task = Task(
