@@ -127,6 +127,7 @@ def _after_fork() -> None:
     before, _turn = _turn, _Turn()
     if before.depth > 0 and before.holder != threading.get_ident():
         before.give_back()
+        torch.set_num_threads(1)  # OpenMP's threads did not come along either, and would be waited for
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -235,7 +236,9 @@ def untouched_buffers(*programs: Program) -> Iterator[None]:
 
     def note(module: nn.Module) -> None:
         for buffer in module.buffers():
-            if id(buffer) not in saved:
+            # An expanded tensor has one memory for many elements: nobody can write into it, we neither.
+            expanded = any(n > 1 and s == 0 for n, s in zip(buffer.shape, buffer.stride(), strict=True))
+            if id(buffer) not in saved and not expanded:
                 saved[id(buffer)] = buffer, buffer.clone()
 
     for root in modules_of(*programs):

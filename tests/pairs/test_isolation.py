@@ -14,7 +14,14 @@ import torch
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder
 from pyro_vae.pairs import isolation
-from pyro_vae.pairs.isolation import empty_store, isolated, modules_of, one_at_a_time, owner
+from pyro_vae.pairs.isolation import (
+    empty_store,
+    isolated,
+    modules_of,
+    one_at_a_time,
+    owner,
+    untouched_buffers,
+)
 from pyro_vae.svi import fit
 from tests.svi.pairs import PAIRS, TutorialVAE, observations
 
@@ -156,3 +163,11 @@ def test_a_child_that_is_forked_while_another_thread_fits_does_not_wait_for_it(e
     command = [sys.executable, "-W", "ignore", "-c", FORKED, engine]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_expanded_buffers_are_left_alone_and_others_given_back() -> None:
+    module = torch.nn.BatchNorm1d(3)
+    module.register_buffer("wide", torch.zeros(()).expand(4))
+    with untouched_buffers(module):
+        module(torch.randn(5, 3))
+    assert torch.equal(module.running_mean, torch.zeros(3))
