@@ -221,7 +221,7 @@ def test_an_earlier_run_survives_a_disk_without_room_for_the_next(
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     stop_at(1, monkeypatch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     with pytest.raises(ValueError, match=r"output folder .* cannot be written .No space left on device"):
-        run_study(small(data), out=run, progress=False)
+        run_study(small(data), out=run, overwrite=True, progress=False)
     assert_same_run(run, whole)
 
 

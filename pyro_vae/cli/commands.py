@@ -53,7 +53,9 @@ Schedule = Annotated[str | None, _setting(tell="Of the learning rate: cosine or 
 Activation = Annotated[str | None, _setting(tell="Between layers: silu, relu, tanh, …", default="silu")]
 Standardized = Annotated[
     bool | None,
-    typer.Option("--standardize/--no-standardize", help="Whether the encoder sees standardized features"),
+    _setting(
+        "--standardize/--no-standardize", tell="Whether the encoder sees standardized features", default=True
+    ),
 ]
 LatentDim = Annotated[int | None, _setting(tell="Size of z", default=8)]
 Hidden = Annotated[

@@ -1,5 +1,6 @@
 """The page in a real browser: no errors, everything visible, sortable, and it fits a telephone."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_in_a_browser(study: Study, tmp_path: Path) -> None:
         assert not hidden
         assert study.answer in view["words"]
         summary = study.summary()
-        for column in ("evidence", "ELBO", "KL"):
+        for column in ("evidence", "weight"):
             best_last = list(summary.sort_values(column).index)
             assert view["sorted"][column] == [best_last, best_last[::-1]]
         by_name = sorted(study.config.scales)
@@ -38,6 +39,9 @@ def test_what_users_write_is_escaped(study: Study, tmp_path: Path) -> None:
     page = render_page(
         title="<script>alert(1)</script>",
         findings=study.findings,
+        verdict=dataclasses.replace(
+            study.verdict, sentences=("<b>one</b>", "<b>two</b>"), next_command="pyro-vae diagnose '<b>'"
+        ),
         readings=[],
         pictures=[],
         command="pyro-vae compare '<b>.csv'",
