@@ -44,7 +44,7 @@ def study(dimension: int, width: float, draws: int, runs: int, seed: int = 0) ->
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=400)
     runs = parser.parse_args().runs
     print("  d  width  draws  believed  told  covered    bias")

@@ -1,9 +1,10 @@
 """What refinement costs, beside the bare matrix products of the decoder that it needs.
 
-``python benchmarks/refine_time.py [--images 10000] [--device cuda] [--mnist DIR]`` trains a small VAE on the
-digits of scikit-learn, refines the held-out ones, and draws refined evidence for nine fits; with ``--mnist``
-(IDX files) it refines so many images under the 784-400-20 model, too. CPU seconds of one thread, medians of
-three.
+    python benchmarks/refine_time.py [--images 10000] [--device cuda] [--mnist DIR]
+
+A small VAE is trained on the digits of scikit-learn, the held-out ones are refined, and refined evidence is
+drawn for nine fits; with --mnist (IDX files) so many --images are refined under the 784-400-20 model,
+too. CPU seconds of one thread, medians of three.
 """
 
 import argparse
@@ -95,7 +96,7 @@ def report(name: str, model: VAE, guide: AmortizedNormal, x: torch.Tensor, devic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--mnist", help="folder of MNIST's IDX files")

@@ -82,9 +82,9 @@ def plain_array(part: Any, name: str = "data") -> Any:
 
 def as_tensor(part: Any, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """What :func:`plain_array` takes as a tensor on a device; floating point becomes ``dtype``, integers stay
-    what they are.
+    what they are. Gradients flow through it.
 
-    >>> as_tensor([[1.5, 2.0]], "x", torch.device("cpu"), torch.float64)
+    >>> as_tensor(np.array([[1.5, 2.0]]), "x", torch.device("cpu"), torch.float64)
     tensor([[1.5000, 2.0000]], dtype=torch.float64)
     """
     array = plain_array(part, name)
@@ -163,7 +163,7 @@ def _real(part: Tensor, name: str) -> Tensor:
         raise TypeError(f"{name} is a sparse tensor; give {name}.to_dense()")
     if part.is_quantized:
         raise TypeError(f"{name} is a quantized tensor; give {name}.dequantize()")
-    return part.detach()
+    return part
 
 
 def _unmasked(part: "np.ma.MaskedArray[Any, Any]", name: str) -> NDArray[Any]:
@@ -235,7 +235,7 @@ def _stacked(parts: Sequence[Any], name: str) -> NDArray[Any]:
     whole = []
     for part in parts:
         array = plain_array(part, name)
-        whole.append(array.cpu().numpy() if isinstance(array, Tensor) else np.asarray(array))
+        whole.append(array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array))
     shapes = {array.shape for array in whole}
     if len(shapes) > 1:
         told = " and ".join(map(str, sorted(shapes)[:2]))

@@ -128,6 +128,14 @@ def test_a_guide_takes_it(about: str, programs: tuple[Any, Any]) -> None:
     torch.testing.assert_close(guide.posterior(TAKEN[about]).mean, expected)
 
 
+def test_a_guide_keeps_the_gradient_of_what_it_is_given(programs: tuple[Any, Any]) -> None:
+    """The pseudo-inputs of a VampPrior are learned through it."""
+    x = torch.as_tensor(X).requires_grad_()
+    for q in (programs[1].posterior(x), programs[1].get_posterior(x)):
+        (gradient,) = torch.autograd.grad(q.mean.sum(), x)
+        assert gradient.any()
+
+
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
 def test_integers_become_what_the_parameters_are(data: Any) -> None:
     np.testing.assert_allclose(fitted(data, "poisson"), fitted(COUNTS.astype("f4"), "poisson"), rtol=1e-6)

@@ -120,7 +120,9 @@ def plain_parts(data: Any, name: str = "data") -> tuple[tuple[Any, ...], list[st
     if not parts:
         raise ValueError(f"{name} is an empty tuple; give a tensor, a numpy array, or a tuple of them")
     labels = [f"{name}[{i}]" if isinstance(data, tuple) else name for i in range(len(parts))]
-    return tuple(plain_array(part, label) for part, label in zip(parts, labels, strict=True)), labels
+    plain = [plain_array(part, label) for part, label in zip(parts, labels, strict=True)]
+    # data are constants, whatever made them
+    return tuple(part.detach() if isinstance(part, Tensor) else part for part in plain), labels
 
 
 def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype, as_floats: bool) -> Rows:

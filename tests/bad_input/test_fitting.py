@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -203,10 +204,10 @@ ARGUMENT_CASES = (
     Case("objective a class", lambda: run(objective=ELBO), TypeError, "the class ELBO", "ELBO()"),
     Case("objective a name", lambda: run(objective="elbo"), TypeError, "objective is str", "ELBO()"),
     Case(
-        "objective of Pyro",
-        lambda: run(objective=_trace_elbo()),
+        "objective a class of Pyro",
+        lambda: run(objective=Trace_ELBO),
         TypeError,
-        "Trace_ELBO",
+        "the class Trace_ELBO",
         "pyro_vae.svi.ELBO()",
     ),
     Case("engine unknown", lambda: run(engine="jit"), ValueError, "engine is 'jit'", "'captured'"),
@@ -256,12 +257,6 @@ ARGUMENT_CASES = (
     Case("callbacks one function", lambda: run(callbacks=print), TypeError, "callbacks", "[callback]"),
     Case("callbacks of numbers", lambda: run(callbacks=[3]), TypeError, "callbacks[0]", "function"),
 )
-
-
-def _trace_elbo() -> Any:
-    from pyro.infer import Trace_ELBO
-
-    return Trace_ELBO()
 
 
 def _adam() -> Any:

@@ -592,7 +592,9 @@ def test_pickle_and_deepcopy(guide_class):
 def test_wrong_scales_are_refused_in_the_constructor(guide_class):
     with pytest.raises(ValueError, match="nonsense"):
         guide_class(three_supports, scale="nonsense")
-    with pytest.raises(ValueError, match="init_scale is -1; give a positive number"):
+    with pytest.raises(ValueError, match=r"^init_scale is -1\.0; give a positive number"):
         guide_class(three_supports, init_scale=-1.0)
-    with pytest.raises(ValueError, match=r"is not a scale of Bounded\(low=0.1, high=1.0\)"):
+    with pytest.raises(
+        ValueError, match=r"^init_scale is 3.0, and the scales of Bounded\(low=0.1, high=1.0\) .*; give"
+    ):
         guide_class(three_supports, scale=scales.get("bounded", low=0.1, high=1.0), init_scale=3.0)

@@ -207,14 +207,14 @@ def test_marginal_output_of_a_feature_that_never_changes_is_finite():
 @pytest.mark.parametrize(
     ("kind", "arguments", "sentence"),
     [
-        (Binomial, {"total_count": 0}, "total_count=0"),
-        (Binomial, {"total_count": 2.0}, "total_count=2.0"),
-        (Categorical, {"categories": 1}, "categories=1"),
-        (Normal, {"scale": 0.0}, "scale=0.0"),
-        (Normal, {"init_scale": -1.0}, "init_scale=-1.0"),
-        (Normal, {"dispersion": "pixel"}, "dispersion='pixel'"),
-        (StudentT, {"df": math.inf}, "df=inf"),
-        (NegativeBinomial, {"init_inverse_dispersion": 0}, "init_inverse_dispersion=0"),
+        (Binomial, {"total_count": 0}, "^total_count is 0; give"),
+        (Binomial, {"total_count": 2.0}, "^total_count is 2.0; give"),
+        (Categorical, {"categories": 1}, "^categories is 1; give"),
+        (Normal, {"scale": 0.0}, "^scale is 0.0; give"),
+        (Normal, {"init_scale": -1.0}, "^init_scale is -1.0; give"),
+        (Normal, {"dispersion": "pixel"}, "^dispersion is 'pixel'; give"),
+        (StudentT, {"df": math.inf}, "^df is inf; give"),
+        (NegativeBinomial, {"init_inverse_dispersion": 0}, "^init_inverse_dispersion is 0; give"),
     ],
 )
 def test_wrong_arguments_are_named(kind, arguments, sentence):

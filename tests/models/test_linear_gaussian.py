@@ -209,8 +209,8 @@ def test_moves_to_float64_and_back_into_a_state_dict():
     ("make", "sentence"),
     [
         (lambda: PPCA(torch.zeros(3, 2), torch.zeros(2), 1.0), r"give \(D, q\) and \(D,\)"),
-        (lambda: PPCA(torch.zeros(3, 2), torch.zeros(3), 0.0), "noise_scale=0.0"),
-        (lambda: PPCA.fit_exact(torch.randn(5, 3), 3), "latent_dim=3"),
+        (lambda: PPCA(torch.zeros(3, 2), torch.zeros(3), 0.0), "^noise_scale is 0.0; give"),
+        (lambda: PPCA.fit_exact(torch.randn(5, 3), 3), "latent_dim is 3; give"),
         (lambda: PPCA.fit_exact(torch.randn(1, 3), 1), "n ≥ 2"),
         (lambda: PPCA.fit_exact(torch.randn(9, 2) @ torch.randn(2, 4), 2), "rank 2"),
         (lambda: random_model().rotated(torch.ones(3, 3)), "orthogonal"),

@@ -102,7 +102,7 @@ def test_over_leading_dims_keeps_gradients_apart():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: MLPEncoder(4, [3], activation="rleu"), "activation='rleu'"),
+        (lambda: MLPEncoder(4, [3], activation="rleu"), "^activation is 'rleu'; give"),
         (lambda: MLPEncoder((1, 0), [3]), "in_features"),
         (lambda: MLPDecoder(2, [3], ()), "out_features"),
         (lambda: ConvEncoder((28, 28), [3], 4), "image_shape"),

@@ -87,8 +87,8 @@ def test_the_standard_normal_is_the_default_and_keeps_the_analytic_kl():
         (dist.Normal(torch.zeros(2), 1.0), ValueError, r"batch shape \(2,\).*give \(\) and \(3,\)"),
         (dist.Normal(torch.zeros(2), 1.0).to_event(1), ValueError, r"event shape \(2,\)"),
         (dist.Normal(torch.zeros(3, requires_grad=True), 1.0), ValueError, "holds parameters"),
-        ("laplace", TypeError, "prior='laplace'"),
-        (None, TypeError, "prior=None"),
+        ("laplace", TypeError, "^prior is 'laplace'; give"),
+        (None, TypeError, "^prior is None; give"),
     ],
 )
 def test_wrong_priors_are_named(prior, error, sentence):
@@ -119,7 +119,7 @@ def test_mixture_density_and_start(scale):
     expected = torch.logsumexp(prior.logits.log_softmax(0) + torch.stack(components, -1), -1)
     assert_close(prior().log_prob(z), expected)
     assert prior().sample(torch.Size([7])).shape == (7, 3)
-    with pytest.raises(ValueError, match="components=0"):
+    with pytest.raises(ValueError, match="^components is 0; give"):
         MixturePrior(3, 0)
 
 
