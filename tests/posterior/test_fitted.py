@@ -35,7 +35,7 @@ def _the_dtype_of_users(_same_start):
 
 
 def test_a_guide_trained_for_a_tenth_of_the_steps_is_found_out():
-    """First as one whose weights cannot be believed, and then, refined as the answer advises, by its evidence:
+    """First as one whose weights cannot be believed, and then, refined as advised, by its evidence:
     the posterior of a linear model is a Normal."""
     x = digits()[:100]
     fits = {
