@@ -298,7 +298,7 @@ def test_three_bad_steps_end_the_fit_and_keep_the_last_good_parameters() -> None
         ({"lr": math.nan}, "lr is nan; give a positive number"),
         ({"seed": -1}, "seed is -1; give an integer of at least 0"),
         ({"max_norm": 0.0}, "max_norm is 0.0; give a positive number"),
-        ({"patience": 3}, "there is no validation data"),
+        ({"patience": 3}, "patience is 3 without validation data to watch; give validation="),
         ({"engine": "fast"}, "engine is 'fast'; give one of 'auto', 'captured', 'cuda-graph', 'eager'"),
         ({"lr_multiplier": "double"}, "lr_multiplier is 'double'; give None or 'matched'"),
         ({"device": "gpu"}, "device is 'gpu'; give 'auto', 'cpu'"),

@@ -39,7 +39,7 @@ class Augmented:
     ...     with pyro.plate("data", len(x)):
     ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
     >>> doubled = Augmented(ELBO(), lambda x: 2 * x)
-    >>> float(doubled.estimate(model, guide, (torch.zeros(1),)).kl.round(decimals=4))
+    >>> round(float(doubled.estimate(model, guide, (torch.zeros(1),)).kl), 4)
     0.0966
     """
 
