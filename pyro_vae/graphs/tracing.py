@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._mode_utils import no_dispatch
 
 from pyro_vae.graphs.in_place import without_own_mutations
 from pyro_vae.graphs.reading import Watch, check_shapes
@@ -72,7 +73,8 @@ def _light_shapes() -> Iterator[None]:
     def set_meta(proxy: Any, value: Any) -> Any:
         if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided:
             return before(proxy, value)
-        like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        with no_dispatch():  # modes that watch the function have no business with this
+            like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
         proxy.node.meta["val"] = FakeTensor(mode, like, value.device)
         return proxy
 

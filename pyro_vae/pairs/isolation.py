@@ -126,8 +126,8 @@ def _after_fork() -> None:
     global _turn
     before, _turn = _turn, _Turn()
     if before.depth > 0 and before.holder != threading.get_ident():
-        before.give_back()
         torch.set_num_threads(1)  # OpenMP's threads did not come along either, and would be waited for
+        before.give_back()
 
 
 os.register_at_fork(after_in_child=_after_fork)
