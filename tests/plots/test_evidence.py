@@ -21,6 +21,7 @@ pytestmark = pytest.mark.arviz
 
 @pytest.fixture(autouse=True)
 def _matplotlib_is_as_before():
+    matplotlib.pyplot.close("all")  # what another test has left open
     before = dict(matplotlib.rcParams)
     yield
     assert matplotlib.pyplot.get_fignums() == []
