@@ -14,8 +14,6 @@ import typer
 from pyro_vae.arguments import printable
 from pyro_vae.cli import output
 
-__all__ = ["app", "main"]
-
 FAILED = 1
 BAD_ARGUMENT = 2
 INTERRUPTED = 130

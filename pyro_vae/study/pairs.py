@@ -13,8 +13,6 @@ from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, Standardize, likelihoods
 from pyro_vae.study.config import StudyConfig
 
-__all__ = ["make_pair", "split_data"]
-
 FEWEST_HELD_OUT = 2
 """A mean over one observation has no standard error."""
 FEWEST_TO_TRAIN = 2
