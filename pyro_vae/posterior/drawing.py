@@ -23,7 +23,7 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from pyro_vae.batches.batches import Rows
+from pyro_vae.batches.rows import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import evaluating, isolated

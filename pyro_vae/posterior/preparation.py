@@ -14,8 +14,8 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vae.arrays import subsets
-from pyro_vae.batches.batches import as_rows, plain_parts
 from pyro_vae.batches.files import read_rows
+from pyro_vae.batches.rows import as_rows, plain_parts
 from pyro_vae.copies import deep_copy
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from pyro_vae.batches.batches import Rows
+from pyro_vae.batches.rows import Rows
 from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
