@@ -32,7 +32,8 @@ def test_compare_prints_one_table_and_one_answer(tmp_path: Path) -> None:
     assert sum("softplus" in line and "%" in line for line in lines) >= 1
     assert "nats per observation" in done.stdout
     assert "this is about these fits and not about the guides" in done.stdout
-    assert lines[-1] == "The page is here/report.html"
+    assert lines[-1].startswith("Open the page: ")
+    assert lines[-1].endswith(" here/report.html")
     assert "epochs: 2 of 2" in done.stderr  # plain lines where there is no terminal
     assert "Can the posteriors be believed?" in done.stdout
     assert all(
