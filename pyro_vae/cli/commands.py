@@ -55,8 +55,6 @@ from pyro_vae.cli.options import (
     Standardized,
 )
 
-__all__ = ["app", "main"]
-
 FAILED = 1
 BAD_ARGUMENT = 2
 INTERRUPTED = 130

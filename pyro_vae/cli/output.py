@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from pyro_vae.study import Study
 
-__all__ = ["show_diagnosis", "show_path", "show_scales", "show_study"]
-
 SPELLED = {
     "k̂": "khat",
     "σ": "sigma",

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
-__all__ = ["plot_latents", "plot_samples", "plot_traversal"]
-
 Array = NDArray[np.float64]
 
 PALETTE = colormaps["tab10"]

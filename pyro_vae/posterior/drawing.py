@@ -29,22 +29,6 @@ from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.progress import progress_bar
 
-__all__ = [
-    "CHUNK",
-    "Block",
-    "Layout",
-    "Pair",
-    "PairError",
-    "SharedLatentError",
-    "StoreState",
-    "check_sites",
-    "coordinate_names",
-    "drawn_sites",
-    "in_data_plate",
-    "sample_sites",
-    "shared_latent",
-]
-
 CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
 

@@ -28,17 +28,6 @@ from pyro_vae.posterior.drawing import (
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.progress import progress_bar
 
-__all__ = [
-    "JointDraw",
-    "diagnose_joint",
-    "in_front",
-    "joint_dims",
-    "joint_draws",
-    "joint_groups",
-    "joint_log_weights",
-    "joint_pair",
-]
-
 Array = NDArray[np.float64]
 
 AT_ONCE = 50

@@ -31,8 +31,6 @@ from pyro_vae.posterior.drawing import (
 )
 from pyro_vae.posterior.joint import joint_pair
 
-__all__ = ["as_parts", "prepare", "prepare_joint", "select"]
-
 
 def prepare(
     model: Callable[..., Any],

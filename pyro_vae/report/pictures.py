@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "draw_figures"]
-
 DPI = 200
 
 Kind = Literal["chart", "image"]

@@ -18,8 +18,6 @@ from pyro_vae.run_folder import read_run_record
 from pyro_vae.storage.records import LONGEST, read_bytes
 from pyro_vae.study.costs import check_counts, check_weights
 
-__all__ = ["StudyConfig", "read_config"]
-
 SCHEDULES = ("cosine", "constant")
 
 FAMILIES = ("normal", "multivariate", "flow")

@@ -33,8 +33,6 @@ from pyro_vae.svi.parallel.launch import hear, tell
 from pyro_vae.svi.state import saved as saved_fits
 from pyro_vae.svi.state.saved import SavedFit
 
-__all__ = ["Task", "fit_all", "fit_as_follower", "no_more_fits"]
-
 logger = logging.getLogger(__name__)
 
 WATCHED_ROWS = 64

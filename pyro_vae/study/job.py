@@ -23,8 +23,6 @@ from pyro_vae.study.result import Study, require_path, require_study
 from pyro_vae.study.saved import write_findings
 from pyro_vae.svi import NonFiniteError
 
-__all__ = ["diagnose_again", "follow_study", "report_again", "resume_study", "run_study"]
-
 logger = logging.getLogger(__name__)
 
 

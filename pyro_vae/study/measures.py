@@ -20,8 +20,6 @@ from pyro_vae.svi import EpochRecord, Fit
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["ScaleHistory", "combine", "fit_gaps", "measure_fit", "posterior_tree"]
-
 SIMULATIONS = 500
 """Of each model, for calibration."""
 MOST_STEPS = 50

@@ -15,8 +15,6 @@ from pyro_vae.pairs.isolation import Program
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.program import made_pair
 
-__all__ = ["make_pair", "split_data"]
-
 FEWEST_HELD_OUT = 2
 """A mean over one observation has no standard error."""
 FEWEST_TO_TRAIN = 2

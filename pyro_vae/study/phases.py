@@ -30,8 +30,6 @@ from pyro_vae.svi.state.saved import HISTORY, settle
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Material", "examine", "fit_missing", "prepare"]
-
 logger = logging.getLogger(__name__)
 
 

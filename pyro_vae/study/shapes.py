@@ -11,8 +11,6 @@ from pyro_vae.study.config import StudyConfig
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["check_findings", "fitted_guides", "read_image_shape"]
-
 BY_GUIDE = ("guide", "seed")
 ARRAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "diagnostics": dict.fromkeys(("log_evidence", "elbo", "kl", "khat"), (*BY_GUIDE, "observation")),

@@ -31,8 +31,6 @@ from pyro_vae.posterior.refined.dispersion import (
 from pyro_vae.posterior.refined.rows import Latents, refine_rows
 from pyro_vae.progress import progress_bar
 
-__all__ = ["RefinedPosterior", "refine"]
-
 
 class RefinedPosterior(NormalsGuide):
     """What :func:`refine` returns: a guide for the observations that it was made with, and for no others.

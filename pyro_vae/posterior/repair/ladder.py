@@ -19,8 +19,6 @@ from pyro_vae.posterior.reference import posterior_tree
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
 from pyro_vae.progress import progress_bar
 
-__all__ = ["ready", "repair"]
-
 FINEST = 1e-3
 """Nats that the rounding of a density may come to; computations are in double precision where it is more."""
 

@@ -18,8 +18,6 @@ from pyro_vae.posterior.preparation import as_parts, prepare
 from pyro_vae.posterior.simulated.pairs import example, joint, ranks, simulate, transforms
 from pyro_vae.posterior.simulated.uniformity import uniform_p
 
-__all__ = ["LEVELS", "calibrate"]
-
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
