@@ -29,7 +29,7 @@ from pyro_vae.posterior.repair.search import (
     find_modes,
 )
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
-from pyro_vae.posterior.truth.nuts import LARGEST_RHAT, SMALLEST_ESS_PER_CHAIN
+from pyro_vae.posterior.truth.chains import LARGEST_RHAT, SMALLEST_ESS_PER_CHAIN
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]

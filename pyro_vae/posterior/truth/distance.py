@@ -7,7 +7,7 @@ import xarray as xr
 
 from pyro_vae.posterior.arguments import require_tree
 from pyro_vae.posterior.simulated.calibration import LEVELS
-from pyro_vae.posterior.truth.nuts import all_latents
+from pyro_vae.posterior.truth.chains import all_latents
 
 
 def posterior_error(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:

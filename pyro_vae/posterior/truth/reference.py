@@ -16,7 +16,7 @@ from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.preparation import prepare_chosen
 from pyro_vae.posterior.sites import in_data_plate, site_dims
 from pyro_vae.posterior.tree import library_attrs
-from pyro_vae.posterior.truth.nuts import convergence_of, latent_sites, nuts, require_convergence
+from pyro_vae.posterior.truth.chains import convergence_of, latent_sites, nuts, require_convergence
 
 
 def reference_posterior(
