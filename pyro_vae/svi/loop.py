@@ -18,8 +18,6 @@ from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Steps, Taken, T
 from pyro_vae.svi.engines.updates import restore_optimizer
 from pyro_vae.svi.history import EpochRecord, Recorder
 
-__all__ = ["EarlyStopping", "Loop"]
-
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 

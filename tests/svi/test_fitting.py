@@ -366,7 +366,7 @@ def test_a_small_step_takes_one_thread_and_the_others_come_back() -> None:
 
 @pytest.mark.parametrize("engine", ["eager", "captured"])
 def test_a_fit_within_autocast_moves_the_weights_that_it_computes_with(engine: str) -> None:
-    """Autocast keeps its casts of weights in single precision; stale ones would leave losses where they began."""
+    """Autocast keeps casts of weights in single precision; stale ones would leave losses where they began."""
     torch.set_default_dtype(torch.float32)
     x = observations(64).float()
 

@@ -14,17 +14,6 @@ import torch.distributed as dist
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = [
-    "RankError",
-    "hear",
-    "is_follower",
-    "is_launched",
-    "join_group",
-    "local_device",
-    "missing_ranks",
-    "tell",
-]
-
 PATIENCE = timedelta(minutes=10)
 """A rank that lets the others wait for longer has failed. A checkpoint, the validation loss and a compilation
 must fit into it."""
