@@ -114,7 +114,7 @@ CLAIMS = {
     ),
     "The log is for training stability": ("false: log maps fail first; knowing log σ helps", _stability),
     "Optimizing σ directly, constrained or with a Lagrange multiplier, is worse": (
-        "true of the end, false of the beginning",
+        "true at a constant rate; false at first, and where the rate goes to zero",
         _direct,
     ),
     "The ELBO needs log σ": ("true, but any map can know it", _needs_log),
