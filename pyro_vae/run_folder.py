@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.arguments import require_path
 from pyro_vae.storage.atomic import TEMPORARY
 from pyro_vae.storage.lock import LOCK, locked
 from pyro_vae.storage.records import read_record, write_record
@@ -193,9 +194,12 @@ def open_run(root: str | Path) -> RunFolder:
 
     Raises
     ------
+    TypeError
+        If ``root`` is no path.
     FileNotFoundError
         If there is no run in it.
     """
+    require_path("folder", root)
     folder = RunFolder(Path(root))
     if not folder.record.is_file():
         raise FileNotFoundError(

@@ -24,6 +24,7 @@ from pyro_vae.pairs.parameters import bound, pending_values, start_of, unbound
 from pyro_vae.pairs.placement import placed
 from pyro_vae.pairs.reminding import remember
 from pyro_vae.pairs.running import check_support, float_dtype, run_once, support_check
+from pyro_vae.pairs.support import refuse_impossible
 from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_choices
 from pyro_vae.svi.engines.choice import chain_of, check_engine
@@ -217,13 +218,13 @@ def fit(
         with pending_values(unmet):
             drawn = share.first() if batches is share else batches.first()
             drawn = objective.batch(drawn) if isinstance(objective, Augmented) else drawn
-            plate = check_minibatches(model, guide, batches, drawn)
+            plate = check_minibatches(model, guide, batches, drawn, anew=isinstance(objective, Augmented))
             if plate is not None:
                 how = dataclasses.replace(how, objective=WholeData(objective, plate, batches.observations))
             task, flops = how.of(model, guide, share.first(), ranks)
         if held_out is not None:
             with torch.no_grad():
-                run_once(model, guide, held_out, "validation")
+                refuse_impossible(run_once(model, guide, held_out, "validation"), "validation")
         total = fit_length(epochs, steps, len(batches))
         loop = Loop(
             task,
