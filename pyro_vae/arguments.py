@@ -12,26 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = [
-    "brief",
-    "check_numbers",
-    "check_programs",
-    "cut",
-    "parameters_of",
-    "positive_integer",
-    "positive_integers",
-    "positive_number",
-    "printable",
-    "refuse_lazy",
-    "require_count",
-    "require_finite",
-    "require_module",
-    "require_path",
-    "require_rows",
-    "require_tensor",
-    "without_trace",
-]
-
 OPTIONAL = ("epochs", "steps", "patience", "max_norm")
 SEEDS = 2**63
 MOST_QUOTED = 80

@@ -23,13 +23,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.arguments import require_path
 from pyro_vae.storage.atomic import TEMPORARY
 from pyro_vae.storage.lock import LOCK, locked
 from pyro_vae.storage.records import read_record, write_record
 from pyro_vae.version import __version__
-
-__all__ = ["SCHEMA", "RunFolder", "claim", "open_run", "read_run_record", "writing"]
 
 SCHEMA = 1
 """Version of the layout; a reader refuses a newer one."""
@@ -194,12 +191,9 @@ def open_run(root: str | Path) -> RunFolder:
 
     Raises
     ------
-    TypeError
-        If ``root`` is no path.
     FileNotFoundError
         If there is no run in it.
     """
-    require_path("folder", root)
     folder = RunFolder(Path(root))
     if not folder.record.is_file():
         raise FileNotFoundError(

@@ -19,8 +19,6 @@ from pyro_vae.guides.multivariate import LogScaleMultivariateNormal
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.pushforward import PushforwardMessenger, push_forward
 
-__all__ = ["AutoDiagonalNormal", "AutoLowRankMultivariateNormal", "AutoMultivariateNormal", "AutoNormal"]
-
 Init = Callable[..., Any]
 Plates = Callable[..., Any]
 

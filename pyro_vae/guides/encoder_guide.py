@@ -12,9 +12,6 @@ from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.precision import at_least_float32
 from pyro_vae.guides.sites import call_signature, find_local_sites
 
-__all__ = ["EncoderGuide"]
-
-
 class EncoderGuide(LocalGuide):
     r"""Base of the amortized guides: q(z|x) from the features that an encoder has for each observation.
 

@@ -14,8 +14,6 @@ from pyro_vae.guides.multivariate import LogScaleMultivariateNormal, unit_lower_
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.sites import LocalSite
 
-__all__ = ["DIAGONAL", "FULL", "Family", "split"]
-
 Sites = tuple[LocalSite, ...]
 Parameters = dict[str, Tensor]
 

@@ -10,9 +10,6 @@ from pyro_vae.guides import scales
 from pyro_vae.arguments import positive_integer, positive_number
 from pyro_vae.guides.precision import at_least_float32
 
-__all__ = ["HasRawParameters", "ScaleHead", "initial_slope", "raw_parameters", "raw_value"]
-
-
 def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:
     """The number that a map sends to ``init_scale``.
 

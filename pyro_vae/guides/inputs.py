@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from pyro_vae.arguments import refuse_lazy, without_trace
 from pyro_vae.arrays import as_tensor, plain_array, subsets
 
-__all__ = ["EncoderProgram", "encoded"]
-
 PLAIN = (bool, int, float, str, dict, type(None))
 """What programs take beside arrays."""
 

@@ -21,8 +21,6 @@ from pyro_vae.guides.sites import (
     plain_shape,
 )
 
-__all__ = ["LocalGuide"]
-
 REMEMBERED_PLATES = 256
 UNKNOWN = "{} knows the model's latents after its first call only"
 

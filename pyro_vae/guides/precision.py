@@ -8,9 +8,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["at_least_float32", "exact_log_prob"]
-
-
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast half-precision tensors to float32; return every other tensor as it is.
 

@@ -19,8 +19,6 @@ from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
 from pyro_vae.guides.sites import LocalSite, ObservationPlate, call_signature, find_local_sites
 
-__all__ = ["COVARIANCES", "STEPS", "STOP", "Covariance", "NormalsGuide", "Refined", "as_parameters", "check_refinement", "local_sites"]
-
 logger = logging.getLogger(__name__)
 
 Covariance = Literal["full", "diagonal"]

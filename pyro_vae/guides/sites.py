@@ -23,15 +23,6 @@ from torch.distributions.transforms import ExpTransform, ReshapeTransform
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.pushforward import PushforwardDelta, push_forward
 
-__all__ = [
-    "LatentError",
-    "LocalSite",
-    "ObservationPlate",
-    "call_signature",
-    "find_local_sites",
-    "plain_shape",
-]
-
 OUTSIDE = (
     "An encoder guide covers latents of one observation only: give it poutine.block(model, expose=[...]) and "
     "the other latents an autoguide, both in a pyro.infer.autoguide.AutoGuideList."

@@ -9,8 +9,6 @@ References
 Loader (2000), Fast and Accurate Computation of Binomial Probabilities.
 """
 
-__all__ = ["LogMeanNegativeBinomial", "LogRatePoisson", "LogitBinomial"]
-
 import math
 from typing import Any, TypeVar
 

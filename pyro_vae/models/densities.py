@@ -5,8 +5,6 @@ A decoder knows log σ before it knows σ. A density that is only given σ has t
 p(z₁|z₂) and knows nothing of the guides, whose own Normal also has to score its own draws.
 """
 
-__all__ = ["LocationScale"]
-
 import math
 from typing import Any, ClassVar
 

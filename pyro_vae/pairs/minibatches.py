@@ -18,8 +18,6 @@ from pyro_vae.pairs.isolation import Program, owner, untouched_buffers
 from pyro_vae.pairs.running import check_observed, rescaled_to, run_once, support_check
 from pyro_vae.pairs.support import observed_parts
 
-__all__ = ["check_minibatches"]
-
 
 def check_minibatches(
     model: Program, guide: Program, batches: Batches, first: Batch, *, anew: bool = False

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_vae.arguments import without_trace
-from pyro_vae.batches.batches import Batch, check_rows, plain_parts
+from pyro_vae.batches.batches import Batch
 from pyro_vae.batches.files import row_chunks
+from pyro_vae.batches.rows import check_rows, plain_parts
 from pyro_vae.batches.streams import is_stream
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.sites import LatentError
@@ -23,20 +24,6 @@ from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, unt
 from pyro_vae.pairs.modes import quiet_about_hooks
 from pyro_vae.pairs.support import observed_parts, refuse_impossible
 from pyro_vae.pairs.telling import ENUMERATE, NO_DENSITY, told
-
-__all__ = [
-    "check_observed",
-    "check_support",
-    "float_dtype",
-    "has_global_sites",
-    "in_observation_plate",
-    "rescaled_to",
-    "run_once",
-    "run_pair",
-    "set_up",
-    "support_check",
-    "traced_pair",
-]
 
 
 def support_check(model: Program) -> Callable[[Tensor, str], None] | None:

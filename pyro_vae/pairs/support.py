@@ -11,8 +11,6 @@ from torch.distributions import constraints
 
 from pyro_vae.arguments import brief
 
-__all__ = ["Observed", "observed_parts", "refuse_impossible"]
-
 SHRINK = (
     "squeeze them inside, by x * (n - 1) / n + 0.5 / n for n rows (Smithson and Verkuilen, 2006), or drop "
     "such rows"

@@ -8,8 +8,6 @@ from torch import Tensor
 from pyro_vae.arguments import refuse_lazy, without_trace
 from pyro_vae.pairs.isolation import Program, modules_of, owner
 
-__all__ = ["ENUMERATE", "NO_DENSITY", "told", "told_better"]
-
 NO_DENSITY = "Error while computing log_prob at site "
 """How Pyro begins where a value is not in the support of its distribution."""
 

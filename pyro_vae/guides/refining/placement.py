@@ -14,9 +14,6 @@ from torch.distributions import Transform, biject_to
 
 from pyro_vae.guides.precision import exact_log_prob
 
-__all__ = ["Placement", "coordinates_of", "evaluating", "log_joint", "placed_trace", "rows_in_front"]
-
-
 class Placement(Messenger):
     """Gives latents the values ``biject_to(support)(u)``, and keeps log |dz/du|.
 

@@ -18,8 +18,6 @@ from torch.distributions import (
 from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.guides.sites import LocalSite
 
-__all__ = ["starting_normals"]
-
 Sites = tuple[LocalSite, ...]
 
 DRAWS = 200

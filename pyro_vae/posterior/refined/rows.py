@@ -20,8 +20,6 @@ from pyro_vae.guides.sites import LocalSite, ObservationPlate
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.refined.dispersion import Elsewhere, refined_from_elsewhere, sample_of
 
-__all__ = ["Latents", "RefinedRows", "evaluating_model", "refine_rows"]
-
 Latents = tuple[tuple[LocalSite, ...], ObservationPlate]
 
 

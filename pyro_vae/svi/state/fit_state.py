@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.batches.batches import ArrayBatches, Batches, LoaderBatches, MappedBatches, Rows
+from pyro_vae.batches.batches import ArrayBatches, Batches, LoaderBatches
 from pyro_vae.batches.files import row_chunks
+from pyro_vae.batches.rows import Rows
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.pairs.settings import set_settings, settings_of
 from pyro_vae.storage.plain import tensor_bytes
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import Loop
-
-__all__ = ["SCHEMA", "FitState", "difference", "fingerprint", "identity_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -231,9 +230,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def fingerprint(batches: Batches) -> str:
     """Of tensors and memory-mapped arrays a checksum; what a loader will give is not known beforehand."""
-    if isinstance(batches, ArrayBatches):
-        return f"checksum {_digest(batches.tensors)}"
-    return f"checksum {_digest(batches.rows)}" if isinstance(batches, MappedBatches) else "from a loader"
+    return f"checksum {_digest(batches.rows)}" if isinstance(batches, ArrayBatches) else "from a loader"
 
 
 def _digest(rows: tuple[Rows, ...]) -> str:
