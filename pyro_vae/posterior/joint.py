@@ -18,14 +18,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vae.posterior.drawing import (
-    Pair,
-    check_sites,
-    drawn_sites,
-    in_data_plate,
-    sample_sites,
-)
+from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
+from pyro_vae.posterior.sites import check_sites, drawn_sites, in_data_plate, sample_sites, site_dims
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]
@@ -207,20 +202,8 @@ def joint_groups(
     local = {name: in_data_plate(site) for name, site in sites.items()}
     shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
     seen = {name: value.shape for name, value in groups["observed_data"].items()}
-    dims = joint_dims({name: (local[name], shape) for name, shape in shapes.items()}, "latent")
-    dims |= joint_dims({name: (local[name], shape) for name, shape in seen.items()}, "feature")
+    shared = {name for name, inside in local.items() if not inside}
+    dims = site_dims({name: shape[local[name] :] for name, shape in shapes.items()}, "latent", shared)
+    dims |= site_dims({name: shape[local[name] :] for name, shape in seen.items()}, "feature", shared)
     factors = {name for name in groups["log_likelihood"] if name not in dims}
     return groups, dims | {name: ["observation"] if local[name] else [] for name in factors}
-
-
-def joint_dims(sites: dict[str, tuple[bool, tuple[int, ...]]], word: str) -> dict[str, list[str]]:
-    """Dimension names of sites, each with whether it is in the plate of the observations, and its shape."""
-    local = {name: shape[1:] for name, (inside, shape) in sites.items() if inside}
-    shared = {name: shape for name, (inside, shape) in sites.items() if not inside}
-    vectors = [name for name, shape in (local | shared).items() if len(shape) == 1]
-    dims = {}
-    for name, shape in (local | shared).items():
-        event = [f"{name}_dim_{i}" for i in range(len(shape))]
-        own = [word] if vectors == [name] and name != word else event
-        dims[name] = ["observation", *own] if name in local else own
-    return dims

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from pyro_vae.arguments import check_numbers
 from pyro_vae.posterior.arguments import check_request, require_tree
-from pyro_vae.posterior.drawing import CHUNK, Block, Pair, SharedLatentError, sample_sites
+from pyro_vae.posterior.drawing import CHUNK, Block, Pair
 from pyro_vae.posterior.joint import joint_groups
-from pyro_vae.posterior.preparation import prepare, prepare_joint, select
+from pyro_vae.posterior.preparation import prepare_chosen
+from pyro_vae.posterior.sites import sample_sites, site_dims
 from pyro_vae.version import __version__
 
 Array = NDArray[Any]
@@ -120,17 +121,10 @@ def from_pyro_svi(
         raise TypeError(f"history is a {type(history).__name__}; give fit.history")
     if calibration is not None and (not isinstance(calibration, xr.Dataset) or "pit" not in calibration):
         raise TypeError(f"calibration is a {type(calibration).__name__}; give what calibrate(...) returns")
-    index, subset = select(data, observations)
-    try:
-        pair = prepare(model, guide, subset)
-    except SharedLatentError as error:
-        if observations is not None:
-            raise ValueError(
-                "observations names some of the data, but all of them share latents; leave it out"
-            ) from error
-        pair = prepare_joint(model, guide, data)
-        joint = joint_groups(pair, draws, seed, GROUPS, progress=progress)
-        return _tree(_with_integers(joint[0], pair), joint[1], index, name, seed, history, calibration)
+    index, pair, shared = prepare_chosen(model, guide, data, observations)
+    if shared:
+        joint, dims = joint_groups(pair, draws, seed, GROUPS, progress=progress)
+        return _tree(_with_integers(joint, pair), dims, index, name, seed, history, calibration)
     groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
     for block in pair.blocks(draws, seed, chunk, predictive=True, progress=progress):
         for group, values in _values(block).items():
@@ -307,20 +301,3 @@ def _dims(groups: dict[str, dict[str, Array]]) -> dict[str, list[str]]:
     return dims | site_dims(
         {site: value.shape[1:] for site, value in groups["observed_data"].items()}, "feature"
     )
-
-
-def site_dims(shapes: Mapping[str, Sequence[int]], word: str) -> dict[str, list[str]]:
-    """Dimension names of sites with these event shapes: ``word`` for the only vector, else numbered.
-
-    >>> site_dims({"z": (8,), "scale": ()}, "latent")
-    {'z': ['observation', 'latent'], 'scale': ['observation']}
-    >>> site_dims({"image": (28, 28)}, "feature")
-    {'image': ['observation', 'image_dim_0', 'image_dim_1']}
-    """
-    vectors = [site for site, shape in shapes.items() if len(shape) == 1]
-    dims = {}
-    for site, shape in shapes.items():
-        event = [f"{site}_dim_{i}" for i in range(len(shape))]
-        # a dimension named like a variable would replace it
-        dims[site] = ["observation", *([word] if vectors == [site] and site != word else event)]
-    return dims
