@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch.utils.data import DataLoader
 
-from pyro_vae.batches.batches import ArrayBatches, Batch, Batches, LoaderBatches
+from pyro_vae.batches.batches import Batch, Batches, LoaderBatches
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import Program, owner, untouched_buffers
@@ -58,8 +58,7 @@ def _check_values(trace: Trace, batches: Batches, first: Batch) -> None:
         check_observed(trace, first, (), "a batch of data")
         batches.observed = tuple(observed_parts(trace, first))
     else:
-        rows: Any = batches.tensors if isinstance(batches, ArrayBatches) else getattr(batches, "rows", ())
-        check_observed(trace, first, rows)
+        check_observed(trace, first, getattr(batches, "rows", ()))
 
 
 def _latents(trace: Trace) -> Iterator[tuple[str, Any]]:

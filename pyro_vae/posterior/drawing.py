@@ -65,6 +65,8 @@ class Block:
         log p(z) and log q(z|x).
     log_likelihood
         log p(x|z) by observed site, and what ``pyro.factor`` adds.
+    log_priors
+        log p(z) by latent site, each given those before it.
     prior, replicates
         Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
         observations, ...); empty unless asked for.
@@ -77,6 +79,7 @@ class Block:
     log_prior: Tensor
     log_guide: Tensor
     log_likelihood: dict[str, Tensor]
+    log_priors: dict[str, Tensor] = field(default_factory=dict)
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
 
@@ -232,6 +235,7 @@ class Pair:
             zero = torch.zeros(count, rows, dtype=torch.float64, device="cpu")
             return sum((self.log_prob(site, count, rows) for site in sites.values()), zero)
 
+        log_priors = {name: total({name: site}) for name, site in latents.items()}
         return Block(
             observations=observations,
             draws=draws,
@@ -241,7 +245,8 @@ class Pair:
                 for name, site in observed.items()
                 if not site_is_factor(site)
             },
-            log_prior=total(latents),
+            log_prior=sum(log_priors.values(), total({})),
+            log_priors=log_priors,
             log_guide=total(guide_sites),
             log_likelihood={name: total({name: site}) for name, site in observed.items()},
         )

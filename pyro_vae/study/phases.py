@@ -169,7 +169,10 @@ def examine(
         logger.warning("left out: %s", told)
         del fits[name], measured[name]
         gaps.pop(name, None)
-    posteriors = {name: posterior_tree(by_seed[0], held_out, name) for name, by_seed in fits.items()}
+    posteriors = {
+        name: posterior_tree(by_seed[0], held_out, name, measured[name][0]["calibration"])
+        for name, by_seed in fits.items()
+    }
     return Findings(
         histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
         posteriors=posteriors,
