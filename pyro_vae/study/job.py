@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyro_vae.arguments import require_path
 from pyro_vae.run_folder import RunFolder, claim, open_run, writing
 from pyro_vae.study.account import told
 from pyro_vae.study.completion import (
@@ -17,7 +18,7 @@ from pyro_vae.study.completion import (
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.fits import fit_as_follower, no_more_fits
 from pyro_vae.study.phases import Material, fit_missing, prepare
-from pyro_vae.study.result import Study, require_path
+from pyro_vae.study.result import Study
 from pyro_vae.svi import NonFiniteError
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,7 @@ def resume_study(
     --------
     ``resume_study("runs/digits").answer``
     """
+    require_path("folder", folder)
     run = open_run(folder)
     with writing(run), says_how_to_go_on(run):
         run.tidy()
