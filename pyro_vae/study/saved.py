@@ -55,13 +55,8 @@ def write_findings(folder: RunFolder, findings: Findings) -> dict[str, str]:
 
 def read_findings(folder: RunFolder, record: Mapping[str, Any]) -> Findings:
     """Read what :func:`write_findings` wrote, as somebody else's: nothing is read that the record does not
-    name, nothing is believed that does not suit it.
-
-    Raises
-    ------
-    ValueError
-        If the run has not come to its end, or a file is missing, damaged or foreign.
-    """
+    name, nothing is believed that does not suit it. Raises ValueError if the run has not come to its end, or
+    a file is missing, damaged or foreign."""
     result, files = record["result"], record.get("files", {})
     config = StudyConfig.from_record(record["config"])
     if result.get("status") != "done":
