@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.arguments import check_programs
+from pyro_vae.arguments import kind, check_programs
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.families import DIAGONAL, FULL, Family
 from pyro_vae.guides.local_guide import LocalGuide
@@ -213,7 +213,7 @@ def _model_of(guide: Any) -> Callable[..., Any]:
         model = None
     if not callable(model):
         raise TypeError(
-            f"guide is a {type(guide).__name__}, which does not know its model; give model="
+            f"guide is {kind(guide)}, which does not know its model; give model="
         )
     return model  # type: ignore[no-any-return]
 

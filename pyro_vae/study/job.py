@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.arguments import require_path
+from pyro_vae.arguments import kind, require_path
 from pyro_vae.report.html import render_page
 from pyro_vae.report.pictures import draw_figures
 from pyro_vae.report.readings import read_findings_aloud
@@ -96,7 +96,7 @@ def run_study(
     config = StudyConfig() if config is None else config
     if not isinstance(config, StudyConfig):
         hint = f"StudyConfig({config!r})" if isinstance(config, str) else "StudyConfig(...)"
-        raise TypeError(f"config is a {type(config).__name__}; give {hint}")
+        raise TypeError(f"config is {kind(config)}; give {hint}")
     if out is not None:
         require_path("out", out)
     material = prepare(config)
