@@ -8,7 +8,7 @@ draw and the observation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from pyro_vae.batches.rows import Rows
-from pyro_vae.devices import making_tensors_on
+from pyro_vae.devices import making_tensors_on, threads_for
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.posterior.sites import (
@@ -112,6 +112,8 @@ class Pair:
     nesting: int = 1
     whole: bool = False
     """Whether all observations must go through together."""
+    flops: float = 0.0
+    """Floating-point operations of one row, an observation and a draw, through both programs."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -144,17 +146,20 @@ class Pair:
 
     def block(self, observations: slice, draws: slice, seed: int, *, predictive: bool = False) -> Block:
         """The draws of one block; ``predictive`` adds draws from the prior and replicates of the data."""
-        with self.evaluation(seed, observations.start, draws.start):
+        rows = (observations.stop - observations.start) * (draws.stop - draws.start)
+        with self.evaluation(seed, observations.start, draws.start, rows=rows):
             args = tuple(arg[observations] for arg in self.args)
             guide_trace, model_trace = self.traces(args, draws.stop - draws.start)
             block = self.read(guide_trace, model_trace, observations, draws)
             return self._predict(block, guide_trace, args) if predictive else block
 
     @contextmanager
-    def evaluation(self, *key: int) -> Iterator[None]:
-        """Nothing outside moves: store, random streams, validation, default dtype; no graph is built."""
+    def evaluation(self, *key: int, rows: int | None = None) -> Iterator[None]:
+        """Nothing outside moves: store, random streams, validation, default dtype; no graph is built. So many
+        ``rows`` go through at once, by default one for each observation."""
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         with (
+            self.threads(self.observations if rows is None else rows),
             isolated(self.model, self.guide, seed=seed),
             evaluating(self.model, self.guide),
             _default_dtype(self.dtype),
@@ -162,6 +167,10 @@ class Pair:
             torch.no_grad(),
         ):
             yield
+
+    def threads(self, rows: int) -> AbstractContextManager[None]:
+        """Inside, one thread where this is enough for so many rows at once with their gradients."""
+        return threads_for(3.0 * self.flops * rows)
 
     def traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
         """The guide's trace and the model's on its draws."""

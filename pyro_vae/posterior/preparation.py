@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from pyro_vae.batches.rows import as_rows, plain_parts
 from pyro_vae.copies import deep_copy
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
+from pyro_vae.pairs.running import counting_flops
 from pyro_vae.posterior.drawing import Block, Pair, StoreState
 from pyro_vae.posterior.joint import joint_pair
 from pyro_vae.posterior.sites import PairError, SharedLatentError, in_data_plate, sample_sites, shared_latent
@@ -63,7 +65,7 @@ def prepare(
     for floats in subsets(whole):
         pair = _prepared(model, guide, data, dtypes, floats, errors)
         if pair is not None:
-            return pair
+            return replace(pair, flops=_flops(pair))
         if any(isinstance(error, PairError) for error in errors):
             break
     told = [error for error in errors if isinstance(error, PairError)]
@@ -94,6 +96,7 @@ def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: An
         for candidate in _copies(model, guide, data, (torch.float64, None), floats)
     )
     pair = joint_pair(candidates)
+    pair = replace(pair, flops=_flops(pair))
     _refuse_other_dims(pair)
     return pair
 
@@ -178,6 +181,17 @@ def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[
     except Exception as error:
         errors.append(error)
         return None
+
+
+def _flops(pair: Pair) -> float:
+    """Of one row; infinite, and so all threads, where torch's counter does not get along with the programs."""
+    rows, draws = (pair.observations, 1) if pair.whole else (min(2, pair.observations), 3)
+    try:
+        with pair.evaluation(0), counting_flops() as counter:
+            pair.traces(tuple(arg[:rows] for arg in pair.args), draws)
+    except Exception:
+        return math.inf
+    return counter.get_total_flops() / (rows * draws)
 
 
 def _nesting(pair: Pair, observations: slice) -> int:

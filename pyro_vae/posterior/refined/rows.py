@@ -73,7 +73,7 @@ def refine_rows(
     for start in range(0, pair.observations, rows):
         block = slice(start, min(start + rows, pair.observations))
         args = _rows(pair, block)
-        with pair.evaluation(seed, start):
+        with pair.evaluation(seed, start, rows=min(chunk, len(args[0]) * 2 * sum(sizes.values()))):
             with store.scope(pair.guide_state), making_tensors_on(args[0].device):
                 begin = starting_normals(pair.guide, latents[0], args, {}, full=covariance == "full")
             with store.scope(pair.model_state):
@@ -96,7 +96,8 @@ def _rows(pair: Pair, block: slice) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def evaluating_model(pair: Pair, seed: int = 0) -> Iterator[None]:
-    """The model of a pair can be run: its parameters are in place, and nothing outside moves."""
-    with pair.evaluation(seed), pyro.get_param_store().scope(pair.model_state):
+def evaluating_model(pair: Pair, seed: int = 0, *, rows: int | None = None) -> Iterator[None]:
+    """The model of a pair can be run, as in :meth:`~pyro_vae.posterior.drawing.Pair.evaluation`; its
+    parameters are in place, too."""
+    with pair.evaluation(seed, rows=rows), pyro.get_param_store().scope(pair.model_state):
         yield

@@ -116,7 +116,8 @@ def repair(
         module.requires_grad_(False)  # a copy; only latents and proposals move
     ladder = Ladder(pair, draws, seed, chunk, chains, warmup)
     here = making_tensors_on(torch.device("cpu"))  # whatever the user's default is; the model has its own
-    with here, progress_bar(len(index), "believable posteriors", enabled=progress) as show:
+    rows = min(chunk, draws * len(index))
+    with here, pair.threads(rows), progress_bar(len(index), "believable posteriors", enabled=progress) as show:
         ladder.stand()
         for group in ladder.groups():
             for step in ladder.climb(group, steps):

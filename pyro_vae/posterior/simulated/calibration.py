@@ -121,12 +121,12 @@ def calibrate(
     blocks, joints, exact, names = [], [], True, []
     for start in range(0, n, chunk):
         block = slice(start, min(start + chunk, n))
-        with pair.evaluation(seed, start):
+        with pair.evaluation(seed, start, rows=chunk):
             made = simulate(pair, block)
             found = transforms(pair, made)
             exact = found is not None
             blocks.append(ranks(pair, made, draws, chunk) if found is None else found)
-        with pair.evaluation(seed, start, 1):
+        with pair.evaluation(seed, start, 1, rows=chunk):
             joints.append(np.stack(joint(pair, made, joint_draws, chunk)))
         names = [
             name for site, value in made.truth.items() for name in coordinate_names(site, value.shape[1:])
