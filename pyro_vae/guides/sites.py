@@ -36,6 +36,10 @@ DISCRETE = (
 POSITIVE = (type(constraints.positive), type(constraints.nonnegative))
 
 
+class LatentError(ValueError):
+    """The model's latents are none that a guide serves; the message says which, and what to do."""
+
+
 @dataclass(frozen=True)
 class LocalSite:
     """One latent of an observation.
@@ -208,14 +212,15 @@ def find_local_sites(
         if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     ]
     if not latents:
-        raise ValueError(
+        raise LatentError(
             "the model has no latent variable for this guide: every sample site is observed or hidden by "
             "poutine.block. An encoder guide needs at least one latent in the plate of the observations."
         )
-    frames = {_observation_frame(site, outside) for site in latents}
+    rows = next((len(arg) for arg in args if isinstance(arg, Tensor) and arg.dim()), 0)
+    frames = {_observation_frame(site, outside, rows) for site in latents}
     if len(frames) > 1:
         names = sorted(frame.name for frame in frames)
-        raise ValueError(
+        raise LatentError(
             f"the latents sit in {len(frames)} plates ({', '.join(names)}), but the encoder has features for "
             f"one plate only. {outside}"
         )
@@ -229,19 +234,26 @@ def find_local_sites(
     return tuple(_local_site(site, discrete) for site in latents), plate
 
 
-def _observation_frame(site: Mapping[str, Any], outside: str) -> Any:
+def _observation_frame(site: Mapping[str, Any], outside: str, rows: int) -> Any:
     """The one plate of a latent."""
     name, stack = site["name"], site["cond_indep_stack"]
     if any(not frame.vectorized for frame in stack):
-        raise ValueError(
+        raise LatentError(
             f"latent '{name}' sits in a sequential plate (for i in pyro.plate(...)); write it with "
             "`with pyro.plate(...):`"
         )
+    shape = tuple(site["fn"].batch_shape) + tuple(site["fn"].event_shape)
+    if not stack and shape[:1] == (rows,):
+        raise LatentError(
+            f"latent '{name}' has a value for each of the {rows} observations, and is in no plate; write it in "
+            "`with pyro.plate('data', len(x)):`, and declare by .to_event() the dimensions within an "
+            "observation alone"
+        )
     if not stack:
-        raise ValueError(f"latent '{name}' sits outside the plate of the observations. {outside}")
+        raise LatentError(f"latent '{name}' sits outside the plate of the observations. {outside}")
     if len(stack) > 1 or stack[0].dim != -1:
         where = ", ".join(f"'{frame.name}' (dim {frame.dim})" for frame in stack)
-        raise ValueError(
+        raise LatentError(
             f"latent '{name}' sits in plate {where}, but an encoder guide needs exactly one plate, that of "
             "the observations, at dim -1; declare the dimensions within an observation with .to_event()"
         )
@@ -251,11 +263,11 @@ def _observation_frame(site: Mapping[str, Any], outside: str) -> Any:
 def _local_site(site: Mapping[str, Any], discrete: str) -> LocalSite:
     name, fn, value = site["name"], site["fn"], site["value"]
     if fn.support.is_discrete:
-        raise ValueError(
+        raise LatentError(
             f"latent '{name}' is discrete ({type(fn).__name__}), {discrete.format(name=name)}"
         )
     if len(fn.batch_shape) != 1:
-        raise ValueError(
+        raise LatentError(
             f"latent '{name}' has batch shape {tuple(fn.batch_shape)} in plate at dim -1; declare the "
             "dimensions within an observation with .to_event()"
         )
@@ -276,13 +288,13 @@ def _shared_support(support: Constraint, name: str, event_dim: int) -> Constrain
         if not isinstance(bound, Tensor):
             continue
         if bound.requires_grad:
-            raise ValueError(
+            raise LatentError(
                 f"the {key} of latent '{name}' is a learned parameter, but the guide keeps the support of "
                 "its first call: draw the latent on a fixed support and scale it inside the model"
             )
         if bound.dim() > event_dim:
             if bool((bound != bound[:1]).any()):
-                raise ValueError(
+                raise LatentError(
                     f"the {key} of latent '{name}' differs between observations, but the guide has one "
                     "support for all: draw the latent on a fixed support and scale it inside the model"
                 )

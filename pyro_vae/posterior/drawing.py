@@ -26,6 +26,7 @@ from torch import Tensor
 from pyro_vae.batches.rows import Rows
 from pyro_vae.devices import making_tensors_on, threads_for
 from pyro_vae.guides.local_guide import LocalGuide
+from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.posterior.sites import (
     PairError,
@@ -64,6 +65,8 @@ class Block:
         log p(z) and log q(z|x).
     log_likelihood
         log p(x|z) by observed site, and what ``pyro.factor`` adds.
+    log_priors
+        log p(z) by latent site, each given those before it.
     prior, replicates
         Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
         observations, ...); empty unless asked for.
@@ -76,6 +79,7 @@ class Block:
     log_prior: Tensor
     log_guide: Tensor
     log_likelihood: dict[str, Tensor]
+    log_priors: dict[str, Tensor] = field(default_factory=dict)
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
 
@@ -240,6 +244,7 @@ class Pair:
             zero = torch.zeros(count, rows, dtype=torch.float64, device="cpu")
             return sum((self.log_prob(site, count, rows) for site in sites.values()), zero)
 
+        log_priors = {name: total({name: site}) for name, site in latents.items()}
         return Block(
             observations=observations,
             draws=draws,
@@ -249,7 +254,8 @@ class Pair:
                 for name, site in observed.items()
                 if not site_is_factor(site)
             },
-            log_prior=total(latents),
+            log_prior=sum(log_priors.values(), total({})),
+            log_priors=log_priors,
             log_guide=total(guide_sites),
             log_likelihood={name: total({name: site}) for name, site in observed.items()},
         )
@@ -267,7 +273,7 @@ class Pair:
 
     def log_prob(self, site: Any, count: int, rows: int) -> Tensor:
         """The site's density: masks count, subsampling and annealing scales do not."""
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+        log_prob = scale_and_mask(exact_log_prob(site["fn"], site["value"]), mask=site["mask"])
         log_prob = self.draws_first(site, log_prob, count, rows)
         return log_prob.to("cpu", torch.float64).reshape(count, rows, -1).sum(-1)
 

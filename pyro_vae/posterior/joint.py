@@ -18,6 +18,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
+from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.sites import check_sites, drawn_sites, in_data_plate, sample_sites, site_dims
@@ -41,6 +42,8 @@ class JointDraw:
         log p(z) and log q(z).
     log_likelihood
         By observed site, (observations,) where it is in their plate, else one number.
+    log_priors
+        The same by latent site.
     prior, replicates
         Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for.
     """
@@ -50,6 +53,7 @@ class JointDraw:
     log_prior: float
     log_guide: float
     log_likelihood: dict[str, Tensor]
+    log_priors: dict[str, Tensor]
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
 
@@ -113,6 +117,7 @@ def _read(pair: Pair, *, predictive: bool) -> JointDraw:
         log_prior=sum(float(_log_prob(site).sum()) for site in latents.values()),
         log_guide=sum(float(_log_prob(site).sum()) for site in guide_sites.values()),
         log_likelihood={name: _by_observation(site) for name, site in observed.items()},
+        log_priors={name: _by_observation(site) for name, site in latents.items()},
     )
     if not predictive:
         return found
@@ -134,7 +139,7 @@ def in_front(site: Any, value: Tensor) -> Tensor:
 
 
 def _log_prob(site: Any) -> Tensor:
-    density: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    density: Tensor = scale_and_mask(exact_log_prob(site["fn"], site["value"]), mask=site["mask"])
     return density.detach().to("cpu", torch.float64)
 
 
@@ -184,6 +189,7 @@ def joint_groups(
             "prior": draw.prior,
             "posterior_predictive": draw.replicates,
             "log_likelihood": draw.log_likelihood,
+            "log_prior": draw.log_priors,
             "sample_stats": {"log_p": draw.log_prior + draw.reconstruction, "log_q": draw.log_guide},
         }
         for group, values in parts.items():
