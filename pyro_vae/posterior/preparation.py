@@ -17,10 +17,12 @@ from pyro_vae.arrays import subsets
 from pyro_vae.batches.batches import as_rows, plain_parts
 from pyro_vae.batches.files import read_rows
 from pyro_vae.copies import deep_copy
+from pyro_vae.pairs.enumeration import left_to_enumeration
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
 from pyro_vae.posterior.drawing import (
     Block,
+    DataPlate,
     Pair,
     PairError,
     SharedLatentError,
@@ -109,24 +111,41 @@ def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: An
         for floats in subsets(whole)
         for candidate in _copies(model, guide, data, (torch.float64, None), floats)
     )
-    pair = joint_pair(candidates)
-    _refuse_other_dims(pair)
-    return pair
+    return joint_pair(_with_structure(candidate) for candidate in candidates)
 
 
-def _refuse_other_dims(pair: Pair) -> None:
-    """A plate over the observations at another dim than −1 is a slip, and no sign of shared latents."""
-    with pair.evaluation(0):
-        sites = sample_sites(pair.run_model(pair.tensors, 1))
-    if any(in_data_plate(site) for site in sites.values()):
-        return
-    for name, site in sites.items():
-        for frame in site["cond_indep_stack"]:
-            if frame.vectorized and frame.size == pair.observations > 1:
-                raise PairError(
-                    f"site '{name}' is in the plate '{frame.name}' of the {frame.size} observations at dim "
-                    f"{frame.dim}, not at dim -1, where they are looked for; give it dim=-1, or nothing"
-                )
+def _with_structure(pair: Pair) -> Pair:
+    """The pair with what is to be known of its programs: which latents are left to enumeration, and the plate
+    of the observations."""
+    single = replace(pair, layout="rows")
+    few = [_frames(single, rows) for rows in (1, 2)]
+    counts, found = ((1, 2), few) if None not in few else ((pair.observations,), [_frames(single, None)])
+    known = [each for each in found if each is not None]
+    if len(known) < len(counts):
+        return pair
+    last, summed = known[-1]
+    ours = [
+        {name for name, frame in frames.items() if frame.size == count}
+        for count, (frames, _) in zip(counts, known, strict=True)
+    ]
+    names = set.intersection(*ours)
+    dim = max((last[name].dim for name in names), default=-1)
+    plate = DataPlate(dim, frozenset(name for name in names if last[name].dim == dim))
+    nesting = max((-frame.dim for frame in last.values()), default=1)
+    return replace(pair, plate=plate, nesting=nesting, summed=summed)
+
+
+def _frames(pair: Pair, rows: int | None) -> tuple[dict[str, Any], frozenset[str]] | None:
+    """The plates of the model on some observations, and what it leaves to enumeration; None if it does not
+    run on them."""
+    try:
+        with pair.evaluation(0):
+            guide_trace, trace = pair.traces(tuple(arg[slice(0, rows)] for arg in pair.args), 1)
+    except Exception:  # whatever programs do with other data than they are made for
+        return None
+    found = [frame for site in sample_sites(trace).values() for frame in site["cond_indep_stack"]]
+    frames = {frame.name: frame for frame in found if frame.vectorized}
+    return frames, left_to_enumeration(trace, guide_trace)
 
 
 def _prepared(
@@ -138,7 +157,7 @@ def _prepared(
     errors: list[Exception],
 ) -> Pair | None:
     """The pair with the integers of some parts as floating point, if it runs on them."""
-    for candidate in _copies(model, guide, data, dtypes, floats):
+    for candidate in map(_with_structure, _copies(model, guide, data, dtypes, floats)):
         two = slice(0, min(2, candidate.observations))
         rows = _attempt(replace(candidate, layout="rows"), two, errors)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
@@ -165,7 +184,7 @@ def _note_shared(candidate: Pair, errors: list[Exception]) -> None:
     except Exception as error:
         errors.append(error)
         return
-    outside = [site["name"] for site in sites if not in_data_plate(site)]
+    outside = [site["name"] for site in sites if not in_data_plate(site, pair.plate)]
     if outside:
         errors.append(SharedLatentError(shared_latent(outside[0])))
 

@@ -183,7 +183,7 @@ def _joint_nuts(pair: Pair, draws: int, warmup: int, chains: int, seed: int, pro
     import arviz_base
 
     values, divergences = nuts(pair, draws, warmup, chains, seed, progress=progress)
-    local = {name: in_data_plate(site) for name, site in latent_sites(pair).items()}
+    local = {name: in_data_plate(site, pair.plate) for name, site in latent_sites(pair).items()}
     dims = joint_dims(
         {name: (local[name], tuple(value.shape[2:])) for name, value in values.items()}, "latent"
     )
@@ -251,8 +251,9 @@ def nuts(
     values = {}
     for name, site in sites.items():
         value = torch.stack([chain[name] for chain in by_chain]).cpu()
-        inside = in_data_plate(site)
-        values[name] = value.movedim(value.dim() - site["fn"].event_dim - 1, 2) if inside else value
+        inside = in_data_plate(site, pair.plate)
+        axis = value.dim() - site["fn"].event_dim + pair.plate.dim
+        values[name] = value.movedim(axis, 2) if inside else value
     return values, divergences
 
 
