@@ -9,23 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "brief",
-    "check_numbers",
-    "check_programs",
-    "cut",
-    "parameters_of",
-    "positive_integer",
-    "positive_integers",
-    "positive_number",
-    "printable",
-    "require_count",
-    "require_finite",
-    "require_module",
-    "require_rows",
-    "require_tensor",
-]
-
 OPTIONAL = ("epochs", "steps", "patience", "max_norm")
 SEEDS = 2**63
 MOST_QUOTED = 80

@@ -6,8 +6,6 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CopyError", "deep_copy"]
-
 Copied = TypeVar("Copied")
 
 

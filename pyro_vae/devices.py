@@ -4,8 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-__all__ = ["forked_streams", "making_tensors_on", "resolve_device"]
-
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device by name; ``"auto"`` is CUDA where there is one and the CPU elsewhere.

@@ -14,25 +14,6 @@ from pyro_vae.batches.files import MappedRows, row_chunks
 from pyro_vae.batches.streams import is_stream, whole_stream
 from pyro_vae.devices import making_tensors_on
 
-__all__ = [
-    "ArrayBatches",
-    "Batch",
-    "Batches",
-    "Check",
-    "DrawnAnew",
-    "GatheredEpoch",
-    "LoaderBatches",
-    "MappedBatches",
-    "Rows",
-    "as_batches",
-    "as_rows",
-    "as_tensors",
-    "check_rows",
-    "epoch_order",
-    "epoch_seed",
-    "plain_parts",
-]
-
 Batch = tuple[Tensor, ...]
 Rows = Tensor | MappedRows
 Check = Callable[[Tensor, str], None]

@@ -19,8 +19,6 @@ from pyro_vae.batches.batches import (
     epoch_seed,
 )
 
-__all__ = ["share_of"]
-
 
 def share_of(batches: Batches, rank: int, size: int) -> Batches:
     """The batches of one of ``size`` ranks: of each batch every ``size``-th observation, from ``rank`` on.

@@ -7,8 +7,6 @@ from torch import Tensor, fx
 
 from pyro_vae.graphs.simplification import mutates
 
-__all__ = ["compiled"]
-
 
 def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Return the graph compiled for inputs of these shapes; it takes ten to thirty seconds the first time.

@@ -17,8 +17,6 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.graphs.places import calling_line
 
-__all__ = ["Answer", "DependsOnValuesError", "Watch", "check_shapes"]
-
 Answer = Callable[..., Any]
 """``answer(frame, *args, **kwargs)`` in place of a function of torch that is called from ``frame``;
 NotImplemented where it has none."""

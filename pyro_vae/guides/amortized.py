@@ -16,8 +16,6 @@ from pyro_vae.guides.families import DIAGONAL, FULL
 from pyro_vae.guides.latents.shared import Globals
 from pyro_vae.guides.precision import at_least_float32
 
-__all__ = ["AmortizedFlow", "AmortizedMultivariateNormal", "AmortizedNormal"]
-
 
 class AmortizedNormal(EncoderGuide):
     r"""A Normal with independent coordinates for the latents of each observation, from an encoder's features.

@@ -14,8 +14,6 @@ from pyro_vae.guides.latents.shared import Globals, SharedLatents, as_globals
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.precision import at_least_float32
 
-__all__ = ["EncoderGuide"]
-
 
 class EncoderGuide(LocalGuide):
     r"""Base of the amortized guides: q(z|x) from the features that an encoder has for each observation.

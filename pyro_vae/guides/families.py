@@ -14,8 +14,6 @@ from pyro_vae.guides.latents.sites import LocalSite
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal, unit_lower_triangular
 from pyro_vae.guides.normal import LogScaleNormal
 
-__all__ = ["DIAGONAL", "FULL", "Family", "split"]
-
 Sites = tuple[LocalSite, ...]
 Parameters = dict[str, Tensor]
 

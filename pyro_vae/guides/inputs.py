@@ -7,8 +7,6 @@ from torch import Tensor
 
 from pyro_vae.arrays import as_tensor, subsets
 
-__all__ = ["EncoderProgram", "encoded"]
-
 PLAIN = (bool, int, float, str, dict, type(None))
 """What programs take beside arrays."""
 

@@ -19,8 +19,6 @@ from pyro_vae.guides.latents.masks import Masks, hidden_alike, masks_of
 from pyro_vae.guides.latents.plates import ObservationPlate, call_signature, plain_shape
 from pyro_vae.guides.latents.sites import LocalSite
 
-__all__ = ["LocalGuide"]
-
 REMEMBERED_PLATES = 256
 UNKNOWN = "{} knows the model's latents after its first call only"
 

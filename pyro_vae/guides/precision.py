@@ -2,8 +2,6 @@
 
 from torch import Tensor
 
-__all__ = ["at_least_float32"]
-
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast half-precision tensors to float32; return every other tensor as it is.

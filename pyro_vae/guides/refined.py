@@ -21,18 +21,6 @@ from pyro_vae.guides.refining.placement import evaluating
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
 
-__all__ = [
-    "COVARIANCES",
-    "STEPS",
-    "STOP",
-    "Covariance",
-    "NormalsGuide",
-    "Refined",
-    "as_parameters",
-    "check_refinement",
-    "local_sites",
-]
-
 logger = logging.getLogger(__name__)
 
 Covariance = Literal["full", "diagonal"]

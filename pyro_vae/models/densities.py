@@ -5,8 +5,6 @@ which is −inf, with a NaN gradient, as soon as σ underflows. The classes here
 and p(z₁|z₂) and know nothing of the guides, whose own Normal also has to score its own draws.
 """
 
-__all__ = ["LocationScale", "LogMeanNegativeBinomial", "LogRatePoisson", "LogitBinomial"]
-
 import math
 from typing import Any, ClassVar
 

@@ -4,17 +4,6 @@ Encoders give features, on which a guide puts its own heads; decoders give the o
 needs. Both take any leading dimensions (particles, draws, batch). Layers start as PyTorch starts them.
 """
 
-__all__ = [
-    "ACTIVATIONS",
-    "Activation",
-    "ConvDecoder",
-    "ConvEncoder",
-    "HasOutputBias",
-    "MLPDecoder",
-    "MLPEncoder",
-    "Standardize",
-]
-
 import itertools
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What a model shows: reconstructions of observations, and walks through its latent space."""
 
-__all__ = ["reconstruct", "traverse"]
-
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

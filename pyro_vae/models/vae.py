@@ -1,7 +1,5 @@
 """The model of a variational autoencoder: a prior, a decoder and a likelihood."""
 
-__all__ = ["VAE"]
-
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution

@@ -13,8 +13,6 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["by_chain_rule", "drawn_given_the_rest", "enumerated", "left_to_enumeration", "summed_out"]
-
 Program = Callable[..., Any]
 
 
@@ -26,13 +24,13 @@ def left_to_enumeration(model_trace: Trace, guide_trace: Trace) -> frozenset[str
         if site["type"] == "sample"
         and not site["is_observed"]
         and name not in guide_trace.nodes
-        and site["infer"].get("enumerate")
+        and (site["infer"] or {}).get("enumerate")
     )
 
 
 def enumerated(model: Program, nesting: int) -> Program:
     """The model with all values of its enumerated latents side by side, to the left of ``nesting`` plates."""
-    program: Program = EnumMessenger(first_available_dim=-1 - nesting)(model)  # type: ignore[no-untyped-call]
+    program: Program = EnumMessenger(first_available_dim=-1 - nesting)(model)
     return program
 
 

@@ -16,8 +16,6 @@ from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import Program, owner, untouched_buffers
 from pyro_vae.pairs.running import rescaled_to, run_once, run_pair
 
-__all__ = ["check_minibatches"]
-
 
 def check_minibatches(model: Program, guide: Program, batches: Batches, first: Batch) -> str | None:
     """Refuse pairs that a fit on minibatches would lead to another posterior, or that cannot take them.

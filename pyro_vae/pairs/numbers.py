@@ -12,8 +12,6 @@ from pyro_vae.batches.streams import is_stream
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, modules_of
 from pyro_vae.pairs.running import run_once
 
-__all__ = ["is_floating", "may_hold_integers", "meant_as_floats"]
-
 
 def meant_as_floats(
     model: Program, guide: Program, batch: Batch, dtype: torch.dtype, *, seed: int

@@ -13,16 +13,6 @@ from torch import Tensor, nn
 
 from pyro_vae.pairs.isolation import blocks_around, empty_store, one_at_a_time, owner
 
-__all__ = [
-    "Bound",
-    "held_beside",
-    "named_tensors",
-    "pending_values",
-    "start_of",
-    "trainable_parameters",
-    "unbound",
-]
-
 MODULE = "$$$"
 """Between the name that ``pyro.module`` was given and the parameter's own."""
 

@@ -19,19 +19,6 @@ from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, untouched_buffers
 from pyro_vae.pairs.modes import quiet_about_hooks
 
-__all__ = [
-    "check_support",
-    "float_dtype",
-    "has_global_sites",
-    "in_observation_plate",
-    "rescaled_to",
-    "run_once",
-    "run_pair",
-    "set_up",
-    "support_check",
-    "traced_pair",
-]
-
 
 def support_check(model: Program) -> Callable[[Tensor, str], None] | None:
     """How a model that knows the support of its data looks at them (``model.likelihood.check``)."""

@@ -13,8 +13,6 @@ from matplotlib.lines import Line2D
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
 from pyro_vae.posterior.drawing import coordinate_names
 
-__all__ = ["plot_reference"]
-
 INTERVAL = (0.05, 0.95)
 APART = 0.17
 """Of guide and reference from the middle of a latent's line."""

@@ -16,8 +16,6 @@ from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, drawn_site
 from pyro_vae.posterior.preparation import prepare
 from pyro_vae.posterior.simulated.pairs import univariate
 
-__all__ = ["active_units"]
-
 Array = NDArray[np.float64]
 
 ACTIVE = 0.01

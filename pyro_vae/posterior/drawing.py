@@ -30,23 +30,6 @@ from pyro_vae.pairs.enumeration import Program, by_chain_rule, drawn_given_the_r
 from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.progress import progress_bar
 
-__all__ = [
-    "CHUNK",
-    "Block",
-    "DataPlate",
-    "Layout",
-    "Pair",
-    "PairError",
-    "SharedLatentError",
-    "StoreState",
-    "check_sites",
-    "coordinate_names",
-    "drawn_sites",
-    "in_data_plate",
-    "sample_sites",
-    "shared_latent",
-]
-
 CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
 
@@ -372,7 +355,9 @@ class Pair:
     def observed_value(self, site: Any, rows: int) -> Tensor:
         """What an observed site was given, with the observation in front."""
         value: Tensor = site["value"].cpu()
-        return value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 0)[:rows]
+        front = value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 0)[:rows]
+        inner = range(1, front.dim() - int(site["fn"].event_dim))
+        return front.squeeze(tuple(i for i in inner if front.shape[i] == 1))
 
 
 def coordinate_names(site: str, shape: Sequence[int]) -> list[str]:

@@ -27,8 +27,6 @@ from pyro_vae.posterior.repair.ladder import ready
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
 
-__all__ = ["inference_gaps"]
-
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 

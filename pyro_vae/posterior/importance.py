@@ -24,8 +24,6 @@ from pyro_vae.posterior.refined.evidence import evidence_columns
 from pyro_vae.posterior.refined.rows import refine_rows
 from pyro_vae.progress import progress_bar
 
-__all__ = ["diagnose", "diagnose_pair", "log_weights"]
-
 Array = NDArray[np.float64]
 
 FEWEST_DRAWS = 30

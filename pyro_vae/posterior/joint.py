@@ -30,17 +30,6 @@ from pyro_vae.posterior.drawing import (
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.progress import progress_bar
 
-__all__ = [
-    "JointDraw",
-    "diagnose_joint",
-    "in_front",
-    "joint_dims",
-    "joint_draws",
-    "joint_groups",
-    "joint_log_weights",
-    "joint_pair",
-]
-
 Array = NDArray[np.float64]
 
 AT_ONCE = 50
@@ -128,9 +117,10 @@ def _read(pair: Pair, *, predictive: bool) -> JointDraw:
     check_sites(guide_sites, latents)
     real = {name: site for name, site in observed.items() if not site_is_factor(site)}
     if pair.summed:
-        prior, likelihood = by_chain_rule(
+        total, likelihood = by_chain_rule(
             model_trace, [*latents, *pair.summed], [*observed], lambda t: t.detach().to("cpu").double().sum()
         )
+        prior = float(total)
     else:
         prior = sum(float(_log_prob(site).sum()) for site in latents.values())
         likelihood = {name: _by_observation(site, pair.plate) for name, site in observed.items()}
@@ -139,7 +129,7 @@ def _read(pair: Pair, *, predictive: bool) -> JointDraw:
             name: in_front(guide_sites[name], site["value"], pair.plate) for name, site in latents.items()
         },
         observed={name: in_front(site, site["value"], pair.plate) for name, site in real.items()},
-        log_prior=float(prior),
+        log_prior=prior,
         log_guide=sum(float(_log_prob(site).sum()) for site in guide_sites.values()),
         log_likelihood=likelihood,
     )

@@ -15,8 +15,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.posterior.drawing import Pair, sample_sites
 
-__all__ = ["ROUNDS", "LocalSite", "fit_local", "local_sites"]
-
 LEARNING_RATE = 0.1
 """In units of the standard deviations at the start of a round."""
 

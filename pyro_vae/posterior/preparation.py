@@ -33,8 +33,6 @@ from pyro_vae.posterior.drawing import (
 )
 from pyro_vae.posterior.joint import joint_pair
 
-__all__ = ["as_parts", "prepare", "prepare_joint", "select"]
-
 
 def prepare(
     model: Callable[..., Any],
@@ -93,6 +91,31 @@ def prepare(
         f"{type(errors[0]).__name__}: {reason}; give data of the shape and dtype that both take, and each "
         "site one shape in both"
     ) from errors[0]
+
+
+def prepare_last(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+) -> Pair:
+    """:func:`prepare` for what looks for the observations at the last dim of each site.
+
+    Raises
+    ------
+    PairError
+        If their plate lies elsewhere; otherwise as :func:`prepare`.
+    """
+    pair = prepare(model, guide, data, dtypes=dtypes)
+    if pair.plate.dim != -1:
+        name = min(pair.plate.names, default="data")
+        raise PairError(
+            f"the plate '{name}' of the observations is at dim {pair.plate.dim}, and not at dim -1, where "
+            "they are looked for here; declare other dimensions by .to_event(), or ask diagnose and "
+            "from_pyro_svi, which take any dim"
+        )
+    return pair
 
 
 def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:

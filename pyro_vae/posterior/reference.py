@@ -31,8 +31,6 @@ from pyro_vae.posterior.joint import joint_dims
 from pyro_vae.posterior.preparation import prepare, prepare_joint, select
 from pyro_vae.posterior.tree import library_attrs, site_dims
 
-__all__ = ["matched_draws", "posterior_error", "reference_posterior"]
-
 Array = NDArray[np.float64]
 
 LARGEST_RHAT = 1.01

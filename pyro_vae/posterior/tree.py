@@ -16,8 +16,6 @@ from pyro_vae.posterior.joint import joint_groups
 from pyro_vae.posterior.preparation import prepare, prepare_joint, select
 from pyro_vae.version import __version__
 
-__all__ = ["align_draws", "from_pyro_svi"]
-
 Array = NDArray[Any]
 
 GROUPS = ("posterior", "prior", "posterior_predictive", "observed_data", "log_likelihood", "sample_stats")

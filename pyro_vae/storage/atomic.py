@@ -4,8 +4,6 @@ import errno
 import os
 from pathlib import Path
 
-__all__ = ["TEMPORARY", "sync_folder", "write_whole"]
-
 TEMPORARY = ".tmp"
 """Suffix of a file that is being written; one that a killed process left is replaced by the next."""
 

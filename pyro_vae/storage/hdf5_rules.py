@@ -17,8 +17,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-__all__ = ["check_bytes", "main"]
-
 DEEPEST = 16
 """Groups within groups."""
 

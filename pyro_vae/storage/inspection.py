@@ -10,8 +10,6 @@ from pathlib import Path
 
 from pyro_vae.storage.records import checksum
 
-__all__ = ["inspect_files", "require_harmless", "trust"]
-
 PROGRAM = Path(__file__).with_name("hdf5_rules.py")
 
 SECONDS = 30.0

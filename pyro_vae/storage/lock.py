@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["LOCK", "locked"]
-
 LOCK = ".lock"
 """Name of the file that a folder's writer holds, and suffix of the one that a file's does."""
 

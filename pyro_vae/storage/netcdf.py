@@ -14,8 +14,6 @@ from pyro_vae.storage.records import checksum, read_bytes
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["dataset_from", "netcdf_bytes", "read_dataset", "read_tree", "write_netcdf"]
-
 
 def netcdf_bytes(content: "xr.Dataset | xr.DataTree") -> bytes:
     """The bytes of the netCDF file."""

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["pack", "tensor_bytes", "unpack"]
-
 KEY = "pyro-vae"
 SEAL = "sha256"
 

@@ -10,17 +10,6 @@ import numpy.typing as npt
 
 from pyro_vae.storage.atomic import write_whole
 
-__all__ = [
-    "LONGEST",
-    "check_schema",
-    "checksum",
-    "checksum_of_rows",
-    "parse_json",
-    "read_bytes",
-    "read_record",
-    "write_record",
-]
-
 LONGEST = 64 * 2**20
 """Bytes of the largest record that is read; a real one has a few thousand."""
 

@@ -3,8 +3,6 @@
 import itertools
 from collections.abc import Sequence
 
-__all__ = ["check_counts", "check_weights"]
-
 MOST_SEEDS = 1_000
 MOST_DRAWS = 1_000_000
 MOST_WEIGHTS = 500_000_000

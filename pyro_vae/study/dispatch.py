@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 import joblib
 
-__all__ = ["finished_jobs", "runs_elsewhere"]
-
 logger = logging.getLogger(__name__)
 
 MOST_LOSSES = 3

@@ -23,8 +23,6 @@ from pyro_vae.study.result import Study, require_path, require_study
 from pyro_vae.study.saved import write_findings
 from pyro_vae.svi import NonFiniteError
 
-__all__ = ["diagnose_again", "follow_study", "report_again", "resume_study", "run_study"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -138,7 +136,10 @@ def _status_of_same(root: Path, material: Material) -> str | None:
         same = StudyConfig.from_record(record["config"]) == material.config
     except (ValueError, TypeError):
         return None  # `claim` says that there is a run
+    read = record.get("read") or {}
     if not same or record.get("data") != material.checksum:
+        return None
+    if read.get("program") != material.account.get("program"):
         return None
     return str(record["result"].get("status"))
 
@@ -274,6 +275,11 @@ def _draw_report(study: Study, folder: RunFolder) -> Path:
 
 
 def _check_data(material: Material, record: Mapping[str, Any], folder: RunFolder) -> None:
+    if (record.get("read") or {}).get("program") != material.account.get("program"):
+        raise ValueError(
+            f"the program {material.config.program} is not the one that the run in {folder.root} was made "
+            "with; put it back as it was, or make a new run"
+        )
     if record.get("data") != material.checksum:
         raise ValueError(
             f"the data {material.config.data!r} are not those that the run in {folder.root} was made with; "
@@ -319,7 +325,7 @@ def _carry_out(material: Material, folder: RunFolder, options: _Options) -> Stud
         checkpoint_seconds=options.checkpoint_seconds,
         distributed=options.distributed,
     )
-    guides = [name for name in material.config.scales if name not in failures]
+    guides = [name for name in material.config.arms if name not in failures]
     if not guides:
         raise NonFiniteError(f"no guide could be fitted: {next(iter(failures.values()))}")
     return _examine_and_write(material, folder, guides, failures, options.progress)

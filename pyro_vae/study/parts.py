@@ -12,8 +12,6 @@ from pyro_vae.storage.records import read_record, write_record
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Parts"]
-
 SCHEMA = 1
 
 

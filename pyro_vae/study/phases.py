@@ -1,5 +1,6 @@
 """The two long phases of a study: every fit that is missing, and every measure of the fits."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_vae import data as data_sets
 from pyro_vae.devices import resolve_device
 from pyro_vae.models import likelihoods
+from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.progress import progress_bar
 from pyro_vae.report.findings import MEASURES, REFINED, Findings
 from pyro_vae.run_folder import RunFolder
@@ -21,13 +23,12 @@ from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
 from pyro_vae.study.parts import Parts
+from pyro_vae.study.program import check_program, source_checksum
 from pyro_vae.svi import Fit
 from pyro_vae.svi.state.saved import HISTORY, settle
 
 if TYPE_CHECKING:
     import xarray as xr
-
-__all__ = ["Material", "examine", "fit_missing", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,18 @@ def prepare(config: StudyConfig, device: str | None = None) -> Material:
         header=config.header,
         separator=config.separator,
     )
-    outputs = likelihoods.get(everything.likelihood, **everything.likelihood_args).outputs
-    check_weights(config.hidden, config.latent_dim, everything.x.shape[1], outputs)
+    if config.program is None:
+        outputs = likelihoods.get(everything.likelihood, **everything.likelihood_args).outputs
+        check_weights(config.hidden, config.latent_dim, everything.x.shape[1], outputs)
+    else:  # whose model explains the data as they are
+        own = f"of {config.program}"
+        everything = dataclasses.replace(everything, likelihood=own, likelihood_args={}, why="")
     parts = split_data(everything, config.held_out)
     account = account_of(everything, *parts)
+    if config.program is not None:
+        for scale in config.scales:
+            check_program(config.program, scale, parts[0].x)
+        account["program"] = source_checksum(config.program)
     return Material(config, resolved, everything, *parts, checksum_of_rows(everything.x), account)
 
 
@@ -83,7 +92,7 @@ def fit_missing(
     config, tasks = material.config, []
     inspect_files(list(folder.root.glob(f"fits/*/{HISTORY}")))
     for seed in range(config.seeds):
-        for name in config.scales:
+        for name in config.arms:
             if _is_fitted(material, folder, name, seed):
                 (folder.fit(name, seed) / "state").unlink(missing_ok=True)
             else:
@@ -115,8 +124,8 @@ def _is_fitted(material: Material, folder: RunFolder, name: str, seed: int) -> b
 
 def _load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
     pair = make_pair(material.config, material.train, name, seed)
-    for program in pair:
-        program.to(material.device)
+    for module in modules_of(*pair):
+        module.to(material.device)
     return Fit.load(folder.fit(name, seed), *pair)
 
 
@@ -147,14 +156,22 @@ def examine(
                 measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
                 measured[name].append(parts.get(f"{name}-{seed}", measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
+    posteriors = {name: posterior_tree(fitted, held_out, name) for name, fitted in first.items()}
     return Findings(
         histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
-        posteriors={name: posterior_tree(fitted, held_out, name) for name, fitted in first.items()},
+        posteriors=posteriors,
         gaps=_gaps(material, first, parts, progress),
-        image_shape=held_out.image_shape,
+        image_shape=held_out.image_shape if _observe_rows(posteriors, held_out) else None,
         failures=failures,
         **{measure: combine(measured, measure) for measure in (*MEASURES, *REFINED)},
     )
+
+
+def _observe_rows(posteriors: "Mapping[str, xr.DataTree]", held_out: data_sets.DataSet) -> bool:
+    """Whether what the models observe is a row of the data, and not something else made of it."""
+    observed = [tree["observed_data"].to_dataset() for tree in posteriors.values()]
+    first = [data[next(iter(data.data_vars))] for data in observed]
+    return all(array[0].size == held_out.x.shape[1] for array in first)
 
 
 def _gaps(material: Material, first: Mapping[str, Fit], parts: Parts, progress: bool) -> "xr.Dataset | None":

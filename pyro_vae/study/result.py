@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["Study", "require_path", "require_study"]
-
 
 @dataclass(frozen=True)
 class Study:

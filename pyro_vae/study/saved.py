@@ -17,8 +17,6 @@ from pyro_vae.svi.state.saved import HISTORY, read_history
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["read_findings", "write_findings"]
-
 OPTIONAL = ("gaps", *REFINED)
 
 Content = TypeVar("Content")

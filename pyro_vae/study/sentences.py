@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Sentence", "each_once", "say", "taken_along"]
-
 SPEAKERS = ("pyro_vae.svi.loop", "pyro_vae.svi.engines.many_steps")
 """Loggers of what is true of a model and not of a seed, so that every fit of a study would say it again."""
 

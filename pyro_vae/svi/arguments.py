@@ -8,8 +8,6 @@ from pyro.optim import PyroOptim
 from pyro_vae.svi.engines.choice import ENGINES
 from pyro_vae.svi.objectives.elbo import Objective
 
-__all__ = ["check_choices"]
-
 
 def check_choices(
     *, objective: Any, engine: Any, lr_multiplier: Any, optimizer: Any, schedule: Any, callbacks: Any

@@ -41,8 +41,6 @@ from pyro_vae.svi.result import Fit
 from pyro_vae.svi.state.fit_state import identity_of
 from pyro_vae.svi.state.resuming import Checkpoint, open_checkpoint
 
-__all__ = ["fit", "fit_length"]
-
 
 def fit(
     model: Program,

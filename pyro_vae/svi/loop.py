@@ -18,8 +18,6 @@ from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Steps, Taken, T
 from pyro_vae.svi.engines.updates import restore_optimizer
 from pyro_vae.svi.history import EpochRecord, Recorder
 
-__all__ = ["EarlyStopping", "Loop"]
-
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
@@ -155,6 +153,8 @@ class Loop:
 
     def _note(self, taken: Taken) -> None:
         """Write down the steps that were taken."""
+        # Autocast keeps its casts of weights until the user's block ends, and the steps have moved them.
+        torch.clear_autocast_cache()
         for terms in taken.terms:
             self.recorder.step(terms, taken.observations)
             bad = not (math.isfinite(terms[0]) and math.isfinite(terms[3]))

@@ -14,8 +14,6 @@ from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.heads import HasRawParameters, ScaleHead
 from pyro_vae.pairs.isolation import Program, owner
 
-__all__ = ["BAD_STEPS_IN_A_ROW", "NonFiniteError", "explain"]
-
 REMEDY = (
     "try a smaller lr, max_norm=10.0 to clip gradients, data scaled to unit size, "
     "or a scale map that grows slowly ('softplus')"

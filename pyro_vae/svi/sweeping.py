@@ -36,8 +36,6 @@ from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
 from pyro_vae.svi.objectives.pyro_elbo import as_objective
 from pyro_vae.svi.result import Fit
 
-__all__ = ["sweep"]
-
 logger = logging.getLogger(__name__)
 
 MakePair = Callable[[], tuple[Program, Program]]

@@ -17,8 +17,6 @@ from pyro_vae.guides.latents.plates import ObservationPlate, plain_shape
 from pyro_vae.guides.latents.sites import InnerPlate, LocalSite
 from pyro_vae.guides.latents.supports import shared_support
 
-__all__ = ["DISCRETE", "OUTSIDE", "Latents", "find_latents"]
-
 OUTSIDE = (
     "An encoder guide covers latents of one observation; give it globals='AutoNormal' for those that all "
     "share, or poutine.block(model, expose=[...]) beside an autoguide in pyro.infer.autoguide.AutoGuideList."

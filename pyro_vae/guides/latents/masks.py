@@ -16,8 +16,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to
 
-__all__ = ["Masks", "hidden_alike", "is_masked", "masks_of"]
-
 Mask = Tensor | bool
 
 

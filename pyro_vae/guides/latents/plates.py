@@ -9,8 +9,6 @@ import torch
 from pyro import poutine
 from pyro.util import ignore_jit_warnings
 
-__all__ = ["ObservationPlate", "call_signature", "plain_shape"]
-
 
 @dataclass(frozen=True)
 class ObservationPlate:

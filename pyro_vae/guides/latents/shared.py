@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from pyro_vae.guides import auto
 
-__all__ = ["Globals", "SharedLatents", "as_globals"]
+AUTOGUIDES: dict[str, Callable[[Callable[..., Any]], nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        auto.AutoDiagonalNormal,
+        auto.AutoLowRankMultivariateNormal,
+        auto.AutoMultivariateNormal,
+        auto.AutoNormal,
+    )
+}
 
 Globals = str | Callable[[Callable[..., Any]], nn.Module]
 
@@ -23,10 +31,9 @@ def as_globals(given: Any) -> Callable[[Callable[..., Any]], nn.Module]:
         For another name, or no callable.
     """
     if isinstance(given, str):
-        if given not in auto.__all__:
-            raise ValueError(f"globals is {given!r}; give one of {', '.join(auto.__all__)}, or a callable")
-        made: Callable[[Callable[..., Any]], nn.Module] = getattr(auto, given)
-        return made
+        if given not in AUTOGUIDES:
+            raise ValueError(f"globals is {given!r}; give one of {', '.join(AUTOGUIDES)}, or a callable")
+        return AUTOGUIDES[given]
     if not callable(given):
         raise TypeError(
             f"globals is a {type(given).__name__}; give the name of an autoguide, such as 'AutoNormal', or "

@@ -14,8 +14,6 @@ from torch.distributions.transforms import ExpTransform, ReshapeTransform
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.pushforward import PushforwardDelta, push_forward
 
-__all__ = ["InnerPlate", "LocalSite"]
-
 POSITIVE = (type(constraints.positive), type(constraints.nonnegative))
 
 

@@ -6,8 +6,6 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
-__all__ = ["innermost", "of_the_parts", "shared_support"]
-
 
 def of_the_parts(mixture: MixtureSameFamilyConstraint) -> Constraint:
     """The support of a mixture's components, which must have the same bounds.

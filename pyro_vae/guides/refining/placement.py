@@ -12,8 +12,6 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-__all__ = ["Placement", "coordinates_of", "evaluating", "log_joint", "placed_trace", "rows_in_front"]
-
 
 class Placement(Messenger):
     """Gives latents the values ``biject_to(support)(u)``, and keeps log |dz/du|.

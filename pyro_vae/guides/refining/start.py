@@ -18,8 +18,6 @@ from torch.distributions import (
 from pyro_vae.guides.latents.sites import LocalSite
 from pyro_vae.guides.refining.steps import Normals
 
-__all__ = ["starting_normals"]
-
 Sites = tuple[LocalSite, ...]
 
 DRAWS = 200

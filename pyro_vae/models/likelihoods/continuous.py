@@ -1,7 +1,5 @@
 """Likelihoods of intensities and of real data."""
 
-__all__ = ["ContinuousBernoulli", "Normal", "StudentT"]
-
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Likelihoods of binary data, counts and categories."""
 
-__all__ = ["Bernoulli", "Binomial", "Categorical", "NegativeBinomial", "Poisson"]
-
 import math
 from dataclasses import dataclass
 

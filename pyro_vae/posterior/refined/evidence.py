@@ -19,8 +19,6 @@ from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_thre
 from pyro_vae.posterior.refined.rows import RefinedRows, evaluating_model
 from pyro_vae.posterior.repair.proposals import Proposal, matched
 
-__all__ = ["Weighted", "evidence_columns", "weigh"]
-
 Array = NDArray[np.float64]
 
 ROUNDS = (1, 2, 4, 4)

@@ -21,8 +21,6 @@ from pyro_vae.guides.refining.steps import POINTS, Refinement, refined_normals
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.refined.dispersion import Elsewhere, refined_from_elsewhere, sample_of
 
-__all__ = ["Latents", "RefinedRows", "evaluating_model", "refine_rows"]
-
 Latents = tuple[tuple[LocalSite, ...], ObservationPlate]
 
 

@@ -31,8 +31,6 @@ from pyro_vae.posterior.repair.search import (
 )
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["STEPS", "Ladder"]
-
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 

@@ -23,8 +23,6 @@ from pyro_vae.posterior.repair.mode import climb
 from pyro_vae.posterior.repair.proposals import Proposal
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["NOT_LOOKED_AT", "REFINED", "REFINING_STEPS", "STARTS", "Modes", "dispersed", "find_modes"]
-
 Draws = dict[str, Tensor]
 
 FROM_EACH = 96

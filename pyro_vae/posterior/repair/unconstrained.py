@@ -21,8 +21,6 @@ from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
 from pyro_vae.posterior.drawing import Pair, PairError
 
-__all__ = ["UnconstrainedPosterior"]
-
 Draws = dict[str, Tensor]
 
 

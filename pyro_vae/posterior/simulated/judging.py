@@ -7,8 +7,6 @@ import xarray as xr
 from pyro_vae.posterior.reference import matched_draws
 from pyro_vae.posterior.simulated.calibration import LEVELS
 
-__all__ = ["local_coverage"]
-
 
 def local_coverage(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
     """How much of each true posterior the guide's intervals hold: calibration at the data themselves.

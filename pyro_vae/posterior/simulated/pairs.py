@@ -16,8 +16,6 @@ from torch import Tensor
 from pyro_vae.pairs.isolation import isolated
 from pyro_vae.posterior.drawing import Pair, drawn_sites, sample_sites
 
-__all__ = ["Simulated", "example", "joint", "ranks", "simulate", "transforms", "univariate"]
-
 Array = NDArray[np.float64]
 
 UNIVARIATE = torch.Size()

@@ -19,8 +19,6 @@ from pyro_vae.svi.engines.gradients import capture_step
 from pyro_vae.svi.engines.steps import CannotError, Plan, Task
 from pyro_vae.svi.engines.verification import agree, changed_settings
 
-__all__ = ["CapturedSteps", "RecordedGradients"]
-
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_VERIFICATIONS = 250

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = ["CudaRecorder"]
-
 WARM_UP_RUNS = 3
 """Before work is recorded: libraries choose their kernels and allocate their workspaces then."""
 

@@ -12,8 +12,6 @@ from pyro_vae.svi.engines.steps import Ahead, Plan, Taken, Task
 from pyro_vae.svi.engines.updates import Update, clipped, make_update, total_norm
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW, NonFiniteError, explain
 
-__all__ = ["EagerSteps", "Gradients"]
-
 Gradients = Callable[[Batch], Sequence[Tensor]]
 """Loss, KL, reconstruction (totals in nats) and a gradient for each parameter."""
 

@@ -17,8 +17,6 @@ from pyro_vae.svi.engines.recorded import RecordedFunction
 from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
 
-__all__ = ["MOST_BUILDS", "ManySteps", "NativeSteps", "RecordedSteps"]
-
 STEPS_BETWEEN_VERIFICATIONS = 2000
 """A comparison with Pyro costs some thirty native steps, so this keeps it below 2 % of the time on a CPU."""
 

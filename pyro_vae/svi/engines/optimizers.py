@@ -23,8 +23,6 @@ from pyro_vae.svi.objectives.elbo import ELBO, Objective
 from pyro_vae.svi.objectives.whole_data import WholeData
 from pyro_vae.svi.parallel.ranks import OneProcess
 
-__all__ = ["Optimization", "RatesAhead", "constant_rates", "make_optimizer", "make_schedule"]
-
 
 @dataclass(frozen=True)
 class Optimization:

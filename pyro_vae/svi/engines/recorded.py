@@ -18,8 +18,6 @@ from pyro_vae.svi.engines.optimizers import constant_rates
 from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.engines.updates import guarded_adam, total_norm
 
-__all__ = ["RecordedFunction", "Recorder"]
-
 logger = logging.getLogger(__name__)
 
 STEPS_PER_CALL = 100

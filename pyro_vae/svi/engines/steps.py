@@ -16,8 +16,6 @@ from pyro_vae.pairs.isolation import Program
 from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.parallel.ranks import OneProcess
 
-__all__ = ["WORTH_A_SECOND_THREAD", "Ahead", "CannotError", "Plan", "Steps", "Taken", "Task", "threads_for"]
-
 WORTH_A_SECOND_THREAD = 100e6
 """Floating-point operations of a step, forward and backward. Below, threads cost more to wait for each other
 than they save; on a machine that does other work as well they wait up to twenty times as long as the step

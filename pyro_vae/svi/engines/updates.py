@@ -9,18 +9,6 @@ from torch.optim import Adam, Optimizer
 
 from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = [
-    "GuardedUpdate",
-    "Update",
-    "adam_states",
-    "clipped",
-    "guarded_adam",
-    "is_plain_fused_adam",
-    "make_update",
-    "restore_optimizer",
-    "total_norm",
-]
-
 Update = Callable[[Sequence[Tensor]], None]
 """``update(gradients)``: one step of the optimizer; gradients in the order of the parameters."""
 

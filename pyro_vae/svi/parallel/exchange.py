@@ -19,8 +19,6 @@ from pyro_vae.svi.parallel.launch import RankError, missing_ranks
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = ["Exchange", "Room", "checksum"]
-
 SENTENCE_BYTES = 1024
 PRIME = 16_777_213
 """Checksums below it are exact in float32, in which ranks exchange them."""

@@ -26,8 +26,6 @@ from pyro_vae.svi.objectives.renyi import Renyi
 from pyro_vae.svi.parallel.exchange import Exchange, checksum
 from pyro_vae.svi.parallel.launch import RankError, join_group
 
-__all__ = ["OneProcess", "Ranks", "joined"]
-
 Gradients = Callable[[Batch], Sequence[Tensor]]
 """Loss, KL, reconstruction and gradients of a batch."""
 

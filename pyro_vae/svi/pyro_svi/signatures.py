@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "UnknownArgumentError", "rebuilt", "take_apart"]
-
 _BY_VALUE = (bool, int, str, bytes, complex, torch.dtype, torch.device, torch.Size, type(None))
 _BY_IDENTITY = (FunctionType, BuiltinFunctionType, MethodType, nn.Module, partial, type)
 

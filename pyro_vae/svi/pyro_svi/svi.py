@@ -16,8 +16,6 @@ from pyro_vae.svi.pyro_svi.capturing import CapturedLoss
 from pyro_vae.svi.pyro_svi.entries import Entry
 from pyro_vae.svi.pyro_svi.updates import make_plan, take_each_step
 
-__all__ = ["SVI"]
-
 
 class SVI(pyro.infer.SVI):
     r"""Pyro's ``SVI``, whose step is captured: change the import and keep your loop.

@@ -20,8 +20,6 @@ from pyro_vae.storage.plain import tensor_bytes
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import Loop
 
-__all__ = ["SCHEMA", "FitState", "difference", "fingerprint", "identity_of"]
-
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1

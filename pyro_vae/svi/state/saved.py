@@ -20,18 +20,6 @@ from pyro_vae.storage.records import checksum, read_bytes, read_record, write_re
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = [
-    "HISTORY",
-    "SCHEMA",
-    "FitRecord",
-    "SavedFit",
-    "load_into",
-    "read",
-    "read_history",
-    "settle",
-    "write",
-]
-
 SCHEMA = 1
 """Version of the files' layout; a reader refuses a newer one."""
 

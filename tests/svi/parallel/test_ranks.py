@@ -454,3 +454,14 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
     pair = PAIRS["normal"]()
     with pytest.raises(ValueError, match="no process group and no RANK in the environment; start with"):
         fit(pair.model, pair.guide, observations(), epochs=1, progress=False, distributed=True)
+
+
+def test_more_ranks_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL would end in a message about duplicate devices, long after the start."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="LOCAL_WORLD_SIZE is 4, and this machine has 1 GPU; start with"):
+        launch.join_group(torch.device("cuda", 0))

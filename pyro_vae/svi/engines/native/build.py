@@ -17,8 +17,6 @@ from typing import Any
 from pyro_vae.svi.engines.native.cache import BUILDING, cache_folder, is_own, mark_used, prune
 from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = ["has_compiler", "key_of", "load"]
-
 TIMEOUT = 120.0
 """Seconds; such a source takes one to ten."""
 

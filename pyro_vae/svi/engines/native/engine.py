@@ -19,8 +19,6 @@ from pyro_vae.svi.engines.optimizers import constant_rates
 from pyro_vae.svi.engines.steps import WORTH_A_SECOND_THREAD, CannotError
 from pyro_vae.svi.engines.updates import adam_states
 
-__all__ = ["NativeFunction", "supported"]
-
 
 def supported(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> str | None:
     """Why a graph cannot become native, by the name of the operation, or None if it can. Nothing runs.

@@ -15,8 +15,6 @@ from pyro_vae.svi.engines.native.operations import Operations
 from pyro_vae.svi.engines.native.program import Buffer, Program, View
 from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = ["lower"]
-
 aten = torch.ops.aten
 
 _VIEWS = (
