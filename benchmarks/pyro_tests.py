@@ -114,8 +114,8 @@ def run(checkout: Path, file: str, kind: str, seconds: float, out: Path) -> dict
             shutil.copy(checkout / "setup.cfg", place)
             command = [sys.executable, __file__, place, f"tests/{file}", "--seconds", str(seconds)]
             with found.with_suffix(".log").open("w") as log:
-                here = ["--here", kind, "--out", str(found.resolve())]
-                subprocess.run([*command, *here], env=environment, cwd=place, stdout=log, stderr=log, check=False)
+                command += ["--here", kind, "--out", str(found.resolve())]
+                subprocess.run(command, env=environment, cwd=place, stdout=log, stderr=log, check=False)
     result: dict[str, Any] = json.loads(found.read_text())
     return result
 
@@ -123,7 +123,8 @@ def run(checkout: Path, file: str, kind: str, seconds: float, out: Path) -> dict
 def cell(result: dict[str, Any]) -> str:
     """Counts by outcome."""
     counts = Counter(result["outcomes"].values())
-    return ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped", "too long") if counts[name])
+    outcomes = ("passed", "failed", "skipped", "too long")
+    return ", ".join(f"{counts[name]} {name}" for name in outcomes if counts[name])
 
 
 def main() -> None:
@@ -141,7 +142,7 @@ def main() -> None:
         run_here(given.files[0], given.here, given.seconds, given.out)
         return
     given.out.mkdir(parents=True, exist_ok=True)
-    print("| tests of Pyro | Pyro's SVI | ours | ours, each first step captured | tests with a captured step |")
+    print("| tests of Pyro | Pyro's SVI | ours | ours, first steps captured | with a captured step |")
     print("|---|---|---|---|---|", flush=True)
     differences = []
     for file in [f for f in FILES if not given.files or any(map(f.endswith, given.files))]:

@@ -71,16 +71,20 @@ def summed_out(trace: Trace, names: Collection[str]) -> list[Tensor]:
 
 
 def by_chain_rule(
-    trace: Trace, latents: Sequence[str], observed: Sequence[str], total: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """log p(z) with the enumerated latents summed out, and log p(xᵢ | x₁ … xᵢ₋₁, z) of each observed site;
-    ``total`` sums a term over whatever nobody asks for."""
-    sums = []
-    for count in range(len(observed) + 1):
-        first, *others = [total(term) for term in summed_out(trace, [*latents, *observed[:count]])]
-        sums.append(sum(others, first))
-    each = {name: sums[i + 1] - sums[i] for i, name in enumerate(observed)}
-    return sums[0], each
+    trace: Trace, summed: Collection[str], names: Sequence[str], total: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The densities of these sites, each given those before it, with enumerated latents summed out.
+
+    ``total`` sums a term over whatever nobody asks for.
+    """
+    found, before = {}, None
+    for count, name in enumerate([None, *names]):
+        first, *others = [total(term) for term in summed_out(trace, [*summed, *names[:count]])]
+        now = sum(others, first)
+        if name is not None and before is not None:
+            found[name] = now - before
+        before = now
+    return found
 
 
 def _unpacked(term: Any, plates: dict[str, int]) -> Tensor:

@@ -13,7 +13,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_vae.batches.batches import Batch, check_rows, plain_parts
+from pyro_vae.batches.batches import Batch
+from pyro_vae.batches.rows import check_rows, plain_parts
 from pyro_vae.batches.streams import is_stream
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, untouched_buffers

@@ -7,10 +7,10 @@ draw and the observation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyro
@@ -20,14 +20,25 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
-from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vae.batches.batches import Rows
+from pyro_vae.batches.rows import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.enumeration import Program, by_chain_rule, drawn_given_the_rest, enumerated
 from pyro_vae.pairs.isolation import evaluating, isolated
+from pyro_vae.posterior.sites import (
+    DataPlate,
+    PairError,
+    SharedLatentError,
+    check_sites,
+    drawn_sites,
+    in_data_plate,
+    sample_sites,
+    shared_latent,
+    wrong_rows,
+)
 from pyro_vae.progress import progress_bar
 
 CHUNK = 16_384
@@ -37,21 +48,6 @@ StoreState = Any
 """What ``pyro.get_param_store().get_state()`` returns; Pyro's own type for it is private."""
 
 Layout = Literal["broadcast", "rows"]
-
-
-class PairError(ValueError):
-    """The pair has no per-observation densities; the message says why."""
-
-
-class SharedLatentError(PairError):
-    """A site lies outside of the plate of the observations: what it means is joint, and not of one."""
-
-
-class DataPlate(NamedTuple):
-    """The plate of the observations: where it lies, and its names; any at this dim if they are not known."""
-
-    dim: int = -1
-    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,8 @@ class Block:
         log p(z) and log q(z|x).
     log_likelihood
         log p(x|z) by observed site, and what ``pyro.factor`` adds.
+    log_priors
+        log p(z) by latent site, each given those before it.
     prior, replicates
         Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
         observations, ...); empty unless asked for.
@@ -82,6 +80,7 @@ class Block:
     log_prior: Tensor
     log_guide: Tensor
     log_likelihood: dict[str, Tensor]
+    log_priors: dict[str, Tensor] = field(default_factory=dict)
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
 
@@ -141,12 +140,6 @@ class Pair:
         The noise depends on the seed, on ``chunk`` and on the place of the block alone, not on the guide:
         guides that draw in the same order are compared under common random numbers.
         """
-        if draws < 1:
-            raise ValueError(f"draws is {draws}; ask for at least 1")
-        if chunk < 1:
-            raise ValueError(
-                f"chunk is {chunk}; it counts rows that go through the networks at once, so give at least 1"
-            )
         n = self.observations
         rows = n if self.whole else min(n, max(1, chunk // draws))
         repeats = min(draws, max(1, chunk // rows))
@@ -169,8 +162,6 @@ class Pair:
     @contextmanager
     def evaluation(self, *key: int) -> Iterator[None]:
         """Nothing outside moves: store, random streams, validation, default dtype; no graph is built."""
-        if key[0] < 0:
-            raise ValueError(f"seed is {key[0]}; give a number that is not negative")
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         with (
             isolated(self.model, self.guide, seed=seed),
@@ -276,12 +267,12 @@ class Pair:
             for name in self.summed:
                 if not in_data_plate(model_sites[name], self.plate):
                     raise SharedLatentError(shared_latent(name))
-            priors, likelihoods = by_chain_rule(
-                model_trace, [*latents, *self.summed], [*observed], lambda t: self._by_row(t, count, rows)
+            densities = by_chain_rule(
+                model_trace, self.summed, [*latents, *observed], lambda t: self._by_row(t, count, rows)
             )
         else:
-            priors = total(latents)
-            likelihoods = {name: total({name: site}) for name, site in observed.items()}
+            densities = {name: total({name: site}) for name, site in (latents | observed).items()}
+        log_priors = {name: densities[name] for name in latents}
         return Block(
             observations=observations,
             draws=draws,
@@ -291,9 +282,10 @@ class Pair:
                 for name, site in observed.items()
                 if not site_is_factor(site)
             },
-            log_prior=priors,
+            log_prior=sum(log_priors.values(), total({})),
+            log_priors=log_priors,
             log_guide=total(guide_sites),
-            log_likelihood=likelihoods,
+            log_likelihood={name: densities[name] for name in observed},
         )
 
     def _predict(self, block: Block, guide_trace: Any, args: tuple[Tensor, ...]) -> Block:
@@ -326,27 +318,27 @@ class Pair:
     def log_prob(self, site: Any, count: int, rows: int) -> Tensor:
         """The site's density: masks count, subsampling and annealing scales do not."""
         log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-        log_prob = self.lead(site, log_prob, count, rows)
+        log_prob = self.draws_first(site, log_prob, count, rows)
         return log_prob.to("cpu", torch.float64).reshape(count, rows, -1).sum(-1)
 
     def value(self, site: Any, count: int, rows: int) -> Tensor:
         """A site's value with draw and observation in front; plates of size 1 in between are dropped."""
-        value = self.lead(site, site["value"], count, rows).cpu()
+        value = self.draws_first(site, site["value"], count, rows).cpu()
         inner = range(2, value.dim() - int(site["fn"].event_dim))
         return value.squeeze(tuple(i for i in inner if value.shape[i] == 1))
 
-    def lead(self, site: Any, tensor: Tensor, count: int, rows: int) -> Tensor:
+    def draws_first(self, site: Any, tensor: Tensor, count: int, rows: int) -> Tensor:
         """Move draw and observation to the front of a tensor that has the site's batch shape first."""
         data_axis: int = len(site["fn"].batch_shape) + self.plate.dim
         if not in_data_plate(site, self.plate):
             raise SharedLatentError(shared_latent(site["name"]))
         if self.layout == "rows":
             if tensor.shape[data_axis] != count * rows:
-                raise PairError(_wrong_rows(site["name"], tensor.shape[data_axis], count * rows))
+                raise PairError(wrong_rows(site["name"], tensor.shape[data_axis], count * rows))
             split: Tensor = tensor.unflatten(data_axis, (count, rows))
             return split.movedim((data_axis, data_axis + 1), (0, 1))
         if tensor.shape[data_axis] != rows:
-            raise PairError(_wrong_rows(site["name"], tensor.shape[data_axis], rows))
+            raise PairError(wrong_rows(site["name"], tensor.shape[data_axis], rows))
         draw_axis = len(site["fn"].batch_shape) - 1 - self.nesting
         if draw_axis != 0 or tensor.shape[0] != count:
             raise PairError(f"site '{site['name']}' does not broadcast over draws")
@@ -358,73 +350,6 @@ class Pair:
         front = value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 0)[:rows]
         inner = range(1, front.dim() - int(site["fn"].event_dim))
         return front.squeeze(tuple(i for i in inner if front.shape[i] == 1))
-
-
-def coordinate_names(site: str, shape: Sequence[int]) -> list[str]:
-    """Names of the numbers in one value of a site.
-
-    >>> coordinate_names("z", (2,)), coordinate_names("w", ())
-    (['z[0]', 'z[1]'], ['w'])
-    """
-    if not shape:
-        return [site]
-    return [f"{site}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
-
-
-def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sites with a density of their own."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    }
-
-
-def drawn_sites(trace: Any) -> dict[str, Any]:
-    """The sites that a guide draws. What it observes or adds by ``pyro.factor``, as losses of a classifier
-    are written, is no part of log q."""
-    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
-
-
-def in_data_plate(site: Any, plate: DataPlate = DataPlate()) -> bool:  # noqa: B008  # it is frozen
-    """Whether a site is in the plate of the observations."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.dim == plate.dim]
-    return any(not plate.names or frame.name in plate.names for frame in frames)
-
-
-def shared_latent(name: str) -> str:
-    """What to say of a site outside of the plate of the observations."""
-    return (
-        f"site '{name}' is not in a plate over the observations at dim -1, so it has no density per "
-        "observation; put it into pyro.plate('data', len(x)) if it belongs to one; if all share it, ask "
-        "log_weights, diagnose, from_pyro_svi or reference_posterior, which take the joint posterior"
-    )
-
-
-def check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
-    """Raise a PairError unless the guide draws what the model does."""
-    missing = sorted(latents.keys() - guide_sites.keys())
-    if missing:
-        raise PairError(
-            f"the guide has no site '{missing[0]}', which the model draws; add it to the guide, "
-            "or marginalize it in the model"
-        )
-    named = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
-    unknown = sorted(named - latents.keys())
-    if unknown:
-        raise PairError(
-            f"the guide draws '{unknown[0]}', which is no latent site of the model "
-            f"({sorted(latents)}); rename it, or mark it infer={{'is_auxiliary': True}}"
-        )
-
-
-def _wrong_rows(name: str, found: int, expected: int) -> str:
-    return (
-        f"site '{name}' has {found} rows where {expected} observations were given; the plate must have "
-        "one row for each observation passed in, without subsampling of its own"
-    )
 
 
 @contextmanager

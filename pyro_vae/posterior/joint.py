@@ -19,15 +19,16 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from pyro_vae.pairs.enumeration import by_chain_rule, enumerated
-from pyro_vae.posterior.drawing import (
+from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
+from pyro_vae.posterior.sites import (
     DataPlate,
-    Pair,
     check_sites,
     drawn_sites,
     in_data_plate,
     sample_sites,
+    site_dims,
 )
-from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]
@@ -48,6 +49,8 @@ class JointDraw:
         log p(z) and log q(z).
     log_likelihood
         By observed site, (observations,) where it is in their plate, else one number.
+    log_priors
+        The same by latent site.
     prior, replicates
         Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for.
     """
@@ -57,6 +60,7 @@ class JointDraw:
     log_prior: float
     log_guide: float
     log_likelihood: dict[str, Tensor]
+    log_priors: dict[str, Tensor]
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
 
@@ -117,21 +121,18 @@ def _read(pair: Pair, *, predictive: bool) -> JointDraw:
     check_sites(guide_sites, latents)
     real = {name: site for name, site in observed.items() if not site_is_factor(site)}
     if pair.summed:
-        total, likelihood = by_chain_rule(
-            model_trace, [*latents, *pair.summed], [*observed], lambda t: t.detach().to("cpu").double().sum()
-        )
-        prior = float(total)
+        densities = _summed(pair, model_trace, [*latents, *observed])
     else:
-        prior = sum(float(_log_prob(site).sum()) for site in latents.values())
-        likelihood = {name: _by_observation(site, pair.plate) for name, site in observed.items()}
+        densities = {name: _by_observation(s, pair.plate) for name, s in (latents | observed).items()}
     found = JointDraw(
         latents={
             name: in_front(guide_sites[name], site["value"], pair.plate) for name, site in latents.items()
         },
         observed={name: in_front(site, site["value"], pair.plate) for name, site in real.items()},
-        log_prior=prior,
+        log_prior=sum(float(densities[name].sum()) for name in latents),
         log_guide=sum(float(_log_prob(site).sum()) for site in guide_sites.values()),
-        log_likelihood=likelihood,
+        log_likelihood={name: densities[name] for name in observed},
+        log_priors={name: densities[name] for name in latents},
     )
     if not predictive:
         return found
@@ -148,6 +149,23 @@ def _read(pair: Pair, *, predictive: bool) -> JointDraw:
         prior={name: in_front(alone[name], alone[name]["value"], pair.plate) for name in latents},
         replicates={name: in_front(given[name], given[name]["value"], pair.plate) for name in real},
     )
+
+
+def _summed(pair: Pair, trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Densities given the sites before, with enumerated latents summed out: of each observation where they
+    are, else of all together."""
+
+    def apart(term: Tensor) -> Tensor:
+        """What belongs to nobody in front of what belongs to each observation."""
+        if term.dim() >= -pair.plate.dim and term.shape[pair.plate.dim] == pair.observations:
+            each = term.detach().to("cpu", torch.float64).movedim(pair.plate.dim, 0)
+            return torch.cat([each.new_zeros(1), each.flatten(1).sum(1) if each.dim() > 1 else each])
+        shared = term.detach().to("cpu", torch.float64).sum()
+        return torch.cat([shared.reshape(1), shared.new_zeros(pair.observations)])
+
+    found = by_chain_rule(trace, pair.summed, names, apart)
+    local = {name: in_data_plate(trace.nodes[name], pair.plate) for name in names}
+    return {name: v[1:] if local[name] and not v[0] else v.sum() for name, v in found.items()}
 
 
 def in_front(site: Any, value: Tensor, plate: DataPlate) -> Tensor:
@@ -209,6 +227,7 @@ def joint_groups(
             "prior": draw.prior,
             "posterior_predictive": draw.replicates,
             "log_likelihood": draw.log_likelihood,
+            "log_prior": draw.log_priors,
             "sample_stats": {"log_p": draw.log_prior + draw.reconstruction, "log_q": draw.log_guide},
         }
         for group, values in parts.items():
@@ -222,20 +241,8 @@ def joint_groups(
     local = {name: in_data_plate(site, pair.plate) for name, site in sites.items()}
     shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
     seen = {name: value.shape for name, value in groups["observed_data"].items()}
-    dims = joint_dims({name: (local[name], shape) for name, shape in shapes.items()}, "latent")
-    dims |= joint_dims({name: (local[name], shape) for name, shape in seen.items()}, "feature")
+    shared = {name for name, inside in local.items() if not inside}
+    dims = site_dims({name: shape[local[name] :] for name, shape in shapes.items()}, "latent", shared)
+    dims |= site_dims({name: shape[local[name] :] for name, shape in seen.items()}, "feature", shared)
     factors = {name for name in groups["log_likelihood"] if name not in dims}
     return groups, dims | {name: ["observation"] if local[name] else [] for name in factors}
-
-
-def joint_dims(sites: dict[str, tuple[bool, tuple[int, ...]]], word: str) -> dict[str, list[str]]:
-    """Dimension names of sites, each with whether it is in the plate of the observations, and its shape."""
-    local = {name: shape[1:] for name, (inside, shape) in sites.items() if inside}
-    shared = {name: shape for name, (inside, shape) in sites.items() if not inside}
-    vectors = [name for name, shape in (local | shared).items() if len(shape) == 1]
-    dims = {}
-    for name, shape in (local | shared).items():
-        event = [f"{name}_dim_{i}" for i in range(len(shape))]
-        own = [word] if vectors == [name] and name != word else event
-        dims[name] = ["observation", *own] if name in local else own
-    return dims

@@ -14,24 +14,22 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyro_vae.arrays import subsets
-from pyro_vae.batches.batches import as_rows, plain_parts
 from pyro_vae.batches.files import read_rows
+from pyro_vae.batches.rows import as_rows, plain_parts
 from pyro_vae.copies import deep_copy
 from pyro_vae.pairs.enumeration import left_to_enumeration
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
-from pyro_vae.posterior.drawing import (
-    Block,
+from pyro_vae.posterior.drawing import Block, Pair, StoreState
+from pyro_vae.posterior.joint import joint_pair
+from pyro_vae.posterior.sites import (
     DataPlate,
-    Pair,
     PairError,
     SharedLatentError,
-    StoreState,
     in_data_plate,
     sample_sites,
     shared_latent,
 )
-from pyro_vae.posterior.joint import joint_pair
 
 
 def prepare(
@@ -43,8 +41,6 @@ def prepare(
 ) -> Pair:
     """Make a pair ready: copies in evaluation mode and float64, and the fastest right way to run them.
 
-    Integers are tried as they are, and then as floating point.
-
     Modules are copied, put into evaluation mode and, if both programs are modules, converted to float64.
     Plain functions run as they are. Three ways of drawing many times are tried on two observations:
 
@@ -55,12 +51,8 @@ def prepare(
     - ``broadcast`` with all observations at once, for guides with parameters of their own for each
       observation (Pyro's autoguides).
 
-    Parameters
-    ----------
-    model, guide, data
-        As in :func:`~pyro_vae.posterior.importance.log_weights`.
-    dtypes
-        To try in this order with two modules; None is their own.
+    Integers are tried as they are, and then as floating point. ``dtypes`` are tried in this order with two
+    modules; None is their own.
 
     Raises
     ------
@@ -135,6 +127,22 @@ def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: An
         for candidate in _copies(model, guide, data, (torch.float64, None), floats)
     )
     return joint_pair(_with_structure(candidate) for candidate in candidates)
+
+
+def prepare_chosen(
+    model: Callable[..., Any], guide: Callable[..., Any], data: Any, observations: Sequence[int] | None
+) -> tuple[NDArray[np.int64], Pair, bool]:
+    """Make a pair ready for some observations: which they are, the pair, and whether it has latents that all
+    observations share; then it is on all of the data."""
+    index, subset = select(data, observations)
+    try:
+        return index, prepare(model, guide, subset), False
+    except SharedLatentError as error:
+        if observations is not None:
+            raise ValueError(
+                "observations names some of the data, but all of them share latents; leave it out"
+            ) from error
+    return index, prepare_joint(model, guide, data), True
 
 
 def _with_structure(pair: Pair) -> Pair:

@@ -81,7 +81,9 @@ def fit_gaps(fitted: Fit, held_out: DataSet, config: StudyConfig) -> "dict[str, 
     return {"gaps": inference_gaps(fitted.model, fitted.guide, rows, draws=config.draws)}
 
 
-def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
+def posterior_tree(
+    fitted: Fit, held_out: DataSet, name: str, calibration: "xr.Dataset | None" = None
+) -> "xr.DataTree":
     """Draws for a few held-out observations, and what the model makes of draws and walks in latent space.
 
     Beside the groups of :func:`~pyro_vae.posterior.tree.from_pyro_svi`: ``prior_predictive``, data drawn from
@@ -92,7 +94,16 @@ def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
     import xarray as xr
 
     model: Any = fitted.model
-    tree = from_pyro_svi(model, fitted.guide, held_out.x[:SHOWN_OBSERVATIONS], draws=KEPT_DRAWS, name=name)
+    shown = held_out.x[:SHOWN_OBSERVATIONS]
+    tree = from_pyro_svi(
+        model,
+        fitted.guide,
+        shown,
+        draws=KEPT_DRAWS,
+        history=fitted.history,
+        calibration=calibration,
+        name=name,
+    )
     better = repair(
         model,
         fitted.guide,

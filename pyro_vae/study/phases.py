@@ -156,7 +156,10 @@ def examine(
                 measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
                 measured[name].append(parts.get(f"{name}-{seed}", measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
-    posteriors = {name: posterior_tree(fitted, held_out, name) for name, fitted in first.items()}
+    posteriors = {
+        name: posterior_tree(fitted, held_out, name, measured[name][0]["calibration"])
+        for name, fitted in first.items()
+    }
     return Findings(
         histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
         posteriors=posteriors,

@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.arguments import check_numbers, check_programs, parameters_of
 from pyro_vae.arrays import is_mapped
-from pyro_vae.batches.batches import ArrayBatches, Batch, as_tensors
+from pyro_vae.batches.batches import ArrayBatches, Batch
+from pyro_vae.batches.rows import as_tensors
 from pyro_vae.devices import forked_streams, resolve_device
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, training_mode
 from pyro_vae.pairs.numbers import meant_as_floats
 from pyro_vae.pairs.parameters import bound
 from pyro_vae.pairs.running import check_support, float_dtype
-from pyro_vae.svi.arguments import check_choices
+from pyro_vae.svi.arguments import check_options
 from pyro_vae.svi.engines.captured import CapturedSteps
 from pyro_vae.svi.engines.choice import build_pays
 from pyro_vae.svi.engines.many_steps import MOST_BUILDS, NativeSteps
@@ -33,7 +34,6 @@ from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken, threads_
 from pyro_vae.svi.fitting import fit, fit_length
 from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
-from pyro_vae.svi.objectives.pyro_elbo import as_objective
 from pyro_vae.svi.result import Fit
 
 logger = logging.getLogger(__name__)
@@ -129,16 +129,7 @@ def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
             raise TypeError(f"{name!r} is no option of fit; {hint}")
-    numbers = ("epochs", "steps", "batch_size", "lr", "patience", "max_norm")
-    check_numbers(**{name: options[name] for name in numbers if name in options})
-    check_choices(
-        objective=as_objective(options.get("objective")),
-        engine=options.get("engine", "auto"),
-        lr_multiplier=options.get("lr_multiplier"),
-        optimizer=options.get("optimizer"),
-        schedule=options.get("schedule"),
-        callbacks=options.get("callbacks", ()),
-    )
+    check_options(options)
     resolve_device(options.get("device", "auto"))
 
 

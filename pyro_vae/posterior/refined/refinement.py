@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.arguments import check_numbers, check_programs, require_count
-from pyro_vae.batches.batches import Rows
+from pyro_vae.batches.rows import Rows
 from pyro_vae.guides.refined import (
     STEPS,
     STOP,

@@ -15,7 +15,6 @@ from torch import Tensor
 from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.pareto import khat_threshold, pareto_smooth
-from pyro_vae.posterior.reference import LARGEST_RHAT, SMALLEST_ESS_PER_CHAIN
 from pyro_vae.posterior.repair.mixture import GUIDE_SHARE, Adapted, Mixture, adapt_mixture, least_log_evidence
 from pyro_vae.posterior.repair.mode import fit_mode
 from pyro_vae.posterior.repair.nuts import whitened_nuts
@@ -30,6 +29,7 @@ from pyro_vae.posterior.repair.search import (
     find_modes,
 )
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
+from pyro_vae.posterior.truth.chains import LARGEST_RHAT, SMALLEST_ESS_PER_CHAIN
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]

@@ -15,8 +15,8 @@ from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
 from pyro_vae.posterior.preparation import prepare_last, select
-from pyro_vae.posterior.reference import posterior_tree
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
+from pyro_vae.posterior.truth.reference import draws_tree
 from pyro_vae.progress import progress_bar
 
 FINEST = 1e-3
@@ -121,7 +121,7 @@ def repair(
         for group in ladder.groups():
             for step in ladder.climb(group, steps):
                 show(int(ladder.believable.sum()), step)
-    tree = posterior_tree({site: value[None] for site, value in ladder.values.items()}, index, "repair", seed)
+    tree = draws_tree({site: value[None] for site, value in ladder.values.items()}, index, "repair", seed)
     tree["repair"] = xr.DataTree(dataset=ladder.report(index))
     return tree
 

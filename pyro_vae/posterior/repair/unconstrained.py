@@ -15,11 +15,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from pyro_vae.batches.batches import Rows
+from pyro_vae.batches.rows import Rows
 from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
-from pyro_vae.posterior.drawing import Pair, PairError
+from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.sites import PairError
 
 Draws = dict[str, Tensor]
 
@@ -242,7 +243,7 @@ class _Placement(Messenger):
     def _in_front(self, msg: Any, tensor: Tensor) -> Tensor:
         """(draws, observations, numbers) on the CPU in float64."""
         rows = self.pair.observations
-        front = self.pair.lead(msg, tensor, self.count, rows).to("cpu", torch.float64)
+        front = self.pair.draws_first(msg, tensor, self.count, rows).to("cpu", torch.float64)
         return front.reshape(self.count, rows, -1)
 
 

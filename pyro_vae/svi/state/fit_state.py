@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.batches.batches import ArrayBatches, Batches, LoaderBatches, MappedBatches, Rows
+from pyro_vae.batches.batches import ArrayBatches, Batches, LoaderBatches
 from pyro_vae.batches.files import row_chunks
+from pyro_vae.batches.rows import Rows
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.pairs.settings import set_settings, settings_of
 from pyro_vae.storage.plain import tensor_bytes
@@ -229,9 +230,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def fingerprint(batches: Batches) -> str:
     """Of tensors and memory-mapped arrays a checksum; what a loader will give is not known beforehand."""
-    if isinstance(batches, ArrayBatches):
-        return f"checksum {_digest(batches.tensors)}"
-    return f"checksum {_digest(batches.rows)}" if isinstance(batches, MappedBatches) else "from a loader"
+    return f"checksum {_digest(batches.rows)}" if isinstance(batches, ArrayBatches) else "from a loader"
 
 
 def _digest(rows: tuple[Rows, ...]) -> str:
