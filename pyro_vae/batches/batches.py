@@ -15,6 +15,17 @@ from pyro_vae.devices import making_tensors_on
 Batch = tuple[Tensor, ...]
 
 
+class ObservedPart(Protocol):
+    """A part of the data that a model observes; knows which values it can have."""
+
+    @property
+    def part(self) -> int:
+        """Which."""
+
+    def refuse_impossible(self, part: Tensor, name: str) -> None:
+        """Raise a ValueError if the model cannot have made a row of it."""
+
+
 class Batches(Protocol):
     """What a fit asks of its data."""
 
@@ -148,6 +159,7 @@ class LoaderBatches:
         _require_length(loader.dataset)
         self.loader, self.device, self.dtype, self.seed = loader, device, dtype, seed
         self.floats, self.check = floats, check
+        self.observed: Sequence[ObservedPart] = ()
         self.observations = len(loader.dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -178,6 +190,8 @@ class LoaderBatches:
             )
             if self.check is not None:
                 self.check(tensors[0], "a batch of data")
+            for site in self.observed:
+                site.refuse_impossible(tensors[site.part], "a batch of data")
             yield tensors
             with making_tensors_on(on_cpu):
                 batch = next(batches, None)

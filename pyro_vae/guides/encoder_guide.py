@@ -130,7 +130,7 @@ class EncoderGuide(LocalGuide):
             )
 
     def _set_up(self, features: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sites, plate, shared = self._find(args, kwargs, len(features))
+        sites, plate, shared, _ = self._find(args, kwargs, len(features))
         plate.check(features.shape[0])
         if shared:
             self._shared.set_up(self.model, shared, args, kwargs)

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_vae.arguments import check_programs
+from pyro_vae.arguments import brief, check_programs
 from pyro_vae.guides.families import DIAGONAL, Family, split
 from pyro_vae.guides.inputs import encoded
 from pyro_vae.guides.latents.finding import Latents, find_latents
@@ -163,8 +163,11 @@ class LocalGuide(AutoGuide):
     ) -> TorchDistribution | dict[str, TorchDistribution]:
         """:meth:`posterior` with given :meth:`local_parameters`."""
         if not self.sites:
-            raise RuntimeError(
-                f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first"
+            raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
+        if not isinstance(parameters, dict) or "loc" not in parameters:
+            raise TypeError(
+                f"parameters is a {type(parameters).__name__}; give what local_parameters(x) returns, a dict with "
+                "'loc', or the data themselves to posterior(x)"
             )
         marginals = self._marginals(parameters)
         return marginals[self.sites[0].name] if len(self.sites) == 1 else marginals
@@ -241,7 +244,7 @@ class LocalGuide(AutoGuide):
                 "this guide was unpickled, which leaves its model behind, and now meets a batch of a new "
                 f"size: load its state_dict into a fresh {type(self).__name__}(model, encoder) instead"
             )
-        sites, plate, _ = self._find(args, kwargs, rows)
+        sites, plate, *_ = self._find(args, kwargs, rows)
         if _described(sites) != _described(self.sites):
             raise ValueError(
                 f"the model has latents {_described(sites)} in this call, but the guide was set up for "
@@ -259,9 +262,9 @@ def _check_quantiles(quantiles: Any) -> None:
     try:
         levels = torch.as_tensor(quantiles, dtype=torch.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"quantiles is {quantiles!r}; give numbers between 0 and 1") from None
+        raise TypeError(f"quantiles is {brief(quantiles)}; give numbers between 0 and 1") from None
     if not bool(((levels >= 0) & (levels <= 1)).all()):
-        raise ValueError(f"quantiles is {levels.tolist()}; give numbers between 0 and 1")
+        raise ValueError(f"quantiles is {brief(levels.tolist())}; give numbers between 0 and 1")
 
 
 def _described(sites: tuple[LocalSite, ...]) -> str:

@@ -195,7 +195,9 @@ def local_sites(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[LocalSite, ...], ObservationPlate]:
     """The latents to refine, or an error that says why there are none."""
-    found = find_latents(model, args, kwargs, enumerates=False, discrete=DISCRETE).without_shared(OUTSIDE)
+    found = find_latents(
+        model, args, kwargs, enumerates=False, outside=OUTSIDE, discrete=DISCRETE
+    ).without_shared(OUTSIDE)
     masked = next((site.name for site in found.sites if site.masked), None)
     if masked is not None:
         raise ValueError(

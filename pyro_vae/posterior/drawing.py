@@ -26,6 +26,7 @@ from torch import Tensor
 from pyro_vae.batches.rows import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
+from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.pairs.enumeration import Program, by_chain_rule, drawn_given_the_rest, enumerated
 from pyro_vae.pairs.isolation import evaluating, isolated
 from pyro_vae.posterior.sites import (
@@ -317,7 +318,7 @@ class Pair:
 
     def log_prob(self, site: Any, count: int, rows: int) -> Tensor:
         """The site's density: masks count, subsampling and annealing scales do not."""
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+        log_prob = scale_and_mask(exact_log_prob(site["fn"], site["value"]), mask=site["mask"])
         log_prob = self.draws_first(site, log_prob, count, rows)
         return log_prob.to("cpu", torch.float64).reshape(count, rows, -1).sum(-1)
 

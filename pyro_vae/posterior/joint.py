@@ -18,6 +18,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
+from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.pairs.enumeration import by_chain_rule, enumerated
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
@@ -177,7 +178,7 @@ def in_front(site: Any, value: Tensor, plate: DataPlate) -> Tensor:
 
 
 def _log_prob(site: Any) -> Tensor:
-    density: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    density: Tensor = scale_and_mask(exact_log_prob(site["fn"], site["value"]), mask=site["mask"])
     return density.detach().to("cpu", torch.float64)
 
 

@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from pyro_vae.arguments import without_trace
 from pyro_vae.arrays import subsets
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.rows import as_rows, plain_parts
 from pyro_vae.copies import deep_copy
+from pyro_vae.guides.latents import LatentError
 from pyro_vae.pairs.enumeration import left_to_enumeration
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
+from pyro_vae.pairs.running import check_observed
+from pyro_vae.pairs.telling import told_better
 from pyro_vae.posterior.drawing import Block, Pair, StoreState
 from pyro_vae.posterior.joint import joint_pair
 from pyro_vae.posterior.sites import (
@@ -71,12 +75,16 @@ def prepare(
     for floats in subsets(whole):
         pair = _prepared(model, guide, data, dtypes, floats, errors)
         if pair is not None:
+            _refuse_impossible(pair)
             return pair
         if any(isinstance(error, PairError) for error in errors):
             break
     told = [error for error in errors if isinstance(error, PairError)]
     if told:  # of the most tolerant way
         raise next((error for error in told if isinstance(error, SharedLatentError)), told[-1])
+    known = "" if isinstance(errors[0], LatentError) else told_better(errors[0], model, guide)
+    if known or isinstance(errors[0], LatentError):
+        raise ValueError(known or without_trace(errors[0])) from errors[0]
     reason = str(errors[0]).strip().split("\n")[0].rstrip(".")
     raise ValueError(
         "model and guide do not run on the first two observations of data: "
@@ -110,6 +118,17 @@ def prepare_last(
     return pair
 
 
+def _refuse_impossible(pair: Pair) -> None:
+    """Raise a ValueError if the model cannot have made a row of the data: its evidence would be nothing."""
+    first = tuple(arg[: None if pair.whole else 2] for arg in pair.args)
+    with pair.evaluation(0), pyro.validation_enabled(True):
+        try:
+            trace = replace(pair, layout="rows").run_model(first, 1)
+        except Exception:  # what runs only with the guide's draws says nothing here
+            return
+    check_observed(trace, first, pair.args)
+
+
 def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
     """Make a pair ready whose latents are shared by the observations: it runs on all of them at once.
 
@@ -126,7 +145,9 @@ def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: An
         for floats in subsets(whole)
         for candidate in _copies(model, guide, data, (torch.float64, None), floats)
     )
-    return joint_pair(_with_structure(candidate) for candidate in candidates)
+    pair = joint_pair(_with_structure(candidate) for candidate in candidates)
+    _refuse_impossible(replace(pair, whole=True))
+    return pair
 
 
 def prepare_chosen(

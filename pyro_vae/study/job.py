@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.arguments import require_path
 from pyro_vae.report.html import render_page
 from pyro_vae.report.pictures import draw_figures
 from pyro_vae.report.readings import read_findings_aloud
@@ -19,7 +20,7 @@ from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.fits import fit_as_follower, no_more_fits
 from pyro_vae.study.parts import Parts
 from pyro_vae.study.phases import Material, examine, fit_missing, prepare
-from pyro_vae.study.result import Study, require_path, require_study
+from pyro_vae.study.result import Study, require_study
 from pyro_vae.study.saved import write_findings
 from pyro_vae.svi import NonFiniteError
 
@@ -177,6 +178,7 @@ def resume_study(
     --------
     ``resume_study("runs/digits").answer``
     """
+    require_path("folder", folder)
     run = open_run(folder)
     with writing(run), _says_how_to_go_on(run):
         run.tidy()

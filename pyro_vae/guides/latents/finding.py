@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_vae.guides.latents import LatentError
 from pyro_vae.guides.latents.masks import is_masked
 from pyro_vae.guides.latents.plates import ObservationPlate, plain_shape
 from pyro_vae.guides.latents.sites import InnerPlate, LocalSite
@@ -38,12 +39,16 @@ class Latents(NamedTuple):
     """That they sit in."""
     shared: tuple[str, ...]
     """Names of the others."""
+    by_row: tuple[str, ...]
+    """Of these, the ones that have a value for each row of the data."""
 
     def without_shared(self, outside: str = OUTSIDE) -> "Latents":
         """These, or a ValueError if there are latents outside of the plate of the observations."""
+        if self.by_row:
+            raise _without_plate(self.by_row[0], self.plate.batch_size)
         if self.shared:
             name = self.shared[0]
-            raise ValueError(f"latent '{name}' sits outside the plate of the observations. {outside}")
+            raise LatentError(f"latent '{name}' sits outside the plate of the observations. {outside}")
         return self
 
 
@@ -73,6 +78,7 @@ def find_latents(
     rows: int | None = None,
     plate: str | None = None,
     enumerates: bool = True,
+    outside: str = OUTSIDE,
     discrete: str = DISCRETE,
 ) -> Latents:
     """Run the model once and return its latents, in order, and the plate of the observations.
@@ -90,8 +96,8 @@ def find_latents(
         The name of that plate, where it is known.
     enumerates
         Whether discrete latents that are marked to be enumerated are left out; all are refused otherwise.
-    discrete
-        What to say of those that are refused.
+    outside, discrete
+        What to say of latents outside of every plate, and of discrete ones.
 
     Raises
     ------
@@ -111,12 +117,12 @@ def find_latents(
     drawn = [site for site in latents if not (enumerates and _is_enumerated(site))]
     if not drawn:
         hidden = ", hidden by poutine.block, or enumerated" if latents else " or hidden by poutine.block"
-        raise ValueError(
+        raise LatentError(
             f"the model has no latent variable for this guide: every sample site is observed{hidden}. "
             "An encoder guide needs at least one latent in the plate of the observations."
         )
     observed = [s for s in trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
-    frame = _observation_frame(drawn, observed, rows, plate)
+    frame = _observation_frame(drawn, observed, rows, plate, outside)
     opened = ObservationPlate(
         name=frame.name,
         size=frame.full_size or frame.size,
@@ -126,11 +132,27 @@ def find_latents(
     )
     local = [site for site in drawn if frame.name in _names(site)]
     shared = tuple(str(site["name"]) for site in drawn if frame.name not in _names(site))
-    return Latents(tuple(_local_site(site, frame, discrete) for site in local), opened, shared)
+    by_row = tuple(str(site["name"]) for site in drawn if _shape(site)[:1] == (frame.size,))
+    sites = tuple(_local_site(site, frame, discrete) for site in local)
+    return Latents(sites, opened, shared, tuple(name for name in by_row if name in shared))
+
+
+def _without_plate(name: str, rows: int) -> LatentError:
+    return LatentError(
+        f"latent '{name}' has a value for each of the {rows} observations, and is in no plate; write it in "
+        "`with pyro.plate('data', len(x)):`, and declare by .to_event() the dimensions within an observation "
+        "alone"
+    )
 
 
 def _is_enumerated(site: Mapping[str, Any]) -> bool:
     return bool(site["infer"].get("enumerate")) and site["fn"].has_enumerate_support
+
+
+def _shape(site: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of a latent in no plate."""
+    fn = site["fn"]
+    return () if site["cond_indep_stack"] else tuple(fn.batch_shape) + tuple(fn.event_shape)
 
 
 def _names(site: Mapping[str, Any]) -> list[str]:
@@ -138,22 +160,23 @@ def _names(site: Mapping[str, Any]) -> list[str]:
 
 
 def _observation_frame(
-    latents: Sequence[Any], observed: Sequence[Any], rows: int | None, plate: str | None
+    latents: Sequence[Any], observed: Sequence[Any], rows: int | None, plate: str | None, outside: str
 ) -> Any:
     """Of the plates that latents sit in, the one of the observations: that of this name or size, that data sit
     in, or the innermost."""
     for site in latents:
         if any(not frame.vectorized for frame in site["cond_indep_stack"]):
-            raise ValueError(
+            raise LatentError(
                 f"latent '{site['name']}' sits in a sequential plate (for i in pyro.plate(...)); write it "
                 "with `with pyro.plate(...):`"
             )
     found = {frame.name: frame for site in latents for frame in site["cond_indep_stack"]}
     if not found:
-        raise ValueError(
-            f"latent '{latents[0]['name']}' sits outside the plate of the observations, and so do all "
-            "latents: an encoder guide has a posterior for each observation of pyro.plate('data', len(x)); a "
-            "model of shared latents alone takes an autoguide"
+        name = latents[0]["name"]
+        if rows is not None and _shape(latents[0])[:1] == (rows,):
+            raise _without_plate(name, rows)
+        raise LatentError(
+            f"latent '{name}' sits outside the plate of the observations, and so do all latents. {outside}"
         )
     if plate in found:
         return found[plate]
@@ -165,14 +188,14 @@ def _observation_frame(
 def _local_site(site: Mapping[str, Any], observations: Any, discrete: str) -> LocalSite:
     name, fn, value = site["name"], site["fn"], site["value"]
     if fn.support.is_discrete:
-        raise ValueError(f"latent '{name}' is discrete ({type(fn).__name__}), {discrete.format(name=name)}")
+        raise LatentError(f"latent '{name}' is discrete ({type(fn).__name__}), {discrete.format(name=name)}")
     inner = sorted(
         (f for f in site["cond_indep_stack"] if f.name != observations.name), key=lambda frame: frame.dim
     )
     dims = {observations.dim, *[frame.dim for frame in inner]}
     undeclared = [i for i in range(-len(fn.batch_shape), 0) if i not in dims and fn.batch_shape[i] > 1]
     if undeclared:
-        raise ValueError(
+        raise LatentError(
             f"latent '{name}' has batch shape {tuple(fn.batch_shape)} in plate at dim {observations.dim}; "
             "declare the dimensions within an observation with .to_event(), or by a plate"
         )

@@ -16,6 +16,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to
 
+from pyro_vae.guides.latents import LatentError
+
 Mask = Tensor | bool
 
 
@@ -33,7 +35,7 @@ class Masks(NamedTuple):
         if self.of_events is not None:
             depth = q.reinterpreted_batch_ndims if isinstance(q, Independent) else 0
             if depth < self.event_dim:
-                raise ValueError(
+                raise LatentError(
                     "the model masks parts of a latent's value whose coordinates the guide draws together; "
                     "mask whole values, or take AmortizedNormal"
                 )
@@ -55,7 +57,7 @@ def hidden_alike(joint: TorchDistribution, masks: Sequence[Masks | None]) -> Tor
         other is first or (first and other and other.of_values is first.of_values) for other in others
     )
     if not alike or (first is not None and first.of_events is not None):
-        raise ValueError(
+        raise LatentError(
             "the model masks some of the latents that the guide draws together; mask all by one "
             "poutine.mask, or take AmortizedNormal"
         )

@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
+from pyro_vae.guides.latents import LatentError
+
 
 def of_the_parts(mixture: MixtureSameFamilyConstraint) -> Constraint:
     """The support of a mixture's components, which must have the same bounds.
@@ -27,7 +29,7 @@ def of_the_parts(mixture: MixtureSameFamilyConstraint) -> Constraint:
         if axis < 0:
             continue
         if bool((bound != bound.narrow(axis, 0, 1)).any()):
-            raise ValueError(
+            raise LatentError(
                 f"the components of a mixture differ in their {key}, so that it has no support with real "
                 "coordinates; give each component the same bounds"
             )
@@ -59,13 +61,13 @@ def shared_support(support: Constraint, name: str, event_dim: int) -> Constraint
         if not isinstance(bound, Tensor):
             continue
         if bound.requires_grad:
-            raise ValueError(
+            raise LatentError(
                 f"the {key} of latent '{name}' is a learned parameter, but the guide keeps the support of "
                 "its first call: draw the latent on a fixed support and scale it inside the model"
             )
         while bound.dim() > event_dim:
             if bool((bound != bound[:1]).any()):
-                raise ValueError(
+                raise LatentError(
                     f"the {key} of latent '{name}' differs between observations, but the guide has one "
                     "support for all: draw the latent on a fixed support and scale it inside the model"
                 )

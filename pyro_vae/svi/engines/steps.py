@@ -1,13 +1,13 @@
 """What takes the steps of a fit: one protocol for every engine."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -42,6 +42,8 @@ class Task:
     """Observations that the totals of a batch are about: the batch's rows, or the full data where a plate
     rescales to it."""
     ranks: OneProcess = field(default_factory=OneProcess)
+    called: Sequence[nn.Module] = ()
+    """Modules that plain functions call: their buffers belong to the fit as well."""
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
     """Holds back other threads while Pyro runs, where there are others."""
     kl_weight: Tensor = field(init=False)
