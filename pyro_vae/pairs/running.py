@@ -20,7 +20,7 @@ from pyro_vae.batches.files import row_chunks
 from pyro_vae.batches.rows import check_rows, plain_parts
 from pyro_vae.batches.streams import is_stream
 from pyro_vae.devices import forked_streams, making_tensors_on
-from pyro_vae.guides.sites import LatentError
+from pyro_vae.guides.latents import LatentError
 from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, untouched_buffers
 from pyro_vae.pairs.modes import quiet_about_hooks
 from pyro_vae.pairs.support import observed_parts, refuse_impossible

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.devices import making_tensors_on
+from pyro_vae.guides.latents.plates import ObservationPlate
+from pyro_vae.guides.latents.sites import LocalSite
 from pyro_vae.guides.refined import STEPS, STOP, Covariance, local_sites
 from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import POINTS, Refinement, refined_normals
-from pyro_vae.guides.sites import LocalSite, ObservationPlate
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.refined.dispersion import Elsewhere, refined_from_elsewhere, sample_of
 
@@ -49,7 +50,7 @@ class RefinedRows(NamedTuple):
     @property
     def latent_dim(self) -> int:
         """Numbers in the latents of an observation."""
-        return sum(site.event_shape.numel() for site in self.latents[0])
+        return sum(site.numbers for site in self.latents[0])
 
 
 def refine_rows(

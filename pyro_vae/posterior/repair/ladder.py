@@ -14,7 +14,7 @@ from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
-from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.posterior.preparation import prepare_last, select
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
 from pyro_vae.posterior.truth.reference import draws_tree
 from pyro_vae.progress import progress_bar
@@ -129,11 +129,11 @@ def repair(
 
 def ready(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
     """The pair in its own precision, or in double where single cannot tell the densities apart."""
-    pair = prepare(model, guide, data, dtypes=(None,))
+    pair = prepare_last(model, guide, data, dtypes=(None,))
     block = pair.block(slice(0, pair.observations if pair.whole else 1), slice(0, 3), 0)
     resolution = torch.finfo(next(iter(block.latents.values())).dtype).eps
     largest = float(torch.maximum(block.log_prior.abs(), block.reconstruction.abs()).max())
-    return pair if largest * resolution < FINEST else prepare(model, guide, data)
+    return pair if largest * resolution < FINEST else prepare_last(model, guide, data)
 
 
 def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:
