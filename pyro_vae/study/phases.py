@@ -24,8 +24,8 @@ from pyro_vae.study.costs import check_weights
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
-from pyro_vae.study.parts import Parts
 from pyro_vae.study.program import check_program, source_checksum
+from pyro_vae.study.saved import Parts
 from pyro_vae.study.sentences import each_once
 from pyro_vae.svi import Fit, NonFiniteError
 from pyro_vae.svi.state.saved import HISTORY, settle

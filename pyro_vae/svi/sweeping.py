@@ -20,7 +20,7 @@ from pyro_vae.arguments import check_numbers, check_programs, kind, parameters_o
 from pyro_vae.arrays import is_mapped
 from pyro_vae.batches.batches import ArrayBatches, Batch
 from pyro_vae.batches.rows import as_tensors
-from pyro_vae.devices import forked_streams, resolve_device
+from pyro_vae.devices import forked_streams, resolve_device, threads_for
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, training_mode
 from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import meant_as_floats
@@ -32,7 +32,7 @@ from pyro_vae.svi.engines.choice import build_pays
 from pyro_vae.svi.engines.many_steps import MOST_BUILDS, NativeSteps
 from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.engines.optimizers import Optimization
-from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken, threads_for
+from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken
 from pyro_vae.svi.fitting import fit, fit_length
 from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW

@@ -7,6 +7,7 @@ from pyro_vae.arguments import kind
 from pyro_vae.guides.scales.base import ScaleMap
 from pyro_vae.guides.scales.registry import get
 
+
 def convert(head: nn.Linear, source: str | ScaleMap, target: str | ScaleMap) -> nn.Linear:
     """Rewrite the last linear layer of a trained encoder so that its guide is the same under another map.
 
