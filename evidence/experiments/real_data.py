@@ -24,11 +24,10 @@ import pyro_vae
 from evidence.experiment import Effort, Job, Results, Row, float32
 from evidence.statistics import differences
 from pyro_vae.data import DataSet, DynamicBinarization, binarize, load, split, standardize
-from pyro_vae.guides import AmortizedNormal
-from pyro_vae.models import VAE
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
 from pyro_vae.study import StudyConfig
 from pyro_vae.study.pairs import make_pair
+from pyro_vae.svi import Fit
 
 SECONDS = 900.0
 DRAWS = 300
@@ -118,15 +117,16 @@ def parts(name: str, mnist: Path | None) -> tuple[DataSet, DataSet]:
     return standardize(train), standardize(held_out, like=train)
 
 
-def fitted_pair(name: str, way: Way, seed: int, effort: Effort) -> tuple[VAE, AmortizedNormal, DataSet, int]:
-    """A fit, with the data that were held out; the same weights for every map of a seed."""
+def fitted_pair(name: str, way: Way, seed: int, effort: Effort) -> tuple[Fit, DataSet]:
+    """A fit, and the data that were held out; the same weights for every map of a seed."""
     protocol = PROTOCOLS[name]
     train, held_out = parts(name, effort.mnist)
     settings = protocol.config
     start = train if name != "mnist" else DataSet(name, binarize(train.x), likelihood="bernoulli")
-    model, guide = make_pair(replace(settings, init_scale=way.init_scale), start, way.scale, seed)
+    like = replace(settings, scales=(way.scale,), init_scale=way.init_scale)
+    model, guide = make_pair(like, start, way.scale, seed)
     steps = protocol.steps[effort.name]
-    pyro_vae.fit(
+    fitted = pyro_vae.fit(
         model,
         guide,
         DynamicBinarization(train.x) if name == "mnist" else train.x,
@@ -138,13 +138,14 @@ def fitted_pair(name: str, way: Way, seed: int, effort: Effort) -> tuple[VAE, Am
         seed=seed,
         progress=False,
     )
-    return model, guide, held_out, steps
+    return fitted, held_out
 
 
 def fit_and_measure(name: str, kind: str, seed: int, effort: Effort) -> list[Row]:
     """One fit."""
     with float32():
-        model, guide, held_out, steps = fitted_pair(name, GUIDES[kind], seed, effort)
+        fitted, held_out = fitted_pair(name, GUIDES[kind], seed, effort)
+        model, guide, steps = fitted.model, fitted.guide, PROTOCOLS[name].steps[effort.name]
         x, draws = held_out.x, 100 if effort.name == "tiny" else DRAWS
         if effort.name == "tiny":
             x = x[:20]
