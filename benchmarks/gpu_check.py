@@ -5,9 +5,11 @@ python benchmarks/gpu_check.py posterior cuda FOLDER_WITH_MNIST
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +41,8 @@ def readme(device: str) -> None:
     code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
     code = re.sub(r"(pyro_vae\.fit\([^\n]*)\)\n", rf'\1, device="{device}")\n', code)
     print(code)
-    exec(compile(code, "README.md", "exec"), {})
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it draws a picture
+        exec(compile(code, "README.md", "exec"), {})
 
 
 def mnist_fit(device: str, folder: str, steps: int) -> tuple[object, torch.Tensor]:
