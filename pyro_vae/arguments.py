@@ -2,29 +2,15 @@
 
 import inspect
 import math
+import os
+import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-__all__ = [
-    "brief",
-    "check_numbers",
-    "check_programs",
-    "cut",
-    "parameters_of",
-    "positive_integer",
-    "positive_integers",
-    "positive_number",
-    "printable",
-    "require_count",
-    "require_finite",
-    "require_module",
-    "require_rows",
-    "require_tensor",
-]
+from torch.nn.parameter import is_lazy
 
 OPTIONAL = ("epochs", "steps", "patience", "max_norm")
 SEEDS = 2**63
@@ -81,6 +67,31 @@ def check_numbers(**numbers: Any) -> None:
         if seed:
             needed = "an integer of at least 0 and less than 2**63"
         raise ValueError(f"{name} is {value!r}; give {needed}")
+
+
+def refuse_lazy(*modules: nn.Module) -> None:
+    """Raise a ValueError that names the first layer without parameters.
+
+    >>> refuse_lazy(nn.Sequential(nn.ReLU(), nn.LazyLinear(3)))
+    Traceback (most recent call last):
+    ValueError: the layer '1', a LazyLinear, has no parameters before its first call; call the network...
+    """
+    for root in modules:
+        for name, module in root.named_modules():
+            if any(map(is_lazy, module._parameters.values())):
+                raise ValueError(
+                    f"the layer {name!r}, a {type(module).__name__}, has no parameters before its first call;"
+                    " call the network that it is in once on some rows of data before, as by encoder(x[:2])"
+                )
+
+
+def without_trace(error: BaseException) -> str:
+    """What an error says, without the table of shapes that Pyro adds.
+
+    >>> without_trace(ValueError("no plate\\n    Trace Shapes:\\n   Param Sites:"))
+    'no plate'
+    """
+    return re.split(r"\n *Trace Shapes:", str(error))[0].rstrip()
 
 
 def parameters_of(function: Any) -> list[str]:
@@ -156,6 +167,12 @@ def require_rows(name: str, value: Any, event_shape: torch.Size, why: str) -> No
             f"{name} has shape {tuple(value.shape)}, but {why} of shape {tuple(event_shape)}; "
             f"give shape (n, {', '.join(map(str, event_shape))})"
         )
+
+
+def require_path(name: str, path: Any) -> None:
+    """Raise a TypeError unless ``path`` can be one."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name} is {brief(path)}; give the path of a folder")
 
 
 def require_finite(name: str, value: Tensor) -> None:

@@ -13,16 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = [
-    "as_tensor",
-    "is_file_array",
-    "is_mapped",
-    "lost_columns",
-    "native_array",
-    "plain_array",
-    "subsets",
-]
-
 MOST_PARTS = 4
 """Of more integer parts either none or all are meant as floating point."""
 

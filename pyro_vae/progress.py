@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Show", "progress_bar"]
-
 logger = logging.getLogger(__name__)
 
 Show = Callable[[int, str], None]

@@ -28,8 +28,6 @@ from pyro_vae.storage.lock import LOCK, locked
 from pyro_vae.storage.records import read_record, write_record
 from pyro_vae.version import __version__
 
-__all__ = ["SCHEMA", "RunFolder", "claim", "open_run", "read_run_record", "writing"]
-
 SCHEMA = 1
 """Version of the layout; a reader refuses a newer one."""
 

@@ -1,5 +1,3 @@
 """Which version this is: here once, for the package, its metadata and what it writes."""
 
-__all__ = ["__version__"]
-
 __version__ = "0.2.0"

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pyro_vae.cli import app
 from pyro_vae.study import StudyConfig
+from pyro_vae.study.config import NAMED_ONCE
 
 SMALL = ["--epochs", "1", "--seeds", "1", "--latent-dim", "2", "--draws", "100", "--gap-observations", "2"]
 QUICK = [*SMALL, "--scale", "logvar", "--scale", "softplus"]
@@ -32,7 +33,8 @@ def test_compare_prints_one_table_and_one_answer(tmp_path: Path) -> None:
     assert sum("softplus" in line and "%" in line for line in lines) >= 1
     assert "nats per observation" in done.stdout
     assert "this is about these fits and not about the guides" in done.stdout
-    assert lines[-1] == "The page is here/report.html"
+    assert lines[-1].startswith("Open the page: ")
+    assert lines[-1].endswith(" here/report.html")
     assert "epochs: 2 of 2" in done.stderr  # plain lines where there is no terminal
     assert "Can the posteriors be believed?" in done.stdout
     assert all(
@@ -102,7 +104,11 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[StudyConfig, object]]
             columns=("a", "b"),
             header=False,
             separator=";",
+            guides=("normal", "flow"),
+            objective="iwae",
+            particles=7,
         ),
+        StudyConfig("x.npy", ("abs",), program="shlex:split"),
     ],
 )
 def test_the_command_of_a_study_asks_for_that_study(
@@ -141,7 +147,7 @@ def test_help_tells_the_defaults_that_hold(command: str) -> None:
     for name, value in defaults.items():
         if value is not None and name != "data":
             told = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            option = "--scale " if name == "scales" else f"--{name.replace('_', '-')} "
+            option = f"--{NAMED_ONCE.get(name, name).replace('_', '-')} "
             assert f"[default: {told}]" in shown.split(option, 1)[1].split(" --", 1)[0]
 
 

@@ -1,7 +1,7 @@
 """Data as minibatches on the device: every source looks the same to the fit."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -9,34 +9,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.arrays import as_tensor, is_file_array, is_mapped, lost_columns, plain_array
-from pyro_vae.batches.files import MappedRows, row_chunks
-from pyro_vae.batches.streams import is_stream, whole_stream
+from pyro_vae.batches.rows import Check, Rows, as_rows, as_tensors, check_rows
 from pyro_vae.devices import making_tensors_on
 
-__all__ = [
-    "ArrayBatches",
-    "Batch",
-    "Batches",
-    "Check",
-    "DrawnAnew",
-    "GatheredEpoch",
-    "LoaderBatches",
-    "MappedBatches",
-    "Rows",
-    "as_batches",
-    "as_rows",
-    "as_tensors",
-    "check_rows",
-    "epoch_order",
-    "epoch_seed",
-    "plain_parts",
-]
-
 Batch = tuple[Tensor, ...]
-Rows = Tensor | MappedRows
-Check = Callable[[Tensor, str], None]
-"""Raises if values cannot come from the model's likelihood; knows what a sentence calls them."""
+
+
+class ObservedPart(Protocol):
+    """A part of the data that a model observes; knows which values it can have."""
+
+    @property
+    def part(self) -> int:
+        """Which."""
+
+    def refuse_impossible(self, part: Tensor, name: str) -> None:
+        """Raise a ValueError if the model cannot have made a row of it."""
 
 
 class Batches(Protocol):
@@ -65,109 +52,6 @@ class DrawnAnew(Protocol):
 
     def draw(self, *batch: Tensor) -> Tensor | tuple[Tensor, ...]:
         """One draw of a batch that was gathered."""
-
-
-def as_tensors(
-    data: Any,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    name: str = "data",
-    floats: Collection[int] = (),
-) -> Batch:
-    """Whatever :func:`~pyro_vae.arrays.plain_array` takes, a tuple of them, or the batches of a loader, on
-    the device; floating point becomes ``dtype``, and so do the integers of the parts ``floats``.
-
-    Raises
-    ------
-    TypeError
-        If an element is no array.
-    ValueError
-        If it is empty, has NaN, infinite or masked values, its differences are lost in ``dtype``, or the
-        lengths differ.
-    """
-    rows = as_rows(data, device=device, dtype=dtype, name=name, floats=floats)
-    return tuple(part[:] if isinstance(part, MappedRows) else part for part in rows)
-
-
-def as_rows(
-    data: Any,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    name: str = "data",
-    floats: Collection[int] = (),
-) -> tuple[Rows, ...]:
-    """As :func:`as_tensors`, but memory-mapped arrays stay in their files."""
-    parts, labels = plain_parts(data, name)
-    rows = tuple(
-        _as_rows(part, label, device, dtype, i in floats)
-        for i, (part, label) in enumerate(zip(parts, labels, strict=True))
-    )
-    lengths = {len(part) for part in rows}
-    if len(lengths) > 1:
-        raise ValueError(
-            f"the parts of {name} have {sorted(lengths)} observations; they must have equally many"
-        )
-    return rows
-
-
-def plain_parts(data: Any, name: str = "data") -> tuple[tuple[Any, ...], list[str]]:
-    """The arguments of the programs as tensors and arrays, and what a sentence calls each."""
-    if is_stream(data):
-        data = whole_stream(data)
-    parts = data if isinstance(data, tuple) else (data,)
-    if not parts:
-        raise ValueError(f"{name} is an empty tuple; give a tensor, a numpy array, or a tuple of them")
-    labels = [f"{name}[{i}]" if isinstance(data, tuple) else name for i in range(len(parts))]
-    plain = [plain_array(part, label) for part, label in zip(parts, labels, strict=True)]
-    # data are constants, whatever made them
-    return tuple(part.detach() if isinstance(part, Tensor) else part for part in plain), labels
-
-
-def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype, as_floats: bool) -> Rows:
-    if part.ndim == 0 or part.shape[0] == 0:
-        raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no observation in it")
-    if 0 in part.shape:
-        raise ValueError(f"{label} has shape {tuple(part.shape)}, so there is no number in it")
-    _require_differences(part, label, dtype)
-    rows = _placed(part, label, device, dtype, as_floats)
-    for chunk in row_chunks(rows):
-        values = rows[chunk]
-        if not values.is_floating_point() or bool(torch.isfinite(values).all()):
-            continue
-        where = tuple(int(i) for i in (~torch.isfinite(values)).nonzero()[0])
-        where = (chunk.start + where[0], *where[1:])
-        value = float(part[where])
-        remedy = (
-            f"it overflows {dtype}: rescale the data"
-            if math.isfinite(value)
-            else "remove or impute what is not finite"
-        )
-        raise ValueError(f"{label} is {value} at index {where}; {remedy}")
-    return rows
-
-
-def _require_differences(part: Any, label: str, dtype: torch.dtype) -> None:
-    """Refuse numbers whose differences are lost where they become float32."""
-    if dtype != torch.float32 or part.dtype not in (torch.float64, np.dtype(np.float64)):
-        return
-    some = part[next(row_chunks(part))]  # of an array in a file the first few million values
-    values = some.detach().cpu().numpy() if isinstance(some, Tensor) else np.asarray(some)
-    lost = lost_columns(values.reshape(len(values), -1))
-    if lost:
-        raise ValueError(
-            f"{label} holds values near {values.reshape(len(values), -1)[0, lost[0]]:g} in column {lost[0]}, "
-            "whose differences float32 loses; standardize the column in float64 before, as "
-            "pyro_vae.data.standardize does, or give model and guide float64 parameters by .double()"
-        )
-
-
-def _placed(part: Any, label: str, device: torch.device, dtype: torch.dtype, as_floats: bool) -> Rows:
-    if is_mapped(part) or is_file_array(part):
-        return MappedRows(part, device, dtype, as_floats=as_floats)
-    tensor = as_tensor(part, label, device, dtype)
-    return tensor.to(dtype) if as_floats else tensor
 
 
 class GatheredEpoch(Iterator[Batch]):
@@ -204,48 +88,52 @@ class GatheredEpoch(Iterator[Batch]):
 
 
 class ArrayBatches:
-    """Tensors that stay on the device; each batch is gathered there.
+    """Batches of tensors, gathered on their device, and of arrays in files, read one batch after the other.
 
     The order is a permutation drawn from a generator of its own, so the noise of the fit does not depend on
     how data are shuffled.
+
+    Parameters
+    ----------
+    rows
+        The parts of the data.
+    batch_size, seed
+        Of the whole batches, and of their order.
+    rank, ranks
+        Of each batch every ``ranks``-th observation is taken, from ``rank`` on.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], batch_size: int, seed: int) -> None:
-        self.tensors = tuple(tensor.contiguous() for tensor in tensors)
-        self.observations = len(self.tensors[0])
-        self.batch_size = min(batch_size, self.observations)
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return math.ceil(self.observations / self.batch_size)
-
-    def first(self) -> Batch:
-        return tuple(tensor[: self.batch_size] for tensor in self.tensors)
-
-    def epoch(self, index: int) -> GatheredEpoch:
-        order = epoch_order(self.observations, self.seed, index).to(self.tensors[0].device)
-        return GatheredEpoch(self.tensors, order, self.batch_size)
-
-
-class MappedBatches:
-    """Batches that are read from memory-mapped arrays one by one, in the order of :class:`ArrayBatches`."""
-
-    def __init__(self, rows: Sequence[Rows], batch_size: int, seed: int) -> None:
-        self.rows = tuple(rows)
+    def __init__(
+        self, rows: Sequence[Rows], batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.rows = tuple(part.contiguous() if isinstance(part, Tensor) else part for part in rows)
         self.observations = len(self.rows[0])
         self.batch_size = min(batch_size, self.observations)
-        self.seed = seed
+        self.seed, self.rank, self.ranks = seed, rank, ranks
+
+    @property
+    def tensors(self) -> Batch:
+        """The parts, if all are tensors; nothing, if one lies in a file."""
+        tensors = tuple(part for part in self.rows if isinstance(part, Tensor))
+        return tensors if len(tensors) == len(self.rows) else ()
 
     def __len__(self) -> int:
         return math.ceil(self.observations / self.batch_size)
 
     def first(self) -> Batch:
-        return tuple(part[: self.batch_size] for part in self.rows)
+        return tuple(part[: self.batch_size : self.ranks] for part in self.rows)
 
     def epoch(self, index: int) -> Iterator[Batch]:
         order = epoch_order(self.observations, self.seed, index)
+        tensors = self.tensors
+        if tensors and self.ranks == 1:
+            return GatheredEpoch(tensors, order.to(tensors[0].device), self.batch_size)
+        return self._read(order)
+
+    def _read(self, order: Tensor) -> Iterator[Batch]:
         for chosen in order.split(self.batch_size):
-            yield tuple(part.index_select(0, chosen.to(part.device)) for part in self.rows)
+            mine = chosen[self.rank :: self.ranks]
+            yield tuple(part.index_select(0, mine.to(part.device)) for part in self.rows)
 
 
 class LoaderBatches:
@@ -271,6 +159,7 @@ class LoaderBatches:
         _require_length(loader.dataset)
         self.loader, self.device, self.dtype, self.seed = loader, device, dtype, seed
         self.floats, self.check = floats, check
+        self.observed: Sequence[ObservedPart] = ()
         self.observations = len(loader.dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -301,6 +190,8 @@ class LoaderBatches:
             )
             if self.check is not None:
                 self.check(tensors[0], "a batch of data")
+            for site in self.observed:
+                site.refuse_impossible(tensors[site.part], "a batch of data")
             yield tensors
             with making_tensors_on(on_cpu):
                 batch = next(batches, None)
@@ -330,21 +221,7 @@ def as_batches(
     rows = as_rows(data, device=device, dtype=dtype, floats=floats)
     if check is not None:
         check_rows(check, rows[0], "data")
-    tensors = [part for part in rows if isinstance(part, Tensor)]
-    if len(tensors) < len(rows):
-        return MappedBatches(rows, batch_size, seed)
-    return ArrayBatches(tensors, batch_size, seed)
-
-
-def check_rows(check: Check, rows: Any, name: str) -> None:
-    """Let ``check`` look at a tensor, or at an array piece by piece."""
-    if isinstance(rows, Tensor):
-        check(rows, name)
-        return
-    if not isinstance(rows, MappedRows):
-        rows = MappedRows(rows, torch.device("cpu"), torch.get_default_dtype())
-    for chunk in row_chunks(rows):
-        check(rows[chunk], name if chunk.start == 0 else f"{name}[{chunk.start}:]")
+    return ArrayBatches(rows, batch_size, seed)
 
 
 def _require_length(dataset: Any) -> None:

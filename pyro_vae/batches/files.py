@@ -11,8 +11,6 @@ from torch import Tensor
 
 from pyro_vae.arrays import native_array
 
-__all__ = ["MappedRows", "read_rows", "row_chunks"]
-
 VALUES_AT_ONCE = 4_194_304
 
 

@@ -1,37 +1,22 @@
 """A rank's share of every batch: all ranks see the same order, and each takes its part of it."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from pyro_vae.batches.batches import (
-    ArrayBatches,
-    Batch,
-    Batches,
-    LoaderBatches,
-    MappedBatches,
-    Rows,
-    epoch_order,
-    epoch_seed,
-)
-
-__all__ = ["share_of"]
+from pyro_vae.batches.batches import ArrayBatches, Batches, LoaderBatches, epoch_seed
 
 
 def share_of(batches: Batches, rank: int, size: int) -> Batches:
     """The batches of one of ``size`` ranks: of each batch every ``size``-th observation, from ``rank`` on.
 
     They are as many as the batches. One that has fewer observations than there are ranks leaves some ranks an
-    empty share.
-
-    Raises
-    ------
-    ValueError
-        If a full batch has fewer observations than there are ranks, or a loader cannot be shared out.
+    empty share. Raises ValueError if a full batch has fewer observations than there are ranks, or a loader
+    cannot be shared out.
 
     Examples
     --------
@@ -43,34 +28,13 @@ def share_of(batches: Batches, rank: int, size: int) -> Batches:
         return batches
     if isinstance(batches, LoaderBatches):
         return _LoaderShare(batches, rank, size)
-    assert isinstance(batches, ArrayBatches | MappedBatches)
+    assert isinstance(batches, ArrayBatches)
     if batches.batch_size < size:
         raise ValueError(
             f"a batch has {batches.batch_size} observations and there are {size} ranks, each of which needs "
             "one; give a larger batch_size or fewer processes"
         )
-    return _ArrayShare(batches, rank, size)
-
-
-class _ArrayShare:
-    """A part of each batch of tensors, or of arrays in files, which every rank has whole."""
-
-    def __init__(self, whole: ArrayBatches | MappedBatches, rank: int, size: int) -> None:
-        self.rows: Sequence[Rows] = whole.tensors if isinstance(whole, ArrayBatches) else whole.rows
-        self.observations, self.batch_size, self.seed = whole.observations, whole.batch_size, whole.seed
-        self.length, self.rank, self.size = len(whole), rank, size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def first(self) -> Batch:
-        return tuple(part[: self.batch_size : self.size] for part in self.rows)
-
-    def epoch(self, index: int) -> Iterator[Batch]:
-        order = epoch_order(self.observations, self.seed, index)
-        for chosen in order.split(self.batch_size):
-            mine = chosen[self.rank :: self.size]
-            yield tuple(part.index_select(0, mine.to(part.device)) for part in self.rows)
+    return ArrayBatches(batches.rows, batches.batch_size, batches.seed, rank, size)
 
 
 class _LoaderShare(LoaderBatches):

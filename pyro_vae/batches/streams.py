@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["first_rows", "is_stream", "stream", "whole_stream"]
-
 ROWS_AT_ONCE = 1024
 """Of a ``Dataset``; a loader says it by its ``batch_size``."""
 

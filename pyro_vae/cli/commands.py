@@ -1,9 +1,11 @@
-"""What can be typed: the commands, their options, and what becomes of errors."""
+"""What can be typed: the commands, and what becomes of errors."""
 
 import io
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,45 @@ import typer
 
 from pyro_vae.arguments import printable
 from pyro_vae.cli import output
-
-__all__ = ["app", "main"]
+from pyro_vae.cli.options import (
+    Activation,
+    AsJson,
+    BatchSize,
+    Columns,
+    Config,
+    Data,
+    Device,
+    Draws,
+    Epochs,
+    FitSeeds,
+    Gaps,
+    Guide,
+    Guides,
+    Header,
+    HeldOut,
+    Hidden,
+    InitScale,
+    Interrupted,
+    Label,
+    LatentDim,
+    Likelihood,
+    Objective,
+    OtherDraws,
+    OtherGaps,
+    Out,
+    Overwrite,
+    Particles,
+    ProgramData,
+    Rate,
+    Root,
+    Run,
+    Scale,
+    Scales,
+    Schedule,
+    Seeds,
+    Separator,
+    Standardized,
+)
 
 FAILED = 1
 BAD_ARGUMENT = 2
@@ -29,75 +68,18 @@ app = typer.Typer(
 )
 
 
-def _setting(*flags: str, tell: str, default: object) -> Any:
-    """An option of a study. What is not typed comes from --config, else from :class:`StudyConfig`, so that
-    its default here is None and what the help shows is text."""
-    return typer.Option(*flags, help=rf"{tell} [dim]\[default: {default}][/dim]")
-
-
-Data = Annotated[
-    str | None,
-    typer.Argument(help="A data set by name (digits, mnist, …) or a file: .npy .npz .csv .parquet"),
-]
-Scales = Annotated[
-    list[str] | None,
-    _setting("--scale", "-s", tell="A scale map, once per guide", default="logvar logstd softplus"),
-]
-Scale = Annotated[str | None, _setting("--scale", "-s", tell="A scale map", default="softplus")]
-Seeds = Annotated[int | None, _setting(tell="Fits per guide", default=3)]
-FitSeeds = Annotated[int | None, _setting("--seeds", tell="How often the guide is fitted", default=1)]
-Epochs = Annotated[int | None, _setting(tell="Passes over the data, per fit", default=100)]
-BatchSize = Annotated[int | None, _setting(tell="Observations per step", default=64)]
-Rate = Annotated[float | None, _setting(tell="Learning rate of Adam", default=0.005)]
-Schedule = Annotated[str | None, _setting(tell="Of the learning rate: cosine or constant", default="cosine")]
-Activation = Annotated[str | None, _setting(tell="Between layers: silu, relu, tanh, …", default="silu")]
-Standardized = Annotated[
-    bool | None,
-    _setting(
-        "--standardize/--no-standardize", tell="Whether the encoder sees standardized features", default=True
-    ),
-]
-LatentDim = Annotated[int | None, _setting(tell="Size of z", default=8)]
-Hidden = Annotated[
-    list[int] | None,
-    _setting(tell="Size of a hidden layer, once for each", default="128 128"),
-]
-InitScale = Annotated[float | None, _setting(tell="σ that every guide starts at", default=1.0)]
-HeldOut = Annotated[float | None, _setting(tell="Share of the data that no fit sees", default=0.2)]
-Draws = Annotated[int | None, _setting(tell="Importance draws per held-out observation", default=1000)]
-Gaps = Annotated[
-    int | None,
-    _setting("--gap-observations", tell="Held-out observations whose best q is sought", default=32),
-]
-Device = Annotated[str | None, _setting(tell="auto, cpu, cuda, cuda:1 or mps", default="auto")]
-Root = Annotated[Path | None, typer.Option(help="Folder with the data set's IDX files")]
-Likelihood = Annotated[str | None, typer.Option(help="Instead of the one that the data suggest")]
-Label = Annotated[str | None, typer.Option(help="Column of a table that holds labels")]
-Columns = Annotated[
-    list[str] | None, typer.Option(help="Columns of a table to model, once for each or between commas")
-]
-Header = Annotated[
-    bool | None,
-    typer.Option("--header/--no-header", help="Whether a .csv file's first line names the columns"),
-]
-Separator = Annotated[str | None, typer.Option(help="Between the fields of a .csv file: , ; tab space")]
-Config = Annotated[
-    Path | None, typer.Option(help="TOML file, or run.json of a run, with any of these; options win")
-]
-Out = Annotated[Path | None, _setting(tell="Folder of the run", default="runs/DATA")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run, such as runs/digits")]
-Interrupted = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/digits")]
-OtherDraws = Annotated[int | None, _setting("--draws", tell="Importance draws", default="the run's")]
-OtherGaps = Annotated[
-    int | None,
-    _setting("--gap-observations", tell="Observations whose best q is sought", default="the run's"),
-]
+def _tell_version(asked: bool) -> None:
+    if asked:
+        output.show_version()
+        raise typer.Exit
 
 
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
     """Variational autoencoder guides for Pyro: fit them, diagnose them, compare them.
 
     Exit codes: 0 done, 1 failed, 2 bad arguments or data.
@@ -107,7 +89,11 @@ def about() -> None:
 @app.command()
 def compare(
     data: Data = None,
+    program_data: ProgramData = None,
     scale: Scales = None,
+    guide: Guides = None,
+    objective: Objective = None,
+    particles: Particles = None,
     seeds: Seeds = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -135,13 +121,19 @@ def compare(
 ) -> None:
     """Which guide explains held-out data better?
 
-    Fits a guide for each scale map and seed, with equal initial weights, σ,
-    batches and noise; compares the log evidence of held-out observations in pairs.
+    Fits a guide for each scale map, family and seed, with equal initial
+    weights, σ, batches and noise; compares the log evidence of held-out
+    observations in pairs.
+
+    A program of yours is called as function(scale, x), with the name of a
+    scale map and the rows to train on, and returns a Pyro model and a guide.
 
     \b
     [bold]Examples[/bold]
       pyro-vae compare digits
       pyro-vae compare digits -s logvar -s softplus-var --seeds 5
+      pyro-vae compare counts.csv -s softplus -g normal -g flow
+      pyro-vae compare my_model.py:make_pair --data x.npy
       pyro-vae compare mnist --root ~/mnist --epochs 20 --json
       pyro-vae compare --config study.toml --out runs/again
     """
@@ -151,7 +143,11 @@ def compare(
 @app.command()
 def fit(
     data: Data = None,
+    program_data: ProgramData = None,
     scale: Scale = None,
+    guide: Guide = None,
+    objective: Objective = None,
+    particles: Particles = None,
     seeds: FitSeeds = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -260,29 +256,57 @@ def _run_study(defaults: dict[str, Any], options: dict[str, Any]) -> None:
     from pyro_vae.study.config import read_config
     from pyro_vae.svi.parallel.launch import is_follower, is_launched
 
-    scale, root = options.pop("scale"), options.pop("root")
-    options["scales"] = [scale] if isinstance(scale, str) else scale
+    root = options.pop("root")
+    options["scales"], options["guides"] = options.pop("scale"), options.pop("guide")
     options["root"] = root and str(root)
     options["json"] = options.pop("as_json") or None
     config, overwrite = options.pop("config"), options.pop("overwrite")
     with _errors_as_sentences():
+        options |= _program_and_data(options.pop("program_data"), options["data"])
         asked = {} if config is None else read_config(config)
         asked |= {name: value for name, value in options.items() if value not in (None, [])}
         as_json, out = asked.pop("json", False), asked.pop("out", None)
         if "data" not in asked:
             raise ValueError("there is no data set; name one, such as digits, or give --config")
+        if defaults:
+            _refuse_several(asked, config, options)
         chosen = StudyConfig.from_mapping(defaults | asked)
-        if defaults and len(chosen.scales) > 1:
-            raise ValueError(
-                f"{config} names {len(chosen.scales)} scales, and fit takes one; "
-                "choose it with --scale, or call pyro-vae compare"
-            )
         if is_follower():
             follow_study(chosen)
         else:
             anew = {"overwrite": True} if overwrite else {}
             study = run_study(chosen, out=out, distributed=is_launched(), **anew)
             output.show_study(study, as_json=as_json)
+
+
+def _program_and_data(data: str | None, given: str | None) -> dict[str, str | None]:
+    """What the argument is, beside ``--data``: the program, or the data themselves."""
+    is_program = given is not None and ":" in given and given.rpartition(":")[2].isidentifier()
+    if is_program and data is None:
+        raise ValueError(f"{given} is a program, and its data are not named; give them as --data x.npy")
+    if data is None or given is None:
+        return {"data": given or data, "program": None}
+    if not is_program:
+        raise ValueError(
+            f"{given} and --data {data} are two data sets; give one of them, or a program of yours: "
+            f"module:function --data {data}"
+        )
+    return {"data": data, "program": given}
+
+
+def _refuse_several(asked: dict[str, Any], config: Path | None, options: dict[str, Any]) -> None:
+    for setting, option in (("scales", "--scale"), ("guides", "--guide")):
+        names = asked.get(setting)
+        if isinstance(names, list | tuple) and len(names) > 1:
+            where = (
+                f"{option} is given {len(names)} times"
+                if options.get(setting)
+                else f"{config} names {len(names)}"
+            )
+            raise ValueError(
+                f"{where} ({', '.join(map(str, names))}), and fit takes one; choose one by {option}, or call "
+                "pyro-vae compare"
+            )
 
 
 @contextmanager
@@ -306,7 +330,7 @@ def _with_notes(sentence: str, error: BaseException) -> str:
 
 
 def _stop(sentence: str, code: int) -> NoReturn:
-    print(printable(f"pyro-vae: {sentence}"), file=sys.stderr)
+    print(_between_words(printable(f"pyro-vae: {sentence}")), file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -314,7 +338,15 @@ class _PlainText(logging.Formatter):
     """Lines of the log, in which names of files do nothing to a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).split("\n")))
+        return "\n".join(_between_words(printable(line)) for line in super().format(record).split("\n"))
+
+
+def _between_words(line: str) -> str:
+    """A line broken between words where a terminal is too narrow, which would break it anywhere."""
+    if not sys.stderr.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _occupy_standard_streams() -> None:

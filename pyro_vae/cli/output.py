@@ -6,21 +6,23 @@ import io
 import json
 import math
 import os
+import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyro_vae.arguments import printable
+from pyro_vae.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
     from pyro_vae.study import Study
-
-__all__ = ["show_diagnosis", "show_path", "show_scales", "show_study"]
 
 SPELLED = {
     "k̂": "khat",
@@ -31,6 +33,7 @@ SPELLED = {
     "−": "-",
     "·": "*",
     "≥": ">=",
+    "×": "x",
     "…": "...",
 }
 """Symbols of the field, for terminals that do not have them."""
@@ -47,7 +50,8 @@ def show_study(study: "Study", *, as_json: bool) -> None:
         _print_belief(console, study)
         for failure in study.failures.values():
             console.print(printable(f"Failed: {failure}"), soft_wrap=True)
-        console.print(printable(f"The page is {study.folder / 'report.html'}"), soft_wrap=True)
+        opened = shlex.join([*_opener(), str(study.folder / "report.html")])
+        console.print(printable(f"Open the page: {opened}"), soft_wrap=True)
 
 
 def show_diagnosis(study: "Study", *, as_json: bool) -> None:
@@ -68,7 +72,14 @@ def show_path(path: Path, *, as_json: bool) -> None:
         _print_json({"report": str(path)})
     else:
         with _telling() as console:
+            opened = shlex.join([*_opener(), str(path)])
             console.print(printable(f"The report is in {path}"), soft_wrap=True)
+            console.print(printable(f"Open the page: {opened}"), soft_wrap=True)
+
+
+def show_version() -> None:
+    """Name and version."""
+    _write(f"pyro-vae {__version__}\n")
 
 
 def show_scales(*, as_json: bool) -> None:
@@ -104,8 +115,34 @@ def _print_verdict(console: "Console", study: "Study") -> None:
     for sentence in study.verdict.sentences:
         console.print(printable(sentence))
     if study.verdict.next_command:
-        console.print(printable(f"Run next: {study.verdict.next_command}"), soft_wrap=True)
+        console.print("Run next:")
+        console.print(_folded(printable(study.verdict.next_command), console.width), soft_wrap=True)
     console.print()
+
+
+def _folded(command: str, width: int) -> str:
+    """A command that can be copied, on lines that end between its words.
+
+    >>> print(_folded("pyro-vae compare digits --epochs 200 --out runs/digits-200-epochs", 48))
+      pyro-vae compare digits --epochs 200 --out \\
+        runs/digits-200-epochs
+    """
+    wrapped = textwrap.wrap(
+        command,
+        width - 2,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return " \\\n".join(wrapped)
+
+
+def _opener() -> list[str]:
+    """The command that opens a page in a browser, on this system."""
+    openers = {"darwin": ["open"], "win32": ["start"]}
+    usual = openers.get(sys.platform, ["xdg-open"])
+    return usual if shutil.which(usual[0]) else ["python3", "-m", "webbrowser", "-t"]
 
 
 def _print_summary(console: "Console", study: "Study") -> None:

@@ -1,7 +1,5 @@
 """Arrays from numpy's own files, never unpickled, and never larger than what they lie in."""
 
-__all__ = ["read_npy", "read_npz", "require_unpackable"]
-
 import math
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Grey images as binary ones: once, or anew at every epoch."""
 
-__all__ = ["DynamicBinarization", "binarize"]
-
 from typing import Any
 
 import numpy as np

@@ -1,15 +1,5 @@
 """A data set with what a model must know of it."""
 
-__all__ = [
-    "STANDARDIZED",
-    "DataSet",
-    "FloatArray",
-    "require_data_set",
-    "require_seed",
-    "split",
-    "standardize",
-]
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A data set from a user's file: checked, as rows of float32, with a likelihood that suits."""
 
-__all__ = ["SUFFIXES", "TableOptions", "load_file"]
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

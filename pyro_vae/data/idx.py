@@ -1,7 +1,5 @@
 """The IDX format, in which MNIST and its relatives are distributed."""
 
-__all__ = ["read_idx"]
-
 import gzip
 import math
 import zlib

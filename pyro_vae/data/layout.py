@@ -3,8 +3,6 @@
 A guess that could be wrong is not made: the reader is asked instead.
 """
 
-__all__ = ["MISSING", "NAMED_SEPARATORS", "Layout", "is_number", "layout_of"]
-
 import csv
 import itertools
 import re

@@ -1,7 +1,5 @@
 """`load`: a data set by name or by path."""
 
-__all__ = ["load"]
-
 import difflib
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Data sets with a name: scikit-learn's digits, and MNIST with its relatives."""
 
-__all__ = ["Part", "load_named", "names"]
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args

@@ -1,7 +1,5 @@
 """Tables of numbers from .csv and .parquet files."""
 
-__all__ = ["Table", "read_csv", "read_parquet", "table_of_numbers"]
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

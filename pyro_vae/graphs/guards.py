@@ -16,9 +16,6 @@ from torch import Tensor
 
 from pyro_vae.graphs.surroundings import MISSING, Place, places_around
 
-__all__ = ["Guard", "Version", "as_input", "is_liftable", "lifted_places"]
-
-
 _SMALL = 4096
 """Elements of an array of numpy that is compared at every look; larger ones are known by their identity."""
 

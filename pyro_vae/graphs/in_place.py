@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["without_own_mutations", "works_in_place"]
-
 aten = torch.ops.aten
 
 

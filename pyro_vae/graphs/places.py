@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["blamed", "calling_line", "is_installed", "is_library", "line_of"]
-
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STANDARD = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 _LIBRARIES = ("torch", "pyro", "numpy", "opt_einsum")

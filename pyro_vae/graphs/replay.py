@@ -15,8 +15,6 @@ from torch import Tensor, fx
 
 from pyro_vae.graphs.shortcuts import take_shortcuts
 
-__all__ = ["make_replay"]
-
 aten = torch.ops.aten
 
 _SAME_NAME = (

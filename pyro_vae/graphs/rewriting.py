@@ -5,17 +5,6 @@ from typing import Any
 
 from torch import Tensor, fx
 
-__all__ = [
-    "Rule",
-    "apply_rules",
-    "as_node",
-    "first",
-    "instead",
-    "looks_like",
-    "looks_like_its_argument",
-    "replace",
-]
-
 Rule = Callable[[fx.GraphModule, fx.Node], fx.Node | None]
 """The node that can stand in for another one, or None."""
 

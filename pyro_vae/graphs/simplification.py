@@ -19,8 +19,6 @@ from pyro_vae.graphs.rewriting import (
     replace,
 )
 
-__all__ = ["has_effect", "merge_equal", "mutates", "order_counts", "simplify"]
-
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.expand.default, aten._unsafe_view.default, aten.reshape.default)
 _PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar)

@@ -10,8 +10,6 @@ from torch import Tensor, fx
 
 from pyro_vae.graphs.simplification import has_effect, mutates
 
-__all__ = ["split_by_rows"]
-
 
 def split_by_rows(
     graph: fx.GraphModule, fixed: Collection[int]

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from pyro_vae.graphs.places import is_installed, is_library
 
-__all__ = ["MISSING", "Place", "places_around"]
-
 MISSING = object()
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
 _MANY = 256

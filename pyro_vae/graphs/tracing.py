@@ -22,8 +22,6 @@ from pyro_vae.graphs.in_place import without_own_mutations
 from pyro_vae.graphs.reading import Watch, check_shapes
 from pyro_vae.graphs.simplification import has_effect, simplify
 
-__all__ = ["capture"]
-
 _IDENTITIES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 """Copies of nothing: without autograd they are only overhead."""
 

@@ -1,16 +1,13 @@
 """Linear layers from an encoder's features to the scale of a guide."""
 
-import math
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.guides import scales
 from pyro_vae.arguments import positive_integer, positive_number
+from pyro_vae.guides import scales
 from pyro_vae.guides.precision import at_least_float32
-
-__all__ = ["HasRawParameters", "ScaleHead", "initial_slope", "raw_parameters", "raw_value"]
 
 
 def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:

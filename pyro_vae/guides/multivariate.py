@@ -11,8 +11,6 @@ from torch.distributions import Independent, Normal, constraints, kl_divergence,
 from pyro_vae.guides.noise import NoiseMemory
 from pyro_vae.guides.normal import LogScaleNormal
 
-__all__ = ["LogScaleMultivariateNormal", "unit_lower_triangular"]
-
 
 class LogScaleMultivariateNormal(pyro.distributions.MultivariateNormal):
     r"""A Normal with covariance :math:`L L^\top`, :math:`L = \operatorname{diag}(\sigma) A`, A unit lower

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Noise", "NoiseMemory"]
-
 
 class Noise(NamedTuple):
     """The noise of a draw.

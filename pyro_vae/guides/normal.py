@@ -13,8 +13,6 @@ from torch.distributions.utils import broadcast_all
 from pyro_vae.guides.noise import NoiseMemory
 from pyro_vae.guides.precision import at_least_float32
 
-__all__ = ["LogScaleNormal"]
-
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 

@@ -10,8 +10,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, register_kl
 
-__all__ = ["PushforwardDelta", "PushforwardMessenger", "push_forward"]
-
 
 class PushforwardDelta(Delta):
     r"""The value :math:`v = T(u)` of an auxiliary draw :math:`u \sim q`, with :math:`-\log|\det T'(u)|` as

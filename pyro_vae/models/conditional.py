@@ -1,7 +1,5 @@
 """One arrow of a model: a network and a likelihood make p(·|z)."""
 
-__all__ = ["Conditional", "over_leading_dims"]
-
 from collections.abc import Callable
 
 import torch

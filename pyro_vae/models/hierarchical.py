@@ -1,7 +1,5 @@
 """A variational autoencoder with two latent layers."""
 
-__all__ = ["HierarchicalVAE"]
-
 from collections.abc import Sequence
 
 import pyro

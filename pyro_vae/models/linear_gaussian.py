@@ -1,7 +1,5 @@
 """A model whose posterior and evidence are known exactly."""
 
-__all__ = ["PPCA"]
-
 import math
 from numbers import Real
 from typing import Self

@@ -1,7 +1,5 @@
 """Priors p(z): modules that, called, give the distribution of one latent vector."""
 
-__all__ = ["FixedPrior", "MixturePrior", "Prior", "StandardNormal", "VampPrior", "as_prior"]
-
 import copy
 from collections.abc import Callable
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """What a model asks of a scale map."""
 
-__all__ = ["LogScale", "ScaleMap"]
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable

@@ -22,19 +22,6 @@ from torch import Tensor, nn
 from pyro_vae.devices import forked_streams
 from pyro_vae.pairs.modes import is_frozen, meeting_modules
 
-__all__ = [
-    "Program",
-    "blocks_around",
-    "empty_store",
-    "evaluating",
-    "isolated",
-    "modules_of",
-    "one_at_a_time",
-    "owner",
-    "training_mode",
-    "untouched_buffers",
-]
-
 Program = Callable[..., Any]
 
 logger = logging.getLogger(__name__)

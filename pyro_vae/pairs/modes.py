@@ -9,8 +9,6 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["is_frozen", "meeting_modules", "quiet_about_hooks"]
-
 
 @contextmanager
 def quiet_about_hooks() -> Iterator[None]:

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 
 from pyro_vae.arrays import subsets
-from pyro_vae.batches.batches import Batch, plain_parts
+from pyro_vae.batches.batches import Batch
+from pyro_vae.batches.rows import plain_parts
 from pyro_vae.batches.streams import is_stream
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, modules_of
 from pyro_vae.pairs.running import run_once
-
-__all__ = ["is_floating", "may_hold_integers", "meant_as_floats"]
 
 
 def meant_as_floats(

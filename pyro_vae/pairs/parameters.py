@@ -13,16 +13,6 @@ from torch import Tensor, nn
 
 from pyro_vae.pairs.isolation import blocks_around, empty_store, one_at_a_time, owner
 
-__all__ = [
-    "Bound",
-    "held_beside",
-    "named_tensors",
-    "pending_values",
-    "start_of",
-    "trainable_parameters",
-    "unbound",
-]
-
 MODULE = "$$$"
 """Between the name that ``pyro.module`` was given and the parameter's own."""
 
@@ -55,12 +45,7 @@ def trainable_parameters(
     """The leaves that receive gradients, by the names of :func:`named_tensors`.
 
     Call it after the pair ran once: autoguides and ``pyro.param`` make their parameters on the first call.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
+    Raises ValueError if there are none."""
     trainable = {
         name: tensor for name, tensor in named_tensors(model, guide, state).items() if tensor.requires_grad
     }
@@ -81,13 +66,8 @@ def pending_values(pending: Mapping[str, Tensor]) -> Iterator[None]:
     """Gives ``pyro.param`` statements saved values the first time that they run: only they know their
     constraint. Those of a module's parameters are written into the module, with its buffers.
 
-    The store is asked and no handler put up, since guides run models where no handler sees it.
-
-    Raises
-    ------
-    ValueError
-        If a statement has a name or a shape that was not saved.
-    """
+    The store is asked and no handler put up, since guides run models where no handler sees it. Raises
+    ValueError if a statement has a name or a shape that was not saved."""
     if not pending:
         yield
         return

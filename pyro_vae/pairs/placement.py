@@ -22,8 +22,6 @@ from pyro_vae.pairs.isolation import (
     training_mode,
 )
 
-__all__ = ["ParametersFollow", "placed"]
-
 logger = logging.getLogger(__name__)
 
 _OF_DEVICES = ("device", "weight type")

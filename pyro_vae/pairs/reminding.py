@@ -17,8 +17,6 @@ from torch import nn
 from pyro_vae.pairs.isolation import blocks_around
 from pyro_vae.pairs.parameters import Bound
 
-__all__ = ["remember"]
-
 logger = logging.getLogger(__name__)
 
 _FITTED: "WeakSet[Bound]" = WeakSet()

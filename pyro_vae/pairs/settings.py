@@ -7,8 +7,6 @@ from torch import nn
 
 from pyro_vae.pairs.isolation import Program, modules_of
 
-__all__ = ["set_settings", "settings_of"]
-
 
 def settings_of(model: Program, guide: Program) -> dict[str, Any]:
     """Each by where it is.

@@ -12,8 +12,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pyro_vae.plots.style import GREY, WIDTH, bare, by_name, guide_colors
 
-__all__ = ["plot_calibration", "plot_gaps", "plot_units"]
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 

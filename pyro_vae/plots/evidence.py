@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from pyro_vae.plots.style import COLORS, GREY, WIDTH, bare, by_name, guide_colors
 from pyro_vae.posterior.pairing import Diagnostics, paired_differences
 
-__all__ = ["plot_evidence", "plot_khat"]
-
 Array = NDArray[np.float64]
 KINDS = {"training": "-", "held out": "--"}
 

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
-__all__ = ["plot_latents", "plot_samples", "plot_traversal"]
-
 Array = NDArray[np.float64]
 
 PALETTE = colormaps["tab10"]
@@ -33,7 +31,8 @@ def plot_samples(trees: Mapping[str, xr.DataTree], image_shape: tuple[int, int])
     image_shape
         Height and width.
     """
-    drawn = [tree["prior_predictive"].to_dataset()["x"].values for tree in trees.values()]
+    samples = [tree["prior_predictive"].to_dataset() for tree in trees.values()]
+    drawn = [given[next(iter(given.data_vars))].values for given in samples]
     mosaic = _mosaic(np.stack([images.reshape(-1, *image_shape) for images in drawn]))
     ratio = mosaic.shape[0] / mosaic.shape[1]
     figure = Figure(figsize=(WIDTH, 0.2 + (WIDTH - 0.9) * ratio), layout="constrained")

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from pyro_vae.plots.style import WIDTH, guide_colors
 from pyro_vae.posterior.tree import align_draws
 
-__all__ = ["plot_forest", "plot_predictive"]
-
 Array = NDArray[np.float64]
 KINDS = {"training": "-", "held out": "--"}
 

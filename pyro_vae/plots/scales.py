@@ -12,8 +12,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from pyro_vae.plots.style import WIDTH, bare, by_name, guide_colors
 
-__all__ = ["plot_scale_history", "plot_scales"]
-
 
 def plot_scale_history(
     histories: Mapping[str, xr.Dataset | Sequence[xr.Dataset]] | xr.Dataset | Sequence[xr.Dataset],

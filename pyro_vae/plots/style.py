@@ -6,8 +6,6 @@ from typing import Any
 import xarray as xr
 from matplotlib.axes import Axes
 
-__all__ = ["COLORS", "GREY", "WIDTH", "bare", "by_name", "guide_colors"]
-
 # Okabe and Ito (2008), distinguishable with any colour vision; without the yellow, which is too pale for
 # lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

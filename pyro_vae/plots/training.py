@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from pyro_vae.plots.style import GREY, WIDTH, bare, by_name, guide_colors
 
-__all__ = ["plot_training"]
-
 Array = NDArray[np.float64]
 KINDS = {"training": "-", "held out": "--"}
 

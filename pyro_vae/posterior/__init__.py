@@ -15,12 +15,12 @@ from pyro_vae.posterior.readings import (
     sandwich_reading,
     units_reading,
 )
-from pyro_vae.posterior.reference import posterior_error, reference_posterior
 from pyro_vae.posterior.refined.refinement import RefinedPosterior, refine
 from pyro_vae.posterior.repair.ladder import repair
 from pyro_vae.posterior.simulated.calibration import calibrate
-from pyro_vae.posterior.simulated.judging import local_coverage
 from pyro_vae.posterior.tree import align_draws, from_pyro_svi
+from pyro_vae.posterior.truth.distance import local_coverage, posterior_error
+from pyro_vae.posterior.truth.reference import reference_posterior
 
 __all__ = [
     "RefinedPosterior",

@@ -9,8 +9,6 @@ import xarray as xr
 
 from pyro_vae.arguments import check_numbers, check_programs, require_count
 
-__all__ = ["check_request", "require_tree", "require_variables"]
-
 
 def check_request(
     model: Callable[..., Any],

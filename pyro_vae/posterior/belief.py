@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from pyro_vae.posterior.pareto import SMALLEST_ESS, khat_threshold
 
-__all__ = ["MATERIAL_SHARE", "believed", "threshold_of"]
-
 MATERIAL_SHARE = 0.05
 """Of the observations. Where the weights of more cannot be believed, neither can their mean evidence."""
 

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Pair, coordinate_names, drawn_sites, sample_sites
+from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.preparation import prepare
 from pyro_vae.posterior.simulated.pairs import univariate
-
-__all__ = ["active_units"]
+from pyro_vae.posterior.sites import coordinate_names, drawn_sites, sample_sites
 
 Array = NDArray[np.float64]
 
@@ -98,7 +97,7 @@ def active_units(
     names: list[str] = []
     step = pair.observations if pair.whole else max(1, chunk // draws)
     for start in range(0, pair.observations, step):
-        with pair.evaluation(seed, start):
+        with pair.evaluation(seed, start, rows=min(step, pair.observations) * draws):
             part, names = _statistics(pair, tuple(arg[start : start + step] for arg in pair.args), draws)
         parts.append(part)
     moments = _Moments(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -156,8 +155,8 @@ def _statistics(pair: Pair, args: tuple[Tensor, ...], draws: int) -> tuple[_Mome
         if marginal_kl is None:
             kls.append(np.full((rows, value[0, 0].numel()), np.nan))
         else:
-            lead: Tensor = pair.lead(site, marginal_kl.expand(site["value"].shape), draws, rows)
-            kls.append(lead.mean(0).reshape(rows, -1).cpu().double().numpy())
+            ordered: Tensor = pair.draws_first(site, marginal_kl.expand(site["value"].shape), draws, rows)
+            kls.append(ordered.mean(0).reshape(rows, -1).cpu().double().numpy())
     q = np.concatenate(values, axis=2)
     mean, variance, width, kl = (np.concatenate(column, axis=1) for column in (means, variances, widths, kls))
     return _Moments(q.mean(0), q.var(0, ddof=1), mean, variance, width, kl), names

@@ -25,8 +25,6 @@ from pyro_vae.posterior.pairing import (
 )
 from pyro_vae.posterior.pareto import khat_threshold
 
-__all__ = ["answer", "compare", "to_elpd"]
-
 Array = NDArray[np.float64]
 
 RANKING = ["rank", "elpd_diff", "dse", "weight", "p_worse", "diff", "diff_low", "diff_high"]

@@ -7,8 +7,8 @@ draw and the observation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,30 +20,27 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
-from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vae.batches.batches import Rows
-from pyro_vae.devices import making_tensors_on
+from pyro_vae.batches.rows import Rows
+from pyro_vae.devices import making_tensors_on, threads_for
 from pyro_vae.guides.local_guide import LocalGuide
+from pyro_vae.guides.precision import exact_log_prob
+from pyro_vae.pairs.enumeration import Program, by_chain_rule, drawn_given_the_rest, enumerated
 from pyro_vae.pairs.isolation import evaluating, isolated
+from pyro_vae.posterior.sites import (
+    DataPlate,
+    PairError,
+    SharedLatentError,
+    check_sites,
+    drawn_sites,
+    in_data_plate,
+    sample_sites,
+    shared_latent,
+    wrong_rows,
+)
 from pyro_vae.progress import progress_bar
-
-__all__ = [
-    "CHUNK",
-    "Block",
-    "Layout",
-    "Pair",
-    "PairError",
-    "SharedLatentError",
-    "StoreState",
-    "check_sites",
-    "coordinate_names",
-    "drawn_sites",
-    "in_data_plate",
-    "sample_sites",
-    "shared_latent",
-]
 
 CHUNK = 16_384
 """Rows, an observation and a draw each, that go through the pair at once by default."""
@@ -52,14 +49,6 @@ StoreState = Any
 """What ``pyro.get_param_store().get_state()`` returns; Pyro's own type for it is private."""
 
 Layout = Literal["broadcast", "rows"]
-
-
-class PairError(ValueError):
-    """The pair has no per-observation densities; the message says why."""
-
-
-class SharedLatentError(PairError):
-    """A site lies outside of the plate of the observations: what it means is joint, and not of one."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +67,8 @@ class Block:
         log p(z) and log q(z|x).
     log_likelihood
         log p(x|z) by observed site, and what ``pyro.factor`` adds.
+    log_priors
+        log p(z) by latent site, each given those before it.
     prior, replicates
         Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
         observations, ...); empty unless asked for.
@@ -90,6 +81,7 @@ class Block:
     log_prior: Tensor
     log_guide: Tensor
     log_likelihood: dict[str, Tensor]
+    log_priors: dict[str, Tensor] = field(default_factory=dict)
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
 
@@ -126,6 +118,12 @@ class Pair:
     nesting: int = 1
     whole: bool = False
     """Whether all observations must go through together."""
+    flops: float = 0.0
+    """Floating-point operations of one row, an observation and a draw, through both programs."""
+    plate: DataPlate = DataPlate()  # noqa: RUF009  # it is frozen
+    """That of the observations."""
+    summed: frozenset[str] = frozenset()
+    """Discrete latents that the guide leaves out, and that densities are summed over."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -145,12 +143,6 @@ class Pair:
         The noise depends on the seed, on ``chunk`` and on the place of the block alone, not on the guide:
         guides that draw in the same order are compared under common random numbers.
         """
-        if draws < 1:
-            raise ValueError(f"draws is {draws}; ask for at least 1")
-        if chunk < 1:
-            raise ValueError(
-                f"chunk is {chunk}; it counts rows that go through the networks at once, so give at least 1"
-            )
         n = self.observations
         rows = n if self.whole else min(n, max(1, chunk // draws))
         repeats = min(draws, max(1, chunk // rows))
@@ -164,19 +156,20 @@ class Pair:
 
     def block(self, observations: slice, draws: slice, seed: int, *, predictive: bool = False) -> Block:
         """The draws of one block; ``predictive`` adds draws from the prior and replicates of the data."""
-        with self.evaluation(seed, observations.start, draws.start):
+        rows = (observations.stop - observations.start) * (draws.stop - draws.start)
+        with self.evaluation(seed, observations.start, draws.start, rows=rows):
             args = tuple(arg[observations] for arg in self.args)
             guide_trace, model_trace = self.traces(args, draws.stop - draws.start)
             block = self.read(guide_trace, model_trace, observations, draws)
             return self._predict(block, guide_trace, args) if predictive else block
 
     @contextmanager
-    def evaluation(self, *key: int) -> Iterator[None]:
-        """Nothing outside moves: store, random streams, validation, default dtype; no graph is built."""
-        if key[0] < 0:
-            raise ValueError(f"seed is {key[0]}; give a number that is not negative")
+    def evaluation(self, *key: int, rows: int | None = None) -> Iterator[None]:
+        """Nothing outside moves: store, random streams, validation, default dtype; no graph is built. So many
+        ``rows`` go through at once, by default one for each observation."""
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         with (
+            self.threads(self.observations if rows is None else rows),
             isolated(self.model, self.guide, seed=seed),
             evaluating(self.model, self.guide),
             _default_dtype(self.dtype),
@@ -185,10 +178,28 @@ class Pair:
         ):
             yield
 
+    def threads(self, rows: int) -> AbstractContextManager[None]:
+        """Inside, one thread where this is enough for so many rows at once with their gradients."""
+        return threads_for(3.0 * self.flops * rows)
+
     def traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
         """The guide's trace and the model's on its draws."""
         guide_trace = self.run_guide(args, count)
-        return guide_trace, self.run_model(args, count, given=guide_trace)
+        discrete = enumerated if self.summed else None
+        return guide_trace, self.run_model(args, count, given=guide_trace, discrete=discrete)
+
+    def with_discrete(self, args: tuple[Tensor, ...], count: int, given: Any) -> Any:
+        """The latents of a trace, and those that were left to enumeration, drawn given them and the data."""
+        trace = self.run_model(args, count, given=given, discrete=drawn_given_the_rest)
+        for name, site in list(trace.nodes.items()):
+            if site["type"] == "sample" and site["is_observed"]:
+                trace.remove_node(name)
+        return trace
+
+    @property
+    def _plates(self) -> int:
+        """How many dims plates take, that of the draws included."""
+        return max(self.nesting, -self.plate.dim) + (self.layout == "broadcast")
 
     def run_guide(self, args: tuple[Tensor, ...], count: int, *, given: Any = None) -> Any:
         """The guide's trace of ``count`` draws for each observation in ``args``, or at the values of the
@@ -216,11 +227,13 @@ class Pair:
         given: Any = None,
         placement: Messenger | None = None,
         free: bool = False,
+        discrete: Program | None = None,
     ) -> Any:
-        """The model's trace; its latents come from a trace or a messenger. ``free`` draws its data anew."""
+        """The model's trace; its latents come from a trace or a messenger. ``free`` draws its data anew;
+        ``discrete`` does something about its enumerated latents."""
         model = poutine.uncondition(self.model) if free else self.model
         given = ReplayMessenger(trace=given) if given is not None else placement
-        return self._run(model, self.model_state, args, count, given)
+        return self._run(model, self.model_state, args, count, given, discrete)
 
     def _run(
         self,
@@ -229,6 +242,7 @@ class Pair:
         args: tuple[Tensor, ...],
         count: int,
         given: Messenger | None = None,
+        discrete: Program | None = None,
     ) -> Any:
         """The trace of one program, alone with its own parameters: the other's may have the same names."""
         if self.layout == "rows":
@@ -236,8 +250,10 @@ class Pair:
         else:
             # inside of the other handlers, so that sites are expanded before they get their values
             program = pyro.plate("_draws", count, dim=-1 - self.nesting)(program)
-        if given is not None:
-            program = given(program)
+        if given is not None and discrete is drawn_given_the_rest:
+            program = discrete(given(program), self._plates)  # which runs the program twice
+        elif given is not None:
+            program = given(program if discrete is None else discrete(program, self._plates))
         with pyro.get_param_store().scope(state), making_tensors_on(args[0].device):
             return poutine.trace(program).get_trace(*args)
 
@@ -245,7 +261,11 @@ class Pair:
         """What two traces say of these draws and observations."""
         rows, count = observations.stop - observations.start, draws.stop - draws.start
         guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
-        latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
+        latents = {
+            name: site
+            for name, site in model_sites.items()
+            if not site["is_observed"] and name not in self.summed
+        }
         observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
         check_sites(guide_sites, latents)
 
@@ -253,56 +273,83 @@ class Pair:
             zero = torch.zeros(count, rows, dtype=torch.float64, device="cpu")
             return sum((self.log_prob(site, count, rows) for site in sites.values()), zero)
 
+        if self.summed:
+            for name in self.summed:
+                if not in_data_plate(model_sites[name], self.plate):
+                    raise SharedLatentError(shared_latent(name))
+            densities = by_chain_rule(
+                model_trace, self.summed, [*latents, *observed], lambda t: self._by_row(t, count, rows)
+            )
+        else:
+            densities = {name: total({name: site}) for name, site in (latents | observed).items()}
+        log_priors = {name: densities[name] for name in latents}
         return Block(
             observations=observations,
             draws=draws,
-            latents={name: self.value(site, count, rows) for name, site in latents.items()},
+            latents={name: self.value(guide_sites[name], count, rows) for name in latents},
             observed={
                 name: self.observed_value(site, rows)
                 for name, site in observed.items()
                 if not site_is_factor(site)
             },
-            log_prior=total(latents),
+            log_prior=sum(log_priors.values(), total({})),
+            log_priors=log_priors,
             log_guide=total(guide_sites),
-            log_likelihood={name: total({name: site}) for name, site in observed.items()},
+            log_likelihood={name: densities[name] for name in observed},
         )
 
     def _predict(self, block: Block, guide_trace: Any, args: tuple[Tensor, ...]) -> Block:
         """From the unconditioned model: conditioned, it would hand the data back as their own replicates."""
         rows, count = len(args[0]), block.draws.stop - block.draws.start
+        latents = block.latents
+        if self.summed:
+            guide_trace = self.with_discrete(args, count, guide_trace)
+            for name in sorted(self.summed):
+                latents = latents | {name: self.value(guide_trace.nodes[name], count, rows)}
         given = self.run_model(args, count, given=guide_trace, free=True).nodes
         alone = self.run_model(args, count, free=True).nodes
         return replace(
             block,
-            prior={name: self.value(alone[name], count, rows) for name in block.latents},
+            latents=latents,
+            prior={name: self.value(alone[name], count, rows) for name in latents},
             replicates={name: self.value(given[name], count, rows) for name in block.observed},
         )
 
+    def _by_row(self, term: Tensor, count: int, rows: int) -> Tensor:
+        """A term with plates at their dims, as (draws, observations)."""
+        depth = self._plates
+        term = term.reshape((1,) * (depth - term.dim()) + term.shape).to("cpu", torch.float64)
+        if self.layout == "rows":
+            each = term.movedim(self.plate.dim, 0)
+            return each.expand(count * rows, *each.shape[1:]).reshape(count, rows, -1).sum(-1)
+        each = term.movedim((-depth, self.plate.dim), (0, 1))
+        return each.expand(count, rows, *each.shape[2:]).reshape(count, rows, -1).sum(-1)
+
     def log_prob(self, site: Any, count: int, rows: int) -> Tensor:
         """The site's density: masks count, subsampling and annealing scales do not."""
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-        log_prob = self.lead(site, log_prob, count, rows)
+        log_prob = scale_and_mask(exact_log_prob(site["fn"], site["value"]), mask=site["mask"])
+        log_prob = self.draws_first(site, log_prob, count, rows)
         return log_prob.to("cpu", torch.float64).reshape(count, rows, -1).sum(-1)
 
     def value(self, site: Any, count: int, rows: int) -> Tensor:
         """A site's value with draw and observation in front; plates of size 1 in between are dropped."""
-        value = self.lead(site, site["value"], count, rows).cpu()
+        value = self.draws_first(site, site["value"], count, rows).cpu()
         inner = range(2, value.dim() - int(site["fn"].event_dim))
         return value.squeeze(tuple(i for i in inner if value.shape[i] == 1))
 
-    def lead(self, site: Any, tensor: Tensor, count: int, rows: int) -> Tensor:
+    def draws_first(self, site: Any, tensor: Tensor, count: int, rows: int) -> Tensor:
         """Move draw and observation to the front of a tensor that has the site's batch shape first."""
-        data_axis: int = len(site["fn"].batch_shape) - 1
-        if not in_data_plate(site):
+        data_axis: int = len(site["fn"].batch_shape) + self.plate.dim
+        if not in_data_plate(site, self.plate):
             raise SharedLatentError(shared_latent(site["name"]))
         if self.layout == "rows":
             if tensor.shape[data_axis] != count * rows:
-                raise PairError(_wrong_rows(site["name"], tensor.shape[data_axis], count * rows))
+                raise PairError(wrong_rows(site["name"], tensor.shape[data_axis], count * rows))
             split: Tensor = tensor.unflatten(data_axis, (count, rows))
             return split.movedim((data_axis, data_axis + 1), (0, 1))
         if tensor.shape[data_axis] != rows:
-            raise PairError(_wrong_rows(site["name"], tensor.shape[data_axis], rows))
-        draw_axis = data_axis - self.nesting
+            raise PairError(wrong_rows(site["name"], tensor.shape[data_axis], rows))
+        draw_axis = len(site["fn"].batch_shape) - 1 - self.nesting
         if draw_axis != 0 or tensor.shape[0] != count:
             raise PairError(f"site '{site['name']}' does not broadcast over draws")
         return tensor.movedim(data_axis, 1)
@@ -310,73 +357,9 @@ class Pair:
     def observed_value(self, site: Any, rows: int) -> Tensor:
         """What an observed site was given, with the observation in front."""
         value: Tensor = site["value"].cpu()
-        return value.movedim(value.dim() - site["fn"].event_dim - 1, 0)[:rows]
-
-
-def coordinate_names(site: str, shape: Sequence[int]) -> list[str]:
-    """Names of the numbers in one value of a site.
-
-    >>> coordinate_names("z", (2,)), coordinate_names("w", ())
-    (['z[0]', 'z[1]'], ['w'])
-    """
-    if not shape:
-        return [site]
-    return [f"{site}[{','.join(map(str, index))}]" for index in np.ndindex(*shape)]
-
-
-def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sites with a density of their own."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    }
-
-
-def drawn_sites(trace: Any) -> dict[str, Any]:
-    """The sites that a guide draws. What it observes or adds by ``pyro.factor``, as losses of a classifier
-    are written, is no part of log q."""
-    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
-
-
-def in_data_plate(site: Any) -> bool:
-    """Whether a site is in the plate of the observations, at dim −1."""
-    return any(frame.dim == -1 for frame in site["cond_indep_stack"] if frame.vectorized)
-
-
-def shared_latent(name: str) -> str:
-    """What to say of a site outside of the plate of the observations."""
-    return (
-        f"site '{name}' is not in a plate over the observations at dim -1, so it has no density per "
-        "observation; put it into pyro.plate('data', len(x)) if it belongs to one; if all share it, ask "
-        "log_weights, diagnose, from_pyro_svi or reference_posterior, which take the joint posterior"
-    )
-
-
-def check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
-    """Raise a PairError unless the guide draws what the model does."""
-    missing = sorted(latents.keys() - guide_sites.keys())
-    if missing:
-        raise PairError(
-            f"the guide has no site '{missing[0]}', which the model draws; add it to the guide, "
-            "or marginalize it in the model"
-        )
-    named = {name for name, site in guide_sites.items() if not site["infer"].get("is_auxiliary")}
-    unknown = sorted(named - latents.keys())
-    if unknown:
-        raise PairError(
-            f"the guide draws '{unknown[0]}', which is no latent site of the model "
-            f"({sorted(latents)}); rename it, or mark it infer={{'is_auxiliary': True}}"
-        )
-
-
-def _wrong_rows(name: str, found: int, expected: int) -> str:
-    return (
-        f"site '{name}' has {found} rows where {expected} observations were given; the plate must have "
-        "one row for each observation passed in, without subsampling of its own"
-    )
+        front = value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 0)[:rows]
+        inner = range(1, front.dim() - int(site["fn"].event_dim))
+        return front.squeeze(tuple(i for i in inner if front.shape[i] == 1))
 
 
 @contextmanager

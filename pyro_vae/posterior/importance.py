@@ -15,16 +15,15 @@ from pyro_vae.batches.batches import epoch_seed
 from pyro_vae.batches.streams import is_stream, stream
 from pyro_vae.guides.refining.density import CHUNK as ROWS
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Block, Pair, SharedLatentError
+from pyro_vae.posterior.drawing import CHUNK, Block, Pair
 from pyro_vae.posterior.joint import diagnose_joint, joint_log_weights
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.preparation import prepare, prepare_joint
 from pyro_vae.posterior.refined.dispersion import elsewhere_attrs
 from pyro_vae.posterior.refined.evidence import evidence_columns
 from pyro_vae.posterior.refined.rows import refine_rows
+from pyro_vae.posterior.sites import SharedLatentError
 from pyro_vae.progress import progress_bar
-
-__all__ = ["diagnose", "diagnose_pair", "log_weights"]
 
 Array = NDArray[np.float64]
 
@@ -220,7 +219,8 @@ def diagnose_refined(
 ) -> xr.Dataset:
     """:func:`diagnose` of refined Normals, for a pair that is ready in its own dtype."""
     parts, elsewhere, latent_dim = [], [], 0
-    with progress_bar(pair.observations, "refined evidence", enabled=progress) as show:
+    threads = pair.threads(min(chunk, draws * pair.observations))
+    with threads, progress_bar(pair.observations, "refined evidence", enabled=progress) as show:
         for rows in refine_rows(pair, seed=seed, chunk=min(chunk, ROWS), dispersed=DISPERSED):
             parts.append(evidence_columns(pair, rows, draws, seed))
             elsewhere.append(rows.elsewhere)

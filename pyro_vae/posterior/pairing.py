@@ -13,8 +13,6 @@ from scipy import stats
 
 from pyro_vae.posterior.belief import MATERIAL_SHARE, believed
 
-__all__ = ["CONFIDENCE", "Diagnostics", "believed_by_seed", "measured", "paired_differences"]
-
 Array = NDArray[np.float64]
 
 Diagnostics = xr.Dataset | xr.DataTree | Mapping[str, ArrayLike]

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-__all__ = ["effective_draws", "evidence_error", "khat_threshold", "pareto_khat", "pareto_smooth"]
-
 Array = NDArray[np.float64]
 
 FLAT = 0.05

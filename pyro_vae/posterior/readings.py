@@ -10,8 +10,6 @@ from pyro_vae.posterior.arguments import require_variables
 from pyro_vae.posterior.belief import MATERIAL_SHARE, believed
 from pyro_vae.posterior.pareto import SMALLEST_ESS
 
-__all__ = ["coverage_reading", "evidence_reading", "gaps_reading", "sandwich_reading", "units_reading"]
-
 ALARM = 0.005
 """How often a right guide is called wrong by its marginals, and as often by its joint."""
 

@@ -11,16 +11,33 @@ from numpy.typing import NDArray
 
 from pyro_vae.arguments import check_numbers
 from pyro_vae.posterior.arguments import check_request, require_tree
-from pyro_vae.posterior.drawing import CHUNK, Block, SharedLatentError
+from pyro_vae.posterior.drawing import CHUNK, Block, Pair
 from pyro_vae.posterior.joint import joint_groups
-from pyro_vae.posterior.preparation import prepare, prepare_joint, select
+from pyro_vae.posterior.preparation import prepare_chosen
+from pyro_vae.posterior.sites import sample_sites, site_dims
 from pyro_vae.version import __version__
-
-__all__ = ["align_draws", "from_pyro_svi"]
 
 Array = NDArray[Any]
 
-GROUPS = ("posterior", "prior", "posterior_predictive", "observed_data", "log_likelihood", "sample_stats")
+GROUPS = (
+    "posterior",
+    "prior",
+    "posterior_predictive",
+    "observed_data",
+    "log_likelihood",
+    "log_prior",
+    "sample_stats",
+)
+
+OF_VALUES = {
+    "posterior": "{}, drawn from the guide",
+    "prior": "{}, drawn from the prior",
+    "posterior_predictive": "{}, drawn anew",
+    "observed_data": "{}, observed",
+}
+OF_DENSITIES = {"log_likelihood": "log p({} | latents)", "log_prior": "log p({})"}
+OF_STATS = {"log_p": "log p(x, z)", "log_q": "log q(z | x)"}
+"""What variables are called where they are shown: ``long_name``; densities are in nats."""
 
 
 def from_pyro_svi(
@@ -32,6 +49,7 @@ def from_pyro_svi(
     *,
     observations: Sequence[int] | None = None,
     history: xr.Dataset | None = None,
+    calibration: xr.Dataset | None = None,
     name: str = "svi",
     chunk: int = CHUNK,
     progress: bool = False,
@@ -47,6 +65,9 @@ def from_pyro_svi(
         pixels with a thousand draws are 31 GB, so give a few here.
     history
         The history of a fit (``fit.history``); it becomes the group ``loss``.
+    calibration
+        From :func:`~pyro_vae.posterior.simulated.calibration.calibrate`; its integral transforms become the
+        group ``prior_sbc``, a simulation in the place of a draw, for ``arviz_plots.plot_ecdf_pit``.
     name
         Name of the tree, and its attribute ``model_name``, which also survives a file.
 
@@ -55,7 +76,10 @@ def from_pyro_svi(
     xr.DataTree
         Groups ``posterior`` and ``prior`` (latents), ``posterior_predictive`` (replicates drawn from the
         unconditioned model, never the data back), ``observed_data``, ``log_likelihood`` (log p(x|z), nats),
-        ``sample_stats`` (``log_p``: log p(x, z), ``log_q``: log q(z|x), nats) and, if given, ``loss``.
+        ``log_prior`` (log p(z), nats), ``sample_stats`` (``log_p``: log p(x, z), ``log_q``: log q(z|x),
+        nats) and, if given, ``loss`` and ``prior_sbc``. Every variable has a ``long_name``, densities have
+        ``units``; sites with integer values, counts and classes, are integers.
+
         Dimensions (chain, draw, observation, ...) with one chain: draws of a guide are independent, so their
         R-hat and effective sample size mean nothing, and log_likelihood must not be given to ``arviz.loo``,
         which assumes latents shared by the observations.
@@ -85,7 +109,8 @@ def from_pyro_svi(
     ...         pyro.sample("z", dist.Normal(x[:, None] / 3, torch.full((2,), 0.7)).to_event(1))
     >>> tree = from_pyro_svi(model, guide, torch.randn(5), draws=100)
     >>> sorted(tree.children)
-    ['log_likelihood', 'observed_data', 'posterior', 'posterior_predictive', 'prior', 'sample_stats']
+    ['log_likelihood', 'log_prior', 'observed_data', 'posterior', 'posterior_predictive', 'prior',
+    'sample_stats']
     >>> dict(tree["posterior"].sizes)
     {'chain': 1, 'draw': 100, 'observation': 5, 'latent': 2}
     """
@@ -94,17 +119,12 @@ def from_pyro_svi(
         raise TypeError(f"name is {name!r}; give text")
     if history is not None and not isinstance(history, xr.Dataset):
         raise TypeError(f"history is a {type(history).__name__}; give fit.history")
-    index, subset = select(data, observations)
-    try:
-        pair = prepare(model, guide, subset)
-    except SharedLatentError as error:
-        if observations is not None:
-            raise ValueError(
-                "observations names some of the data, but all of them share latents; leave it out"
-            ) from error
-        pair = prepare_joint(model, guide, data)
-        joint = joint_groups(pair, draws, seed, GROUPS, progress=progress)
-        return _tree(*joint, index, name, seed, history)
+    if calibration is not None and (not isinstance(calibration, xr.Dataset) or "pit" not in calibration):
+        raise TypeError(f"calibration is a {type(calibration).__name__}; give what calibrate(...) returns")
+    index, pair, shared = prepare_chosen(model, guide, data, observations)
+    if shared:
+        joint, dims = joint_groups(pair, draws, seed, GROUPS, progress=progress)
+        return _tree(_with_integers(joint, pair), dims, index, name, seed, history, calibration)
     groups: dict[str, dict[str, Array]] = {group: {} for group in GROUPS}
     for block in pair.blocks(draws, seed, chunk, predictive=True, progress=progress):
         for group, values in _values(block).items():
@@ -119,7 +139,28 @@ def from_pyro_svi(
                 site, np.empty((len(index), *array.shape[1:]), array.dtype)
             )
             into[block.observations] = array
-    return _tree(groups, _dims(groups), index, name, seed, history)
+    return _tree(_with_integers(groups, pair), _dims(groups), index, name, seed, history, calibration)
+
+
+def _with_integers(groups: dict[str, dict[str, Array]], pair: Pair) -> dict[str, dict[str, Array]]:
+    """The groups with integer values as integers: torch's counts are floating-point numbers, which ArviZ
+    takes for a continuous quantity, smooths and draws as a density."""
+    args = pair.tensors if pair.whole else tuple(arg[:2] for arg in pair.args)
+    with pair.evaluation(0):
+        sites = sample_sites(pair.run_model(args, 1))
+    discrete = {name for name, site in sites.items() if _is_discrete(site["fn"])}
+    for group in OF_VALUES:
+        for site, values in groups[group].items():
+            if site in discrete and values.dtype.kind == "f" and bool((values == np.rint(values)).all()):
+                groups[group][site] = values.astype(np.int64)
+    return groups
+
+
+def _is_discrete(distribution: Any) -> bool:
+    try:
+        return bool(distribution.support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return False
 
 
 def _tree(
@@ -129,19 +170,63 @@ def _tree(
     name: str,
     seed: int,
     history: xr.Dataset | None,
+    calibration: xr.Dataset | None,
 ) -> xr.DataTree:
     """The groups as ArviZ has them."""
     import arviz_base
 
-    attrs: dict[str, Any] = {group: library_attrs() for group in GROUPS if group != "observed_data"}
+    log_prior = groups.pop("log_prior")
+    attrs: dict[str, Any] = {group: library_attrs() for group in groups if group != "observed_data"}
     attrs["/"] = {"model_name": name, "seed": seed}
     coords = {"observation": index} if any("observation" in own for own in dims.values()) else {}
     tree: xr.DataTree = arviz_base.from_dict(
         groups, name=name, dims=dims, coords=coords, sample_dims=["chain", "draw"], attrs=attrs
     )
+    drawn = tree["posterior"].to_dataset()
+    tree["log_prior"] = xr.DataTree(
+        xr.Dataset(
+            {site: (drawn[site].dims[: values.ndim], values) for site, values in log_prior.items()},
+            {name: drawn[name] for name in ("chain", "draw", *coords) if name in drawn.coords},
+            attrs=dict(drawn.attrs),
+        )
+    )  # ArviZ's own converter takes densities by site for the likelihood alone
+    for group, called in (OF_VALUES | OF_DENSITIES).items():
+        for site, array in tree[group].data_vars.items():
+            array.attrs["long_name"] = called.format(site)
+            array.attrs |= {"units": "nats"} if group in OF_DENSITIES else {}
+    for stat, called in OF_STATS.items():
+        tree["sample_stats"][stat].attrs |= {"long_name": called, "units": "nats"}
     if history is not None:
         tree["loss"] = xr.DataTree(dataset=history)
+    if calibration is not None:
+        tree["prior_sbc"] = xr.DataTree(dataset=prior_sbc(calibration))
     return tree
+
+
+def prior_sbc(calibration: xr.Dataset) -> xr.Dataset:
+    """The integral transforms of a calibration by latent site, simulations in the place of draws.
+
+    Examples
+    --------
+    >>> pit = ("simulation", "latent"), np.full((50, 3), 0.5)
+    >>> transforms = prior_sbc(xr.Dataset({"pit": pit}, {"latent": ["z[0]", "z[1]", "rate"]}))
+    >>> {name: array.shape for name, array in transforms.data_vars.items()}
+    {'z': (1, 50, 2), 'rate': (1, 50)}
+    """
+    pit = calibration["pit"].values
+    sites: dict[str, list[int]] = {}
+    for i, coordinate in enumerate(calibration["latent"].values):
+        sites.setdefault(str(coordinate).partition("[")[0], []).append(i)
+    vectors = [site for site in sites if f"{site}[0]" in calibration["latent"].values]
+    transforms = {}
+    for site, columns in sites.items():
+        word = "latent" if vectors == [site] and site != "latent" else f"{site}_dim_0"
+        dims = ("chain", "draw", word) if str(calibration["latent"].values[columns[0]]) != site else ()
+        values = pit[None, :, columns]
+        attrs = {"long_name": f"Q({site}) at the latent that made the data"}
+        transforms[site] = (dims or ("chain", "draw"), values if dims else values[..., 0], attrs)
+    found = xr.Dataset(transforms, {"chain": [0], "draw": np.arange(len(pit))}, library_attrs())
+    return found.assign_coords({str(dim): np.arange(size) for dim, size in found.sizes.items()})
 
 
 def align_draws(
@@ -201,6 +286,7 @@ def _values(block: Block) -> dict[str, dict[str, Array]]:
         "prior": {site: value.numpy() for site, value in block.prior.items()},
         "posterior_predictive": {site: value.numpy() for site, value in block.replicates.items()},
         "log_likelihood": {site: value.numpy() for site, value in block.log_likelihood.items()},
+        "log_prior": {site: value.numpy() for site, value in block.log_priors.items()},
         "sample_stats": {
             "log_p": (block.log_prior + block.reconstruction).numpy(),
             "log_q": block.log_guide.numpy(),
@@ -215,20 +301,3 @@ def _dims(groups: dict[str, dict[str, Array]]) -> dict[str, list[str]]:
     return dims | site_dims(
         {site: value.shape[1:] for site, value in groups["observed_data"].items()}, "feature"
     )
-
-
-def site_dims(shapes: Mapping[str, Sequence[int]], word: str) -> dict[str, list[str]]:
-    """Dimension names of sites with these event shapes: ``word`` for the only vector, else numbered.
-
-    >>> site_dims({"z": (8,), "scale": ()}, "latent")
-    {'z': ['observation', 'latent'], 'scale': ['observation']}
-    >>> site_dims({"image": (28, 28)}, "feature")
-    {'image': ['observation', 'image_dim_0', 'image_dim_1']}
-    """
-    vectors = [site for site, shape in shapes.items() if len(shape) == 1]
-    dims = {}
-    for site, shape in shapes.items():
-        event = [f"{site}_dim_{i}" for i in range(len(shape))]
-        # a dimension named like a variable would replace it
-        dims[site] = ["observation", *([word] if vectors == [site] and site != word else event)]
-    return dims

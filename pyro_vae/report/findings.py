@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["MEASURES", "REFINED", "Findings"]
-
 MEASURES = ("diagnostics", "calibration", "units", "latents")
 """The data sets over (guide, seed, …)."""
 REFINED = ("refined", "refined_calibration")

@@ -10,8 +10,6 @@ from pyro_vae.report.pictures import Picture
 from pyro_vae.report.readings import Reading
 from pyro_vae.report.verdict import Verdict
 
-__all__ = ["render_page"]
-
 TABLE_NOTE = (
     "Log evidence and the difference to the best guide in nats per held-out observation; the 95% interval is "
     "over seeds, paired, and holds for all pairs of guides jointly."

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["Picture", "draw_figures"]
-
 DPI = 200
 
 Kind = Literal["chart", "image"]
@@ -132,13 +130,15 @@ def _belief(gallery: _Gallery, findings: Findings) -> None:
             "say where those come from: resample, weighted draws of a proposal fitted to the observation; "
             "local, the same from its mode; guide, the guide itself, which needed no repair.",
         )
-    gallery.add(
-        section,
-        "units",
-        plots.plot_units(findings.by_guide("units")),
-        "What each latent dimension carries",
-        "Mean KL of q from the prior by latent dimension, the largest first; a line for each seed.",
-    )
+    units = {name: given for name, given in findings.by_guide("units").items() if given["kl"].notnull().all()}
+    if units:  # the KL of a flow has no closed form by dimension
+        gallery.add(
+            section,
+            "units",
+            plots.plot_units(units),
+            "What each latent dimension carries",
+            "Mean KL of q from the prior by latent dimension, the largest first; a line for each seed.",
+        )
 
 
 def _by_q(findings: Findings, own: str, refined: str) -> "dict[str, xr.Dataset]":
@@ -156,14 +156,15 @@ def _scale(gallery: _Gallery, findings: Findings) -> None:
     from pyro_vae import plots
 
     section = "What does σ do?"
-    gallery.add(
-        section,
-        "scale-training",
-        plots.plot_scale_history(findings.histories),
-        "σ over training",
-        "σ of each latent dimension by epoch, geometric mean over the same observations; a line for each "
-        "dimension and seed. Where it stays at 1, the dimension carries nothing.",
-    )
+    if all("scale" in history for fits in findings.histories.values() for history in fits):
+        gallery.add(
+            section,
+            "scale-training",
+            plots.plot_scale_history(findings.histories),
+            "σ over training",
+            "σ of each latent dimension by epoch, geometric mean over the same observations; a line for each "
+            "dimension and seed. Where it stays at 1, the dimension carries nothing.",
+        )
     gallery.add(
         section,
         "scale-observations",
@@ -197,15 +198,16 @@ def _latents(gallery: _Gallery, findings: Findings) -> None:
             "Images drawn from each guide's model: z from the prior, then x given z; first seed.",
             "image",
         )
-        gallery.add(
-            section,
-            "traversal",
-            plots.plot_traversal(trees, units, shape),
-            "Latent traversal",
-            "Mean images on walks from the origin along each latent axis, those with the largest KL first; "
-            "first seed.",
-            "image",
-        )
+        if all("traversal" in tree.children for tree in trees.values()):
+            gallery.add(
+                section,
+                "traversal",
+                plots.plot_traversal(trees, units, shape),
+                "Latent traversal",
+                "Mean images on walks from the origin along each latent axis, those with the largest KL "
+                "first; first seed.",
+                "image",
+            )
     if findings.latents.sizes["latent"] > 1:
         gallery.add(
             section,

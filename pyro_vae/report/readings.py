@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pyro_vae.posterior import coverage_reading, evidence_reading, gaps_reading, units_reading
 from pyro_vae.report.findings import Findings
 
-__all__ = ["Reading", "read_findings_aloud"]
-
 
 @dataclass(frozen=True)
 class Reading:

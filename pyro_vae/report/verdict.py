@@ -11,8 +11,6 @@ from pyro_vae.posterior.belief import MATERIAL_SHARE, believed
 from pyro_vae.report.findings import Findings
 from pyro_vae.svi.display import epoch_losses
 
-__all__ = ["Verdict", "reach_verdict"]
-
 STILL_FALLING = 0.1
 """Nats per observation: a loss that fell by more within the last tenth of its epochs has not settled."""
 

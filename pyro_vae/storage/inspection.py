@@ -10,8 +10,6 @@ from pathlib import Path
 
 from pyro_vae.storage.records import checksum
 
-__all__ = ["inspect_files", "require_harmless", "trust"]
-
 PROGRAM = Path(__file__).with_name("hdf5_rules.py")
 
 SECONDS = 30.0
@@ -29,14 +27,9 @@ def trust(content: bytes) -> None:
 
 
 def require_harmless(content: bytes, path: Path) -> None:
-    """See that the HDF5 library can be given these bytes of a file.
-
-    Raises
-    ------
-    ValueError
-        If they are not what this package writes (see :mod:`pyro_vae.storage.hdf5_rules`), or reading them
-        does not end, or ends the process that does.
-    """
+    """See that the HDF5 library can be given these bytes of a file. Raises ValueError if they are not what
+    this package writes (see :mod:`pyro_vae.storage.hdf5_rules`), or reading them does not end, or ends the
+    process that does."""
     digest = checksum(content)
     if digest not in _VERDICTS:
         inspect_files([path])

@@ -14,8 +14,6 @@ from pyro_vae.storage.records import checksum, read_bytes
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["dataset_from", "netcdf_bytes", "read_dataset", "read_tree", "write_netcdf"]
-
 
 def netcdf_bytes(content: "xr.Dataset | xr.DataTree") -> bytes:
     """The bytes of the netCDF file."""
@@ -41,13 +39,8 @@ def write_netcdf(content: "xr.Dataset | xr.DataTree", path: Path) -> str:
 
 
 def read_dataset(path: Path, sha256: str) -> "xr.Dataset":
-    """Read a data set, if the file bears this checksum.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such file, or it is not the one that was written: then HDF5 never sees it.
-    """
+    """Read a data set, if the file bears this checksum. Raises FileNotFoundError or ValueError if there is no
+    such file, or it is not the one that was written: then HDF5 never sees it."""
     return dataset_from(read_bytes(path, sha256), path)
 
 

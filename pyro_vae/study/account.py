@@ -6,8 +6,6 @@ from typing import Any
 from pyro_vae.data import DataSet
 from pyro_vae.data.dataset import STANDARDIZED
 
-__all__ = ["account_of", "told"]
-
 
 def account_of(everything: DataSet, train: DataSet, held_out: DataSet) -> dict[str, Any]:
     """What was read and how it was divided, as plain values.

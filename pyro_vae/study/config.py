@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
 import shlex
 import tomllib
@@ -17,9 +18,16 @@ from pyro_vae.run_folder import read_run_record
 from pyro_vae.storage.records import LONGEST, read_bytes
 from pyro_vae.study.costs import check_counts, check_weights
 
-__all__ = ["StudyConfig", "read_config"]
-
 SCHEDULES = ("cosine", "constant")
+
+FAMILIES = ("normal", "multivariate", "flow")
+OBJECTIVES = ("elbo", "iwae", "renyi", "stl")
+
+OF_THE_NETWORKS = ("guides", "latent_dim", "hidden", "activation", "standardize", "init_scale", "likelihood")
+"""What a program of the user's decides by itself."""
+
+NAMED_ONCE = {"scales": "scale", "guides": "guide"}
+"""Settings whose option, given again and again, names one of them."""
 
 BEFORE_0_2 = {"schedule": "constant", "activation": "relu", "standardize": False}
 """What runs of version 0.1 did not name."""
@@ -31,6 +39,7 @@ LEAST = {
     "latent_dim": 1,
     "draws": 100,
     "gap_observations": 0,
+    "particles": 1,
 }
 """The smallest value of each integer."""
 
@@ -45,10 +54,15 @@ class StudyConfig:
         A name that :func:`pyro_vae.data.load` knows, or a path.
     scales
         Names of scale maps, one guide each.
+    guides
+        Families, one guide each for every scale map: ``"normal"``, ``"multivariate"``, ``"flow"``.
     seeds
         How often every guide is fitted: seeds 0, 1, …
     epochs, batch_size, lr, schedule
         Of each fit; the rate is constant, or by ``"cosine"`` brought to zero at the end.
+    objective, particles
+        What is minimized: ``"elbo"``, ``"iwae"``, ``"renyi"`` (α = ½) or ``"stl"``; with how many draws of
+        each observation's latents, by default 1, and 5 where a bound gains by them (iwae, renyi).
     latent_dim, hidden, activation
         Size of z; sizes of the encoder's hidden layers (the decoder's are the same, backwards), and what
         follows each.
@@ -72,6 +86,10 @@ class StudyConfig:
         Name of a likelihood in place of the one that the data suggest.
     label, columns, header, separator
         Of a table in a file, as :func:`pyro_vae.data.load` takes them.
+    program
+        ``"module:function"`` or ``"file.py:function"`` in place of the built-in model and guide:
+        ``function(scale, x)`` makes a model and a guide for a scale map and the rows to train on. What that
+        decides (the families, sizes, likelihood) is no setting of the study then.
 
     Raises
     ------
@@ -106,9 +124,13 @@ class StudyConfig:
     columns: tuple[str, ...] | None = None
     header: bool | None = None
     separator: str | None = None
+    guides: tuple[str, ...] = ("normal",)
+    objective: str = "elbo"
+    particles: int | None = None
+    program: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "device", "root", "likelihood", "label", "separator"):
+        for name in ("data", "device", "root", "likelihood", "label", "separator", "program"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("data", "device")):
                 raise ValueError(f"{name} is {value!r}; give text")
@@ -116,15 +138,18 @@ class StudyConfig:
             value = getattr(self, name)
             if not isinstance(value, bool) and (value is not None or name != "header"):
                 raise ValueError(f"{name} is {value!r}; give true or false")
-        for name, choices in (("schedule", SCHEDULES), ("activation", tuple(ACTIVATIONS))):
+        choices_of = {"schedule": SCHEDULES, "activation": tuple(ACTIVATIONS), "objective": OBJECTIVES}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(choices)}")
         named = self.columns if isinstance(self.columns, tuple) else ("",)
         if self.columns is not None and not (named and all(isinstance(n, str) and n for n in named)):
             raise ValueError(f"columns is {self.columns!r}; give the names of columns, such as ('a', 'b')")
-        self._check_scales()
+        self._check_guides()
         for name, least in LEAST.items():
             value = getattr(self, name)
+            if value is None and name == "particles":
+                continue
             if not _is_integer(value) or value < least:
                 raise ValueError(f"{name} is {value!r}; give an integer of at least {least}")
         sizes = self.hidden if isinstance(self.hidden, tuple) else ()
@@ -140,21 +165,59 @@ class StudyConfig:
             raw_value(scales.get(name), self.init_scale)  # raises here, not in the first fit
         if not _is_number(self.held_out) or not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out!r}; give a share between 0 and 1, such as 0.2")
-        check_counts(self.seeds, len(self.scales), self.draws)
+        check_counts(self.seeds, len(self.arms), self.draws)
         check_weights(self.hidden, self.latent_dim)
 
-    def _check_scales(self) -> None:
-        if not isinstance(self.scales, tuple) or not all(isinstance(name, str) for name in self.scales):
-            raise ValueError(f"scales is {self.scales!r}; give a tuple of names, such as ('logvar',)")
-        if not self.scales:
-            raise ValueError(f"scales is empty; name at least one of {', '.join(scales.names())}")
+    def _check_guides(self) -> None:
+        for setting, names, example in (
+            ("scales", scales.names(), "logvar"),
+            ("guides", FAMILIES, "normal"),
+        ):
+            given = getattr(self, setting)
+            if not isinstance(given, tuple) or not all(isinstance(name, str) for name in given):
+                raise ValueError(f"{setting} is {given!r}; give a tuple of names, such as ({example!r},)")
+            if not given:
+                raise ValueError(f"{setting} is empty; name at least one of {', '.join(names)}")
+            repeated = sorted({name for name in given if given.count(name) > 1})
+            if repeated:
+                raise ValueError(
+                    f"{setting} names {repeated[0]!r} twice; a guide is compared with others, not with itself"
+                )
         for name in self.scales:
             scales.get(name)
-        repeated = sorted({name for name in self.scales if self.scales.count(name) > 1})
-        if repeated:
+        for name in self.guides:
+            if name not in FAMILIES:
+                raise ValueError(f"guides names {name!r}; give some of {', '.join(FAMILIES)}")
+        if self.latent_dim == 1 and "flow" in self.guides:
             raise ValueError(
-                f"scales names {repeated[0]!r} twice; a guide is compared with others, not with itself"
+                "guides names 'flow' and latent_dim is 1; give a latent_dim of at least 2: in one dimension "
+                "the flow is a Normal"
             )
+        if self.program is None:
+            return
+        for name in OF_THE_NETWORKS:
+            default = next(field.default for field in dataclasses.fields(self) if field.name == name)
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, and {self.program} makes model and guide by itself; "
+                    f"leave {name} out"
+                )
+
+    @property
+    def arms(self) -> dict[str, tuple[str, str]]:
+        """What is compared: by the name of each guide, its family and its scale map.
+
+        Examples
+        --------
+        >>> StudyConfig(scales=("logvar",), guides=("normal", "flow")).arms
+        {'normal': ('normal', 'logvar'), 'flow': ('flow', 'logvar')}
+        """
+        pairs = itertools.product(self.guides, self.scales)
+        if len(self.guides) == 1:
+            return {scale: (family, scale) for family, scale in pairs}
+        if len(self.scales) == 1:
+            return {family: (family, scale) for family, scale in pairs}
+        return {f"{family}-{scale}": (family, scale) for family, scale in pairs}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "StudyConfig":
@@ -200,11 +263,13 @@ class StudyConfig:
         >>> StudyConfig(scales=("logvar", "abs"), lr=1e-3).command(out="runs/two")
         'pyro-vae compare digits --scale logvar --scale abs --lr 0.001 --out runs/two'
         """
-        words = ["pyro-vae", "compare", self.data]
-        for field in dataclasses.fields(self)[1:]:
+        words = ["pyro-vae", "compare", *([self.data] if self.program is None else [self.program])]
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            option = "--scale" if field.name == "scales" else f"--{field.name.replace('_', '-')}"
-            if value == field.default:
+            option = f"--{NAMED_ONCE.get(field.name, field.name).replace('_', '-')}"
+            if field.name == "program" or (self.program is None and field.name == "data"):
+                continue
+            if value == field.default and field.name != "data":
                 continue
             if isinstance(value, bool):
                 words.append(option if value else f"--no-{field.name}")
@@ -241,8 +306,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         values = tomllib.loads(read_bytes(path, at_most=LONGEST).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
+    settings = {option: setting for setting, option in NAMED_ONCE.items()}
     names = {name: name.replace("-", "_") for name in values}
-    return {"scales" if name == "scale" else name: values[given] for given, name in names.items()}
+    return {settings.get(name, name): values[given] for given, name in names.items()}
 
 
 def _is_integer(value: object) -> bool:

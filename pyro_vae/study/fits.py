@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_vae.data import DataSet
 from pyro_vae.devices import resolve_device
+from pyro_vae.guides.encoder_guide import EncoderGuide
 from pyro_vae.progress import Show, progress_bar
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.study.config import StudyConfig
@@ -25,13 +26,12 @@ from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
 from pyro_vae.study.measures import ScaleHistory
 from pyro_vae.study.pairs import make_pair
 from pyro_vae.study.sentences import Sentence, each_once, say, taken_along
-from pyro_vae.svi import Checkpoint, Fit, NonFiniteError, fit
+from pyro_vae.svi import ELBO, IWAE, STL, Checkpoint, Fit, NonFiniteError, Renyi, fit
 from pyro_vae.svi.engines.choice import build_pays
+from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.parallel.launch import hear, tell
 from pyro_vae.svi.state import saved as saved_fits
 from pyro_vae.svi.state.saved import SavedFit
-
-__all__ = ["Task", "fit_all", "fit_as_follower", "no_more_fits"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def fit_all(
     The numbers are the same here and on workers.
     """
     failures: dict[str, str] = {}
-    everything = config.seeds * len(config.scales)
+    everything = config.seeds * len(config.arms)
     before = (everything - len(tasks)) * config.epochs
     with each_once(), progress_bar(everything * config.epochs, "epochs", enabled=progress) as show:
         if runs_elsewhere() and not distributed:
@@ -216,7 +216,8 @@ def fit_one(
 ) -> Fit:
     """One fit, with the guide's σ and the held-out loss in its history."""
     model, guide = make_pair(config, train, task.guide, task.seed)
-    scales = ScaleHistory(guide, torch.as_tensor(train.x[:WATCHED_ROWS]))
+    watched = torch.as_tensor(train.x[:WATCHED_ROWS])
+    scales = ScaleHistory(guide, watched) if isinstance(guide, EncoderGuide) else None
     fitted = fit(
         model,
         guide,
@@ -226,6 +227,7 @@ def fit_one(
         lr=config.lr,
         schedule=_schedule(config, len(train.x)),
         validation=held_out.x,
+        objective=_objective(config),
         seed=task.seed,
         device=device,
         engine="auto" if distributed else _engine(config, device, len(train.x)),
@@ -233,12 +235,26 @@ def fit_one(
         distributed=distributed,
         progress=False,
         callbacks=[
-            scales,
+            *([] if scales is None else [scales]),
             lambda r: show(r.epoch + 1, f"{task}: loss {r.loss:.4g} nats"),
         ],
     )
-    fitted.history["scale"] = ("epoch", "latent"), scales.epochs
+    if scales is not None:
+        fitted.history["scale"] = ("epoch", "latent"), scales.epochs
     return fitted
+
+
+def _objective(config: StudyConfig) -> Objective:
+    """What is minimized, with the draws that were asked for."""
+    several = config.objective in ("iwae", "renyi")
+    particles = (5 if several else 1) if config.particles is None else config.particles
+    made: dict[str, Callable[[], Objective]] = {
+        "elbo": lambda: ELBO(particles),
+        "iwae": lambda: IWAE(particles),
+        "renyi": lambda: Renyi(0.5, particles),
+        "stl": lambda: STL(particles),
+    }
+    return made[config.objective]()
 
 
 def _schedule(config: StudyConfig, observations: int) -> Callable[[Optimizer], LRScheduler] | None:

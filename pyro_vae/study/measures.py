@@ -1,22 +1,24 @@
 """What is measured of one fit, and how the measures of many fits become one."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pyro import poutine
 
 from pyro_vae.data import DataSet
 from pyro_vae.devices import forked_streams
-from pyro_vae.models import traverse
+from pyro_vae.guides import AmortizedMultivariateNormal, AmortizedNormal
+from pyro_vae.models import VAE, traverse
+from pyro_vae.pairs.isolation import evaluating, modules_of
 from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps, repair
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.svi import EpochRecord, Fit
 
 if TYPE_CHECKING:
     import xarray as xr
-
-__all__ = ["ScaleHistory", "combine", "fit_gaps", "measure_fit", "posterior_tree"]
 
 SIMULATIONS = 500
 """Of each model, for calibration."""
@@ -27,6 +29,8 @@ SHOWN_OBSERVATIONS = 8
 REFERENCED_OBSERVATIONS = 4
 """Of those, the ones whose posterior is drawn again, by better means."""
 KEPT_DRAWS = 500
+MOMENT_DRAWS, MOMENT_ROWS = 200, 64
+"""Draws, of so many observations at once, where moments of q have no closed form."""
 SAMPLES = 8
 WALK = 3.0
 """How far a traversal goes from the origin, in standard deviations of the prior."""
@@ -67,7 +71,7 @@ def measure_fit(fitted: Fit, held_out: DataSet, config: StudyConfig, seed: int) 
         "calibration": calibrate(model, guide, **simulations),
         "refined_calibration": calibrate(model, fitted.refined(steps=MOST_STEPS), **simulations),
         "units": active_units(model, guide, x, seed=seed),
-        "latents": _latents(guide, held_out),
+        "latents": _latents(fitted, held_out),
     }
 
 
@@ -77,18 +81,29 @@ def fit_gaps(fitted: Fit, held_out: DataSet, config: StudyConfig) -> "dict[str, 
     return {"gaps": inference_gaps(fitted.model, fitted.guide, rows, draws=config.draws)}
 
 
-def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
+def posterior_tree(
+    fitted: Fit, held_out: DataSet, name: str, calibration: "xr.Dataset | None" = None
+) -> "xr.DataTree":
     """Draws for a few held-out observations, and what the model makes of draws and walks in latent space.
 
     Beside the groups of :func:`~pyro_vae.posterior.tree.from_pyro_svi`: ``prior_predictive``, data drawn from
-    the model; ``traversal``, means of x (latent, offset, feature) on walks from the origin along each axis;
-    ``repaired`` and ``repair``, draws and report of :func:`~pyro_vae.posterior.repair.ladder.repair` for
-    some of the observations, by its fast steps.
+    the model; ``traversal``, means of x (latent, offset, feature) on walks from the origin along each axis,
+    of a :class:`~pyro_vae.models.VAE` alone; ``repaired`` and ``repair``, draws and report of
+    :func:`~pyro_vae.posterior.repair.ladder.repair` for some of the observations, by its fast steps.
     """
     import xarray as xr
 
     model: Any = fitted.model
-    tree = from_pyro_svi(model, fitted.guide, held_out.x[:SHOWN_OBSERVATIONS], draws=KEPT_DRAWS, name=name)
+    shown = held_out.x[:SHOWN_OBSERVATIONS]
+    tree = from_pyro_svi(
+        model,
+        fitted.guide,
+        shown,
+        draws=KEPT_DRAWS,
+        history=fitted.history,
+        calibration=calibration,
+        name=name,
+    )
     better = repair(
         model,
         fitted.guide,
@@ -98,11 +113,10 @@ def posterior_tree(fitted: Fit, held_out: DataSet, name: str) -> "xr.DataTree":
     )
     for ours, theirs in (("repaired", "posterior"), ("repair", "repair")):
         tree[ours] = xr.DataTree(better[theirs].to_dataset())
+    tree["prior_predictive"] = xr.DataTree(_samples(fitted, held_out, tree["observed_data"].to_dataset()))
+    if not isinstance(model, VAE):
+        return tree
     device = next(model.parameters()).device
-    with forked_streams():
-        torch.manual_seed(0)
-        samples = model.sample(SAMPLES).cpu().numpy()
-    tree["prior_predictive"] = xr.DataTree(xr.Dataset({"x": (("chain", "draw", "feature"), samples[None])}))
     walks = traverse(model, torch.zeros(model.latent_dim, device=device), span=WALK, steps=WALK_STEPS)
     tree["traversal"] = xr.DataTree(
         xr.Dataset(
@@ -127,22 +141,59 @@ def combine(measured: "Mapping[str, Sequence[Mapping[str, xr.Dataset]]]", measur
 
 
 @torch.no_grad()
-def _latents(guide: Any, held_out: DataSet) -> "xr.Dataset":
-    """Mean and σ of q(z|x) of each held-out observation."""
+def _samples(fitted: Fit, held_out: DataSet, observed: "xr.Dataset") -> "xr.Dataset":
+    """What the model draws in place of the first few held-out observations."""
     import xarray as xr
 
-    device = next(guide.parameters()).device
-    posterior = guide.posterior(torch.as_tensor(held_out.x).to(device))
-    dims = ("observation", "latent")
-    latents = xr.Dataset(
+    rows = torch.as_tensor(held_out.x[:SAMPLES]).to(_device(fitted))
+    with evaluating(fitted.model), forked_streams():
+        torch.manual_seed(0)
+        trace = poutine.trace(poutine.uncondition(fitted.model)).get_trace(rows)
+    drawn: dict[str, Any] = {name: node["value"] for name, node in trace.nodes.items() if "value" in node}
+    return xr.Dataset(
         {
-            "mean": (dims, posterior.mean.cpu().numpy()),
-            "scale": (dims, posterior.stddev.cpu().numpy()),
+            site: (("chain", "draw", *array.dims[1:]), drawn[str(site)].cpu().numpy()[None])
+            for site, array in observed.data_vars.items()
         }
     )
+
+
+def _device(fitted: Fit) -> torch.device:
+    parameters = itertools.chain.from_iterable(
+        module.parameters() for module in modules_of(fitted.model, fitted.guide)
+    )
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+@torch.no_grad()
+def _latents(fitted: Fit, held_out: DataSet) -> "xr.Dataset":
+    """Mean and σ of q(z|x) of each held-out observation, of what has no closed form by draws."""
+    import xarray as xr
+
+    guide: Any = fitted.guide
+    if isinstance(guide, AmortizedNormal | AmortizedMultivariateNormal) and isinstance(fitted.model, VAE):
+        posterior: Any = guide.posterior(torch.as_tensor(held_out.x).to(_device(fitted)))
+        mean, scale = posterior.mean.cpu().numpy(), posterior.stddev.cpu().numpy()
+    else:
+        mean, scale = _moments(fitted, held_out.x)
+    dims = ("observation", "latent")
+    latents = xr.Dataset({"mean": (dims, mean), "scale": (dims, scale)})
     if held_out.y is None:
         return latents
     labels = np.asarray(held_out.y)
     return latents.assign_coords(
         label=("observation", labels if labels.dtype.kind in "iuf" else labels.astype(str))
     )
+
+
+def _moments(fitted: Fit, x: Any) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+    """Mean and standard deviation of every latent number by draws, (observations, latents)."""
+    means, scales = [], []
+    for start in range(0, len(x), MOMENT_ROWS):
+        rows = x[start : start + MOMENT_ROWS]
+        drawn = from_pyro_svi(fitted.model, fitted.guide, rows, draws=MOMENT_DRAWS)["posterior"].to_dataset()
+        values = [array.values[0].reshape(MOMENT_DRAWS, len(rows), -1) for array in drawn.data_vars.values()]
+        flat = np.concatenate(values, axis=2)
+        means.append(flat.mean(0))
+        scales.append(flat.std(0))
+    return np.concatenate(means), np.concatenate(scales)

@@ -9,15 +9,17 @@ from pyro_vae import data as data_sets
 from pyro_vae.arguments import check_numbers
 from pyro_vae.data.dataset import STANDARDIZED, require_data_set
 from pyro_vae.devices import forked_streams
-from pyro_vae.guides import AmortizedNormal
+from pyro_vae.guides import AmortizedFlow, AmortizedMultivariateNormal, AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, Standardize, likelihoods
+from pyro_vae.pairs.isolation import Program
 from pyro_vae.study.config import StudyConfig
-
-__all__ = ["make_pair", "split_data"]
+from pyro_vae.study.program import made_pair
 
 FEWEST_HELD_OUT = 2
 """A mean over one observation has no standard error."""
 FEWEST_TO_TRAIN = 2
+
+FAMILIES = {"normal": AmortizedNormal, "multivariate": AmortizedMultivariateNormal, "flow": AmortizedFlow}
 
 
 def split_data(everything: data_sets.DataSet, share: float) -> tuple[data_sets.DataSet, data_sets.DataSet]:
@@ -39,12 +41,14 @@ def split_data(everything: data_sets.DataSet, share: float) -> tuple[data_sets.D
     return train, held_out
 
 
-def make_pair(
-    config: StudyConfig, data: data_sets.DataSet, scale: str, seed: int
-) -> tuple[VAE, AmortizedNormal]:
-    """A fresh model and guide; for one seed the initial weights are the same under every scale map."""
+def make_pair(config: StudyConfig, data: data_sets.DataSet, guide: str, seed: int) -> tuple[Program, Program]:
+    """A fresh model and the guide of this name (of :attr:`StudyConfig.arms`); for one seed the initial
+    weights are the same under every scale map."""
     require_data_set("data", data)
     check_numbers(seed=seed)
+    family, scale = config.arms[guide]
+    if config.program is not None:
+        return made_pair(config.program, scale, data.x, seed)
     features = data.x.shape[1]
     likelihood = likelihoods.get(data.likelihood, **data.likelihood_args)
     with forked_streams():
@@ -60,5 +64,4 @@ def make_pair(
         model.init_output(torch.as_tensor(data.x))
         if config.standardize:
             encoder = nn.Sequential(Standardize(torch.as_tensor(data.x)), encoder)
-        guide = AmortizedNormal(model, encoder, scale=scale, init_scale=config.init_scale)
-    return model, guide
+        return model, FAMILIES[family](model, encoder, scale=scale, init_scale=config.init_scale)

@@ -1,14 +1,18 @@
 """The two long phases of a study: every fit that is missing, and every measure of the fits."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pyro_vae import data as data_sets
 from pyro_vae.devices import resolve_device
 from pyro_vae.models import likelihoods
+from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.progress import progress_bar
 from pyro_vae.report.findings import MEASURES, REFINED, Findings
 from pyro_vae.run_folder import RunFolder
@@ -20,14 +24,14 @@ from pyro_vae.study.costs import check_weights
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
-from pyro_vae.study.parts import Parts
-from pyro_vae.svi import Fit
+from pyro_vae.study.program import check_program, source_checksum
+from pyro_vae.study.saved import Parts
+from pyro_vae.study.sentences import each_once
+from pyro_vae.svi import Fit, NonFiniteError
 from pyro_vae.svi.state.saved import HISTORY, settle
 
 if TYPE_CHECKING:
     import xarray as xr
-
-__all__ = ["Material", "examine", "fit_missing", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +69,18 @@ def prepare(config: StudyConfig, device: str | None = None) -> Material:
         header=config.header,
         separator=config.separator,
     )
-    outputs = likelihoods.get(everything.likelihood, **everything.likelihood_args).outputs
-    check_weights(config.hidden, config.latent_dim, everything.x.shape[1], outputs)
+    if config.program is None:
+        outputs = likelihoods.get(everything.likelihood, **everything.likelihood_args).outputs
+        check_weights(config.hidden, config.latent_dim, everything.x.shape[1], outputs)
+    else:  # whose model explains the data as they are
+        own = f"of {config.program}"
+        everything = dataclasses.replace(everything, likelihood=own, likelihood_args={}, why="")
     parts = split_data(everything, config.held_out)
     account = account_of(everything, *parts)
+    if config.program is not None:
+        for scale in config.scales:
+            check_program(config.program, scale, parts[0].x)
+        account["program"] = source_checksum(config.program)
     return Material(config, resolved, everything, *parts, checksum_of_rows(everything.x), account)
 
 
@@ -83,7 +95,7 @@ def fit_missing(
     config, tasks = material.config, []
     inspect_files(list(folder.root.glob(f"fits/*/{HISTORY}")))
     for seed in range(config.seeds):
-        for name in config.scales:
+        for name in config.arms:
             if _is_fitted(material, folder, name, seed):
                 (folder.fit(name, seed) / "state").unlink(missing_ok=True)
             else:
@@ -115,8 +127,8 @@ def _is_fitted(material: Material, folder: RunFolder, name: str, seed: int) -> b
 
 def _load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
     pair = make_pair(material.config, material.train, name, seed)
-    for program in pair:
-        program.to(material.device)
+    for module in modules_of(*pair):
+        module.to(material.device)
     return Fit.load(folder.fit(name, seed), *pair)
 
 
@@ -141,30 +153,79 @@ def examine(
     measured: dict[str, list[dict[str, xr.Dataset]]] = {name: [] for name in fits}
     first = {name: by_seed[0] for name, by_seed in fits.items()}
     total = sum(map(len, fits.values()))
-    with progress_bar(total, "diagnosing", enabled=progress) as show:
+    with each_once(), progress_bar(total, "diagnosing", enabled=progress) as show:
         for seed in range(config.seeds):
             for name, by_seed in fits.items():
                 measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
                 measured[name].append(parts.get(f"{name}-{seed}", measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
+    gaps = _gaps(material, first, parts, progress)
+    run_away = {
+        name: told for name in fits if (told := _not_finite(name, fits[name], measured[name], gaps.get(name)))
+    }
+    if len(run_away) == len(fits):
+        raise NonFiniteError("; ".join(run_away.values()))
+    for name, told in run_away.items():
+        logger.warning("left out: %s", told)
+        del fits[name], measured[name]
+        gaps.pop(name, None)
+    posteriors = {
+        name: posterior_tree(by_seed[0], held_out, name, measured[name][0]["calibration"])
+        for name, by_seed in fits.items()
+    }
     return Findings(
         histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
-        posteriors={name: posterior_tree(fitted, held_out, name) for name, fitted in first.items()},
-        gaps=_gaps(material, first, parts, progress),
-        image_shape=held_out.image_shape,
-        failures=failures,
+        posteriors=posteriors,
+        gaps=combine(gaps, "gaps").isel(seed=0, drop=True) if gaps else None,
+        image_shape=held_out.image_shape if _observe_rows(posteriors, held_out) else None,
+        failures={**failures, **run_away},
         **{measure: combine(measured, measure) for measure in (*MEASURES, *REFINED)},
     )
 
 
-def _gaps(material: Material, first: Mapping[str, Fit], parts: Parts, progress: bool) -> "xr.Dataset | None":
-    """By guide, where its first fit loses; ``None`` if not asked."""
+def _observe_rows(posteriors: "Mapping[str, xr.DataTree]", held_out: data_sets.DataSet) -> bool:
+    """Whether what the models observe is a row of the data, and not something else made of it."""
+    observed = [tree["observed_data"].to_dataset() for tree in posteriors.values()]
+    first = [data[next(iter(data.data_vars))] for data in observed]
+    return all(array[0].size == held_out.x.shape[1] for array in first)
+
+
+def _not_finite(
+    name: str,
+    fits: Sequence[Fit],
+    measured: "Sequence[Mapping[str, xr.Dataset]]",
+    gaps: "Sequence[Mapping[str, xr.Dataset]] | None",
+) -> str:
+    """Which number of a guide's fits is not finite, in a sentence; empty if all of them are."""
+    for seed, (fitted, measures) in enumerate(zip(fits, measured, strict=True)):
+        numbers = {
+            "ELBO": measures["diagnostics"]["elbo"],
+            "refined ELBO": measures["refined"]["elbo"],
+            "log evidence": measures["refined"]["log_evidence"],
+        }
+        if gaps is not None and seed == 0:
+            numbers["ELBO of the best q"] = gaps[0]["gaps"]["elbo_local"]
+        for what, values in numbers.items():
+            bad = int((~np.isfinite(values)).sum())
+            if bad:
+                loss = float(fitted.history["validation"][-1])
+                return (
+                    f"{name}, seed {seed}: the {what} of {bad} of {values.size} held-out observations is not "
+                    f"finite, with a held-out loss of {loss:.4g} nats; the fit has run away: try a smaller lr"
+                )
+    return ""
+
+
+def _gaps(
+    material: Material, first: Mapping[str, Fit], parts: Parts, progress: bool
+) -> "dict[str, list[dict[str, xr.Dataset]]]":
+    """By guide, where its first fit loses; nothing if not asked."""
     if material.config.gap_observations == 0:
-        return None
+        return {}
     gaps: dict[str, list[dict[str, xr.Dataset]]] = {}
     with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
         for name, fitted in first.items():
             measure = functools.partial(fit_gaps, fitted, material.held_out, material.config)
             gaps[name] = [parts.get(f"{name}-gaps", measure)]
             show(len(gaps), name)
-    return combine(gaps, "gaps").isel(seed=0, drop=True)
+    return gaps

@@ -11,8 +11,6 @@ from pyro_vae.study.config import StudyConfig
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["check_findings", "fitted_guides", "read_image_shape"]
-
 BY_GUIDE = ("guide", "seed")
 ARRAYS: dict[str, dict[str, tuple[str, ...]]] = {
     "diagnostics": dict.fromkeys(("log_evidence", "elbo", "kl", "khat"), (*BY_GUIDE, "observation")),
@@ -36,32 +34,22 @@ NOTED: dict[str, tuple[str, ...]] = {
 }
 """Attributes of the measures that are numbers."""
 
-GROUPS = ("posterior", "posterior_predictive", "observed_data", "prior_predictive", "traversal")
+GROUPS = ("posterior", "posterior_predictive", "observed_data", "prior_predictive")
 
 LARGEST_SIDE = 65_536
 
 
 def fitted_guides(config: StudyConfig, result: Mapping[str, Any], path: Path) -> list[str]:
-    """The guides of a run that is done, as its record at ``path`` tells.
-
-    Raises
-    ------
-    ValueError
-        If it tells it in a way that no run does.
-    """
+    """The guides of a run that is done, as its record at ``path`` tells. Raises ValueError if it tells it in
+    a way that no run does."""
     failures = result.get("failures", {})
     if not isinstance(failures, dict) or any(not isinstance(text, str) for text in failures.values()):
         raise ValueError(f"{path} has failures that are no text; it is damaged or foreign")
-    return [name for name in config.scales if name not in failures]
+    return [name for name in config.arms if name not in failures]
 
 
 def read_image_shape(given: Any, path: Path) -> tuple[int, ...] | None:
-    """The shape of an image as a record at ``path`` tells it.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
+    """The shape of an image as a record at ``path`` tells it. Raises ValueError if it is none.
 
     Examples
     --------
@@ -83,14 +71,11 @@ def read_image_shape(given: Any, path: Path) -> tuple[int, ...] | None:
 
 
 def check_findings(findings: Findings, config: StudyConfig, guides: Sequence[str], folder: Path) -> None:
-    """See that findings that were read from a folder are those of such a study.
-
-    Raises
-    ------
-    ValueError
-        If not, by the first thing that is missing or different.
-    """
-    sizes = {"guide": len(guides), "seed": config.seeds, "latent": config.latent_dim}
+    """See that findings that were read from a folder are those of such a study. Raises ValueError if not, by
+    the first thing that is missing or different."""
+    sizes = {"guide": len(guides), "seed": config.seeds}
+    if config.program is None:
+        sizes["latent"] = config.latent_dim
     for measure, arrays in ARRAYS.items():
         data = getattr(findings, measure)
         if data is None:
@@ -105,12 +90,13 @@ def check_findings(findings: Findings, config: StudyConfig, guides: Sequence[str
         raise _foreign(f"latents in {folder}", "has other observations than diagnostics")
     for histories in findings.histories.values():
         for history in histories:
-            loss, ends, scale = ("step",), ("epoch",), ("epoch", "latent")
-            _check_arrays(
-                history, {"loss": loss, "epoch_step": ends, "scale": scale}, sizes, f"fits in {folder}"
-            )
+            kept: dict[str, tuple[str, ...]] = {"loss": ("step",), "epoch_step": ("epoch",)}
+            if config.program is None or "scale" in history:
+                kept["scale"] = ("epoch", "latent")
+            _check_arrays(history, kept, sizes, f"fits in {folder}")
+    groups = (*GROUPS, *([] if config.program is not None else ["traversal"]))
     for name, tree in findings.posteriors.items():
-        _check_tree(tree, findings.image_shape, f"the posterior of {name} in {folder}")
+        _check_tree(tree, groups, findings.image_shape, f"the posterior of {name} in {folder}")
 
 
 def _check_arrays(
@@ -128,8 +114,10 @@ def _check_arrays(
                 )
 
 
-def _check_tree(tree: "xr.DataTree", image_shape: tuple[int, ...] | None, where: str) -> None:
-    for group in GROUPS:
+def _check_tree(
+    tree: "xr.DataTree", groups: Sequence[str], image_shape: tuple[int, ...] | None, where: str
+) -> None:
+    for group in groups:
         if group not in tree.children or not tree[group].to_dataset().data_vars:
             raise _foreign(where, f"has no {group}")
     data = tree["observed_data"].to_dataset()

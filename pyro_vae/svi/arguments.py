@@ -1,20 +1,25 @@
-"""What the arguments of a fit must be."""
+"""What the options of a fit must be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyro.optim import PyroOptim
 
+from pyro_vae.arguments import check_numbers
 from pyro_vae.svi.engines.choice import ENGINES
 from pyro_vae.svi.objectives.elbo import Objective
+from pyro_vae.svi.objectives.pyro_elbo import as_objective
 
-__all__ = ["check_choices"]
+NUMBERS = ("epochs", "steps", "batch_size", "lr", "seed", "patience", "max_norm")
 
 
-def check_choices(
-    *, objective: Any, engine: Any, lr_multiplier: Any, optimizer: Any, schedule: Any, callbacks: Any
-) -> None:
-    """Raise an error that names the first argument that is none of its choices."""
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise an error that names the first option of ``fit`` that cannot be used; what is not among them is
+    left at its default."""
+    check_numbers(**{name: options[name] for name in NUMBERS if name in options})
+    objective, engine = as_objective(options.get("objective")), options.get("engine", "auto")
+    lr_multiplier, optimizer = options.get("lr_multiplier"), options.get("optimizer")
+    schedule, callbacks = options.get("schedule"), options.get("callbacks", ())
     if isinstance(objective, type) or not isinstance(objective, Objective):
         given = f"the class {objective.__name__}" if isinstance(objective, type) else type(objective).__name__
         raise TypeError(f"objective is {given}; give an objective such as pyro_vae.svi.ELBO() or IWAE(8)")
@@ -38,3 +43,7 @@ def check_choices(
     for i, callback in enumerate(callbacks):
         if not callable(callback):
             raise TypeError(f"callbacks[{i}] is {callback!r}; give a function of an EpochRecord")
+    if options.get("patience") is not None and options.get("validation") is None:
+        raise ValueError(
+            f"patience is {options['patience']} without validation data to watch; give validation="
+        )

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["epoch_losses", "html_table", "loss_figure"]
-
 EARLY = 4
 """The axis is fitted to what comes after the first quarter of the steps, so that the fall at the start does
 not flatten the rest."""

@@ -13,10 +13,11 @@ from pyro import infer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.arguments import check_numbers, check_programs
-from pyro_vae.batches.batches import Batches, DrawnAnew, as_batches, as_tensors
+from pyro_vae.arguments import check_programs
+from pyro_vae.batches.batches import Batch, Batches, DrawnAnew, as_batches
+from pyro_vae.batches.rows import as_tensors
 from pyro_vae.batches.shares import share_of
-from pyro_vae.devices import resolve_device
+from pyro_vae.devices import resolve_device, threads_for
 from pyro_vae.pairs.isolation import Program, isolated, training_mode
 from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
@@ -24,11 +25,12 @@ from pyro_vae.pairs.parameters import bound, pending_values, start_of, unbound
 from pyro_vae.pairs.placement import placed
 from pyro_vae.pairs.reminding import remember
 from pyro_vae.pairs.running import check_support, float_dtype, run_once, support_check
+from pyro_vae.pairs.support import refuse_impossible
 from pyro_vae.progress import progress_bar
-from pyro_vae.svi.arguments import check_choices
+from pyro_vae.svi.arguments import check_options
 from pyro_vae.svi.engines.choice import chain_of, check_engine
 from pyro_vae.svi.engines.optimizers import Optimization
-from pyro_vae.svi.engines.steps import threads_for
+from pyro_vae.svi.engines.steps import Task
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
 from pyro_vae.svi.objectives.augmented import Augmented
@@ -36,12 +38,10 @@ from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.objectives.pyro_elbo import as_objective
 from pyro_vae.svi.objectives.whole_data import WholeData
 from pyro_vae.svi.parallel.launch import local_device
-from pyro_vae.svi.parallel.ranks import joined
+from pyro_vae.svi.parallel.ranks import OneProcess, joined
 from pyro_vae.svi.result import Fit
 from pyro_vae.svi.state.fit_state import identity_of
 from pyro_vae.svi.state.resuming import Checkpoint, open_checkpoint
-
-__all__ = ["fit", "fit_length"]
 
 
 def fit(
@@ -173,67 +173,35 @@ def fit(
     4
     """
     (state, unmet), model, guide = start_of(model, guide), unbound(model), unbound(guide)
-    objective = as_objective(objective)
-    numbers = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    check_numbers(**numbers, patience=patience, max_norm=max_norm)
+    named = {"lr": lr, "batch_size": batch_size, "seed": seed, "lr_multiplier": lr_multiplier}
+    numbers = {"epochs": epochs, "steps": steps, "patience": patience, "max_norm": max_norm}
+    makers = {"objective": objective, "optimizer": optimizer, "schedule": schedule, "callbacks": callbacks}
     check_programs(model=model, guide=guide)
-    check_choices(
-        objective=objective,
-        engine=engine,
-        lr_multiplier=lr_multiplier,
-        optimizer=optimizer,
-        schedule=schedule,
-        callbacks=callbacks,
-    )
+    check_options(named | numbers | makers | {"engine": engine, "validation": validation})
+    how = Optimization(as_objective(objective), optimizer, schedule, lr, lr_multiplier, max_norm)
     if isinstance(data, DrawnAnew):
-        objective = Augmented(objective, data.draw)
-    if patience is not None and validation is None:
-        raise ValueError(f"patience is {patience} without validation data to watch; give validation=")
+        how = dataclasses.replace(how, objective=Augmented(how.objective, data.draw))
     wanted = local_device(resolve_device(device)) if distributed else resolve_device(device)
     check_engine(engine, wanted)
-    dtype = float_dtype(model, guide)
-    batches_on, floats = _batches_of(model, guide, data, batch_size=batch_size, seed=seed, dtype=dtype)
-    resolved, batches = placed(
-        model,
-        guide,
-        functools.partial(objective.estimate, model, guide),
-        batches_on,
-        wanted,
-        seed=seed,
-        optional=device == "auto" and engine != "cuda-graph" and not distributed,
+    optional = device == "auto" and engine != "cuda-graph" and not distributed
+    batches, held_out, place = _on_device(
+        (model, guide), how, data, validation, wanted, batch_size=batch_size, seed=seed, optional=optional
     )
-    held_out = None
-    if validation is not None:
-        held_out = as_tensors(validation, device=resolved, dtype=dtype, name="validation", floats=floats)
-    check_support(model, validation, "validation")
     with (
-        joined(distributed, resolved) as ranks,
+        joined(distributed, place) as ranks,
         open_checkpoint(checkpoint, ranks) as saver,
         isolated(model, guide, state=state, seed=seed),
         training_mode((model, guide), training=True),
     ):
         share = share_of(batches, ranks.rank, ranks.size)
-        how = Optimization(objective, optimizer, schedule, lr, lr_multiplier, max_norm)
         with pending_values(unmet):
-            drawn = share.first() if batches is share else batches.first()
-            drawn = objective.batch(drawn) if isinstance(objective, Augmented) else drawn
-            plate = check_minibatches(model, guide, batches, drawn)
-            if plate is not None:
-                how = dataclasses.replace(how, objective=WholeData(objective, plate, batches.observations))
-            task, flops = how.of(model, guide, share.first(), ranks)
-        if held_out is not None:
-            with torch.no_grad():
-                run_once(model, guide, held_out, "validation")
+            task, flops = _task_of((model, guide), how, batches, share, ranks, held_out)
         total = fit_length(epochs, steps, len(batches))
-        loop = Loop(
-            task,
-            chain_of(task, saver.engine(engine), steps=total, flops=flops),
-            by_name=engine != "auto",
-            stopping=None if patience is None else EarlyStopping(patience),
-        )
-        options = {"lr": lr, "batch_size": batch_size, "seed": seed, "lr_multiplier": lr_multiplier}
-        options |= {"engine": engine, "device": resolved.type}
-        saver.begin(loop, batches, total, callbacks, identity_of(loop, batches, held_out, **options))
+        chain = chain_of(task, saver.engine(engine), steps=total, flops=flops)
+        stopping = None if patience is None else EarlyStopping(patience)
+        loop = Loop(task, chain, by_name=engine != "auto", stopping=stopping)
+        identity = identity_of(loop, batches, held_out, **named, engine=engine, device=place.type)
+        saver.begin(loop, batches, total, callbacks, identity)
         started = time.perf_counter() - saver.seconds_before
         ranks.set_stream(seed, loop.step)
         with threads_for(flops), progress_bar(total, "fit", enabled=progress and ranks.leads) as show:
@@ -245,26 +213,68 @@ def fit(
         rate = loop.step / max(time.perf_counter() - started, 1e-9)
     programs = bound(model, state), bound(guide, state)
     remember(*programs)
-    return Fit(*programs, loop.recorder, seed, str(resolved), loop.engine, rate, _state=state)
+    return Fit(*programs, loop.recorder, seed, str(place), loop.engine, rate, _state=state)
 
 
-def _batches_of(
-    model: Program, guide: Program, data: Any, *, batch_size: int, seed: int, dtype: torch.dtype
-) -> tuple[Callable[[torch.device], Batches], Sequence[int]]:
-    """What makes the batches of the data on a device, and which parts of them become floating point though
-    they hold integers."""
-    check = support_check(model)
+def _on_device(
+    pair: tuple[Program, Program],
+    how: Optimization,
+    data: Any,
+    validation: Any,
+    wanted: torch.device,
+    *,
+    batch_size: int,
+    seed: int,
+    optional: bool,
+) -> tuple[Batches, Batch | None, torch.device]:
+    """The batches of the data and the held-out data, on the device where the pair is from now on. What the
+    pair does not take as integers becomes floating point."""
+    dtype, check = float_dtype(*pair), support_check(pair[0])
 
-    def batches_on(device: torch.device, floats: Sequence[int]) -> Batches:
+    def batches_on(place: torch.device, floats: Sequence[int]) -> Batches:
         return as_batches(
-            data, batch_size=batch_size, seed=seed, device=device, dtype=dtype, floats=floats, check=check
+            data, batch_size=batch_size, seed=seed, device=place, dtype=dtype, floats=floats, check=check
         )
 
     floats: Sequence[int] = []
     if may_hold_integers(data):
         first = batches_on(torch.device("cpu"), []).first()
-        floats = meant_as_floats(model, guide, first, dtype, seed=seed)
-    return functools.partial(batches_on, floats=floats), floats
+        floats = meant_as_floats(*pair, first, dtype, seed=seed)
+    place, batches = placed(
+        *pair,
+        functools.partial(how.objective.estimate, *pair),
+        functools.partial(batches_on, floats=floats),
+        wanted,
+        seed=seed,
+        optional=optional,
+    )
+    held_out = None
+    if validation is not None:
+        held_out = as_tensors(validation, device=place, dtype=dtype, name="validation", floats=floats)
+    check_support(pair[0], validation, "validation")
+    return batches, held_out, place
+
+
+def _task_of(
+    pair: tuple[Program, Program],
+    how: Optimization,
+    batches: Batches,
+    share: Batches,
+    ranks: OneProcess,
+    held_out: Batch | None,
+) -> tuple[Task, float]:
+    """What the steps work on, and the floating-point operations of one. The pair runs for the first time."""
+    first = share.first() if batches is share else batches.first()
+    anew = isinstance(how.objective, Augmented)
+    drawn = how.objective.batch(first) if isinstance(how.objective, Augmented) else first
+    plate = check_minibatches(*pair, batches, drawn, anew=anew)
+    if plate is not None:
+        how = dataclasses.replace(how, objective=WholeData(how.objective, plate, batches.observations))
+    task, flops = how.of(*pair, share.first(), ranks)
+    if held_out is not None:
+        with torch.no_grad():
+            refuse_impossible(run_once(*pair, held_out, "validation"), "validation")
+    return task, flops
 
 
 def fit_length(epochs: int | None, steps: int | None, batches: int) -> int:

@@ -11,8 +11,6 @@ import torch
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["EpochRecord", "Recorder"]
-
 
 @dataclass(frozen=True)
 class EpochRecord:

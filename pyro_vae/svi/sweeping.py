@@ -1,5 +1,6 @@
 """``sweep``: the fits of many seeds of one pair, on threads where that is faster."""
 
+import dataclasses
 import difflib
 import functools
 import logging
@@ -17,26 +18,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.arguments import check_numbers, check_programs, parameters_of
 from pyro_vae.arrays import is_mapped
-from pyro_vae.batches.batches import ArrayBatches, Batch, as_tensors
-from pyro_vae.devices import forked_streams, resolve_device
+from pyro_vae.batches.batches import ArrayBatches, Batch
+from pyro_vae.batches.rows import as_tensors
+from pyro_vae.devices import forked_streams, resolve_device, threads_for
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, training_mode
+from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import meant_as_floats
 from pyro_vae.pairs.parameters import bound
 from pyro_vae.pairs.running import check_support, float_dtype
-from pyro_vae.svi.arguments import check_choices
+from pyro_vae.svi.arguments import check_options
 from pyro_vae.svi.engines.captured import CapturedSteps
 from pyro_vae.svi.engines.choice import build_pays
 from pyro_vae.svi.engines.many_steps import MOST_BUILDS, NativeSteps
 from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.engines.optimizers import Optimization
-from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken, threads_for
+from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken
 from pyro_vae.svi.fitting import fit, fit_length
 from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
-from pyro_vae.svi.objectives.pyro_elbo import as_objective
+from pyro_vae.svi.objectives.whole_data import WholeData
 from pyro_vae.svi.result import Fit
-
-__all__ = ["sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
         raise TypeError("sweep takes seeds, one for each fit, and not seed")
     if options.get("checkpoint") is not None:
         raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
-    if not isinstance(seeds, Iterable):
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes):
         raise TypeError(f"seeds is {seeds!r}; give one seed for each fit, such as range({seeds!r})")
     seeds = list(seeds)
     if not seeds:
@@ -131,16 +132,7 @@ def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
             raise TypeError(f"{name!r} is no option of fit; {hint}")
-    numbers = ("epochs", "steps", "batch_size", "lr", "patience", "max_norm")
-    check_numbers(**{name: options[name] for name in numbers if name in options})
-    check_choices(
-        objective=as_objective(options.get("objective")),
-        engine=options.get("engine", "auto"),
-        lr_multiplier=options.get("lr_multiplier"),
-        optimizer=options.get("optimizer"),
-        schedule=options.get("schedule"),
-        callbacks=options.get("callbacks", ()),
-    )
+    check_options(options)
     resolve_device(options.get("device", "auto"))
 
 
@@ -225,6 +217,7 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
     tensors = tuple(part.to(dtype) if i in floats else part for i, part in enumerate(whole))
     check_support(pairs[0][0], data, "data")
     how = Optimization(**{name: options[name] for name in OF_OPTIMIZATION & {*options} if options[name]})
+    how = _about_all_data(how, pairs[0], ArrayBatches(tensors, batch_size, seeds[0]))
     started, cores, stop = time.perf_counter(), torch.get_num_threads(), threading.Event()
 
     def begun(seed: int, pair: tuple[Program, Program]) -> _SeedFit:
@@ -254,6 +247,16 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
                 raise
     rate = len(fits) * total / max(time.perf_counter() - started, 1e-9)
     return [one.result(rate) for one in fits]
+
+
+def _about_all_data(how: Optimization, pair: tuple[Program, Program], batches: ArrayBatches) -> Optimization:
+    """The same for minibatches that the pair takes for all data, as :func:`fit` has it; or an error where
+    they would mean something else."""
+    with isolated(*pair, state=empty_store(), seed=batches.seed):
+        plate = check_minibatches(*pair, batches, batches.first())
+    if plate is None:
+        return how
+    return dataclasses.replace(how, objective=WholeData(how.objective, plate, batches.observations))
 
 
 def _check_that_threads_can(seeds: list[int], data: Any, options: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae.batches import files as mapped_rows
-from pyro_vae.batches.batches import Batches, MappedBatches, as_batches
+from pyro_vae.batches.batches import ArrayBatches, Batches, as_batches
 
 ROWS = torch.arange(10.0)[:, None]
 
@@ -65,7 +65,8 @@ def test_a_file_gives_the_batches_of_its_array(tmp_path: Path, dtype: str, mode:
     mapped = np.load(tmp_path / "rows.npy", mmap_mode=mode)
     from_file = batches_of((mapped, mapped[:, 0]))
     in_memory = batches_of((values.copy(), values[:, 0].copy()))
-    assert isinstance(from_file, MappedBatches)
+    assert isinstance(from_file, ArrayBatches)
+    assert not any(isinstance(part, torch.Tensor) for part in from_file.rows)
     assert len(from_file) == len(in_memory)
     for ours, theirs in zip(from_file.epoch(3), in_memory.epoch(3), strict=True):
         for a, b in zip(ours, theirs, strict=True):

@@ -22,7 +22,15 @@ def tree():
 
 
 def test_groups_dimensions_and_one_chain(tree):
-    groups = ["log_likelihood", "observed_data", "posterior", "posterior_predictive", "prior", "sample_stats"]
+    groups = [
+        "log_likelihood",
+        "log_prior",
+        "observed_data",
+        "posterior",
+        "posterior_predictive",
+        "prior",
+        "sample_stats",
+    ]
     assert sorted(tree.children) == groups
     assert tree["posterior"]["z"].dims == ("chain", "draw", "observation", "latent")
     assert tree["posterior_predictive"]["x"].dims == ("chain", "draw", "observation", "feature")

@@ -14,8 +14,8 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_vae.devices import WORTH_A_SECOND_THREAD, threads_for
 from pyro_vae.svi import ELBO, EpochRecord, NonFiniteError, fit
-from pyro_vae.svi.engines.steps import WORTH_A_SECOND_THREAD, threads_for
 from tests.svi.pairs import PAIRS, Decoder, Encoder, Pair, functions, observations, tutorial
 
 
@@ -362,3 +362,22 @@ def test_a_small_step_takes_one_thread_and_the_others_come_back() -> None:
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_a_fit_within_autocast_moves_the_weights_that_it_computes_with(engine: str) -> None:
+    """Autocast keeps casts of weights in single precision; stale ones would leave losses where they began."""
+    torch.set_default_dtype(torch.float32)
+    x = observations(64).float()
+
+    def losses() -> Any:
+        torch.manual_seed(0)
+        return quick(tutorial(), x, epochs=40, engine=engine, seed=0, validation=x).history
+
+    exact = losses()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = losses()
+    for name in ("loss", "validation"):
+        fall = exact[name].values[:4].mean() - exact[name].values[-4:].mean()
+        assert fall > 0.1
+        np.testing.assert_allclose(rounded[name], exact[name], atol=fall / 3)

@@ -11,8 +11,6 @@ from pyro_vae.graphs.replay import make_replay
 from pyro_vae.graphs.splitting import split_by_rows
 from pyro_vae.graphs.tracing import capture
 
-__all__ = ["Captured", "Graphs", "Replay", "capture_density", "close"]
-
 AGREEMENT = 1e-3
 """Relative to the largest number: kernels may sum in another order, while anything frozen is off by more."""
 

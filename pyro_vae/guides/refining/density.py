@@ -20,8 +20,6 @@ from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.refining.captured import Captured, Graphs, Replay, capture_density, close
 from pyro_vae.guides.refining.placement import evaluating, log_joint
 
-__all__ = ["LocalDensity"]
-
 logger = logging.getLogger(__name__)
 
 CHUNK = 4096

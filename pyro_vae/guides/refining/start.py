@@ -15,10 +15,8 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from pyro_vae.guides.latents.sites import LocalSite
 from pyro_vae.guides.refining.steps import Normals
-from pyro_vae.guides.sites import LocalSite
-
-__all__ = ["starting_normals"]
 
 Sites = tuple[LocalSite, ...]
 

@@ -26,8 +26,6 @@ from torch import Tensor
 
 from pyro_vae.guides.refining.density import LocalDensity
 
-__all__ = ["Normals", "Refinement", "refined_normals"]
-
 SMALLEST_CURVATURE, LARGEST_CURVATURE = 1 / 16, 1e4
 """In units of q: it widens at most fourfold at a time, and where the density is convex."""
 

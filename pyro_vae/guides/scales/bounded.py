@@ -9,8 +9,6 @@ from torch.nn.functional import logsigmoid
 from pyro_vae.arguments import positive_number
 from pyro_vae.guides.scales.base import ScaleMap
 
-__all__ = ["Bounded", "SoftClip"]
-
 
 def _low_and_high(low: float, high: float) -> tuple[float, float]:
     """Both as floats, if 0 < low < high < ∞."""

@@ -5,8 +5,6 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
-__all__ = ["ScaleConstraint", "new_constraint_type"]
-
 
 class _Map(Protocol):
     """What a constraint asks of its scale map."""

@@ -6,8 +6,6 @@ from torch import nn
 from pyro_vae.guides.scales.base import ScaleMap
 from pyro_vae.guides.scales.registry import get
 
-__all__ = ["convert"]
-
 
 def convert(head: nn.Linear, source: str | ScaleMap, target: str | ScaleMap) -> nn.Linear:
     """Rewrite the last linear layer of a trained encoder so that its guide is the same under another map.

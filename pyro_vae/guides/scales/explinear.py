@@ -5,8 +5,6 @@ from torch import Tensor
 
 from pyro_vae.guides.scales.base import ScaleMap
 
-__all__ = ["ExpLinear"]
-
 
 class ExpLinear(ScaleMap):
     """The variance is exp(raw) for raw < 0 and 1 + raw otherwise; σ(0) = 1.

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from pyro_vae.guides.scales.base import ScaleMap
 
-__all__ = ["LogStd", "LogVar"]
-
 
 class LogVar(ScaleMap):
     """raw is the log of the variance: σ = exp(raw/2), log σ = raw/2.

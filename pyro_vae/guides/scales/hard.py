@@ -8,8 +8,6 @@ from torch import Tensor
 from pyro_vae.arguments import positive_number
 from pyro_vae.guides.scales.base import ScaleMap
 
-__all__ = ["Abs", "Clamp"]
-
 
 class Clamp(ScaleMap):
     """σ = max(raw, low): the hard constraint, with no gradient below ``low``.

@@ -16,8 +16,6 @@ from pyro_vae.guides.scales.hard import Abs, Clamp
 from pyro_vae.guides.scales.softplus import Softplus, SoftplusVar
 from pyro_vae.guides.scales.stdplus import StdPlus
 
-__all__ = ["get", "names", "register", "table"]
-
 _MAPS: dict[str, type[ScaleMap]] = {}
 
 

@@ -9,8 +9,6 @@ from torch.nn.functional import logsigmoid, softplus
 from pyro_vae.arguments import positive_number
 from pyro_vae.guides.scales.base import ScaleMap
 
-__all__ = ["Softplus", "SoftplusVar"]
-
 # Above this, softplus(t) = t to the last bit of a float64; below minus this, softplus(t) = exp(t) likewise.
 _EDGE = 40.0
 

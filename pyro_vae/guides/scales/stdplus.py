@@ -8,8 +8,6 @@ from torch import Tensor
 
 from pyro_vae.guides.scales.base import ScaleMap
 
-__all__ = ["StdPlus"]
-
 # Up to this |raw| a series is used: there the equation loses its digits to cancellation.
 _NEAR = 0.125
 

@@ -1,7 +1,5 @@
 """What every likelihood is."""
 
-__all__ = ["Likelihood"]
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Likelihoods of intensities and of real data."""
 
-__all__ = ["ContinuousBernoulli", "Normal", "StudentT"]
-
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -19,7 +17,6 @@ from pyro_vae.models.likelihoods.dispersion import (
     Dispersion,
     dispersion_parameter,
     require_dispersion,
-
     with_zero_dispersion,
 )
 from pyro_vae.models.scale_map import LogScale, ScaleMap

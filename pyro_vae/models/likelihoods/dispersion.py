@@ -1,12 +1,5 @@
 """How far data spread around what the decoder says, where that is learned."""
 
-__all__ = [
-    "Dispersion",
-    "dispersion_parameter",
-    "require_dispersion",
-    "with_zero_dispersion",
-]
-
 from typing import Literal, get_args
 
 import torch

@@ -1,7 +1,5 @@
 """Likelihoods by name."""
 
-__all__ = ["get", "names"]
-
 import difflib
 import inspect
 from typing import Any

@@ -16,8 +16,6 @@ from pyro_vae.guides.refining.placement import coordinates_of
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
 from pyro_vae.posterior.drawing import Pair
 
-__all__ = ["BETTER", "Elsewhere", "elsewhere_attrs", "refined_from_elsewhere", "sample_of"]
-
 PRIOR_STARTS = 3
 """How many draws from the prior an observation starts from, beside the posterior of a neighbour."""
 

@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.arguments import check_numbers, check_programs, require_count
-from pyro_vae.batches.batches import Rows
+from pyro_vae.batches.rows import Rows
 from pyro_vae.guides.refined import (
     STEPS,
     STOP,
@@ -24,14 +24,12 @@ from pyro_vae.guides.refined import (
 )
 from pyro_vae.guides.refining.density import CHUNK
 from pyro_vae.guides.refining.steps import Normals, Refinement
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.preparation import prepare_last
 from pyro_vae.posterior.refined.dispersion import (
     elsewhere_attrs,
 )
 from pyro_vae.posterior.refined.rows import Latents, refine_rows
 from pyro_vae.progress import progress_bar
-
-__all__ = ["RefinedPosterior", "refine"]
 
 
 class RefinedPosterior(NormalsGuide):
@@ -217,7 +215,7 @@ def refine(
     require_count("chunk", chunk, 1, "; it counts rows that go through the networks at once")
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"dtype is {dtype!r}; give torch.float32 or torch.float64")
-    pair = prepare(model, guide, data, dtypes=(dtype,))
+    pair = prepare_last(model, guide, data, dtypes=(dtype,))
     parts = []
     with progress_bar(pair.observations, "refining", enabled=progress) as show:
         for part in refine_rows(

@@ -14,7 +14,6 @@ from torch import Tensor
 from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.pareto import khat_threshold
-from pyro_vae.posterior.reference import LARGEST_RHAT, SMALLEST_ESS_PER_CHAIN
 from pyro_vae.posterior.repair.edges import Edge, look_beyond
 from pyro_vae.posterior.repair.judging import LARGEST_KHAT, Verdict, judged
 from pyro_vae.posterior.repair.mixture import GUIDE_SHARE, NEW_SHARE, Adapted, Mixture, adapt_mixture
@@ -31,8 +30,7 @@ from pyro_vae.posterior.repair.search import (
     find_modes,
 )
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
-
-__all__ = ["STEPS", "Ladder"]
+from pyro_vae.posterior.truth.chains import LARGEST_RHAT, SMALLEST_ESS_PER_CHAIN
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -114,7 +112,7 @@ class Ladder:
         posterior, free = UnconstrainedPosterior.of(
             self.pair, group, values, min(self.chunk, ROWS), self.graphs
         )
-        with posterior.evaluation():
+        with posterior.evaluation(draws=self.draws):
             reached = self._looked_around(posterior, free, group)
         left = np.flatnonzero(~self.believable[group])
         yield "guide"
@@ -125,7 +123,7 @@ class Ladder:
                 for few in np.array_split(left, -(-len(left) // NUTS_GROUP)):
                     self._move(posterior.part(few), reached.part(few), group[few])
             else:
-                with posterior.evaluation():
+                with posterior.evaluation(draws=self.draws):
                     now = self._weigh(step, posterior.part(left), reached.part(left), group[left])
                 reached = reached.replaced(left, now)
             yield step
@@ -270,7 +268,7 @@ class Ladder:
         self.believable[rows] = (self.rhat[rows] <= LARGEST_RHAT) & enough & (chains.divergences == 0)
         self.step[rows] = "nuts"
         thin = np.random.default_rng(key).permutation(self.chains * each)[: self.draws]
-        with posterior.evaluation():
+        with posterior.evaluation(draws=self.draws):
             self._keep(rows, posterior.values(chains.free.flatten(0, 1)[thin]))
 
     def _note(self, step: str, rows: Rows, verdict: Verdict, effective: float) -> None:

@@ -22,8 +22,6 @@ from pyro_vae.posterior.repair.mode import height_and_slope
 from pyro_vae.posterior.repair.proposals import Proposal, matched
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["Beyond", "Edge", "look_beyond"]
-
 CHAINS, MOVES, LEAPS = 32, 16, 4
 """Of each observation, trajectories of a chain, and leaps of a trajectory."""
 

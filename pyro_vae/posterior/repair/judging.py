@@ -13,8 +13,6 @@ from pyro_vae.posterior.pareto import khat_threshold, pareto_smooth
 from pyro_vae.posterior.repair.mixture import least_log_evidence
 from pyro_vae.posterior.repair.proposals import effective_draws
 
-__all__ = ["LARGEST_KHAT", "Verdict", "judged"]
-
 Array = NDArray[np.float64]
 
 LARGEST_KHAT = 0.5

@@ -29,8 +29,6 @@ from pyro_vae.posterior.repair.proposals import (
 )
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["GUIDE_SHARE", "NEW_SHARE", "Adapted", "Mixture", "adapt_mixture", "least_log_evidence"]
-
 ROUNDS = 8
 """At most."""
 

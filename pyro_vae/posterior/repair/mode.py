@@ -10,8 +10,6 @@ from torch import Tensor
 from pyro_vae.posterior.repair.proposals import Proposal
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["climb", "fit_mode", "height_and_slope"]
-
 ITERATIONS = 50
 
 NEAR = 0.05

@@ -12,8 +12,6 @@ from torch import Tensor
 from pyro_vae.posterior.repair.proposals import Proposal
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["Chains", "whitened_nuts"]
-
 
 class Chains(NamedTuple):
     """Draws of NUTS and how its chains agree.

@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Proposal", "effective_draws", "matched", "round_draws", "tempered"]
-
 Array = NDArray[np.float64]
 
 FEWEST_DRAWS, DRAWS_PER_COORDINATE = 500, 50

@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["resampled"]
-
 Array = NDArray[np.float64]
 
 

@@ -23,8 +23,6 @@ from pyro_vae.posterior.repair.mode import climb
 from pyro_vae.posterior.repair.proposals import Proposal
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
-__all__ = ["NOT_LOOKED_AT", "REFINED", "REFINING_STEPS", "STARTS", "Modes", "dispersed", "find_modes"]
-
 Draws = dict[str, Tensor]
 
 FROM_EACH = 96
@@ -154,7 +152,10 @@ def dispersed(
     """
     generators = [np.random.default_rng([seed, SEARCH_KEY, row]) for row in rows.tolist()]
     parts, sources = [_stretched(free, generators)], ["the guide's draws, stretched"]
-    with suppress(Exception), posterior.evaluation(seed, SEARCH_KEY):  # a prior may not be drawn from
+    with (
+        suppress(Exception),
+        posterior.evaluation(seed, SEARCH_KEY, draws=FROM_EACH),
+    ):  # a prior may not be drawn from
         parts.append(posterior.from_prior(FROM_EACH))
         sources.append("the prior")
     draws, everyone = next(iter(values.values())).shape[:2]

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.batches.batches import Rows
+from pyro_vae.batches.rows import Rows
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.placement import placed_values, read_coordinates, rows_in_front
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
-from pyro_vae.posterior.drawing import Pair, PairError
-
-__all__ = ["UnconstrainedPosterior"]
+from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.sites import PairError
 
 Draws = dict[str, Tensor]
 
@@ -146,9 +145,14 @@ class UnconstrainedPosterior:
         return self.coordinates(self._by_rows(drawn, places))
 
     @contextmanager
-    def evaluation(self, *key: int) -> Iterator[None]:
-        """The density can be computed: the model's parameters are in place, and nothing outside moves."""
-        with self.pair.evaluation(*(key or (0,))), pyro.get_param_store().scope(self.pair.model_state):
+    def evaluation(self, *key: int, draws: int = 1) -> Iterator[None]:
+        """The density can be computed for so many draws of each observation at once: the model's parameters
+        are in place, and nothing outside moves."""
+        rows = min(draws * len(self.rows), self.local.chunk)
+        with (
+            self.pair.evaluation(*(key or (0,)), rows=rows),
+            pyro.get_param_store().scope(self.pair.model_state),
+        ):
             yield
 
     @property

@@ -14,9 +14,8 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from pyro_vae.pairs.isolation import isolated
-from pyro_vae.posterior.drawing import Pair, drawn_sites, sample_sites
-
-__all__ = ["Simulated", "example", "joint", "ranks", "simulate", "transforms", "univariate"]
+from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.sites import drawn_sites, sample_sites
 
 Array = NDArray[np.float64]
 
@@ -107,8 +106,8 @@ def transforms(pair: Pair, simulated: Simulated) -> Array | None:
         return None
     if marginal.support.is_discrete:
         return None  # the truth ties with draws: ranks break ties
-    lead: Tensor = pair.lead(sites[name], transform, 1, simulated.rows)[0]
-    return lead.reshape(simulated.rows, -1).cpu().double().numpy()
+    ordered: Tensor = pair.draws_first(sites[name], transform, 1, simulated.rows)[0]
+    return ordered.reshape(simulated.rows, -1).cpu().double().numpy()
 
 
 def ranks(pair: Pair, simulated: Simulated, draws: int, chunk: int) -> Array:

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc
 
-__all__ = ["uniform_p"]
-
 Array = NDArray[np.float64]
 
 SIMULATIONS = 1000

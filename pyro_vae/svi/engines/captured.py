@@ -19,8 +19,6 @@ from pyro_vae.svi.engines.gradients import capture_step
 from pyro_vae.svi.engines.steps import CannotError, Plan, Task
 from pyro_vae.svi.engines.verification import agree, changed_settings
 
-__all__ = ["CapturedSteps", "RecordedGradients"]
-
 logger = logging.getLogger(__name__)
 
 STEPS_BETWEEN_VERIFICATIONS = 250
@@ -61,13 +59,8 @@ class CapturedSteps(EagerSteps):
         return self._captured_for(batch).replay
 
     def graph(self, batch: Batch) -> fx.GraphModule:
-        """The graph for batches like this one, for those who make something else of it.
-
-        Raises
-        ------
-        CannotError
-            If there is none.
-        """
+        """The graph for batches like this one, for those who make something else of it. Raises CannotError if
+        there is none."""
         return self._captured_for(batch).graph
 
     @property

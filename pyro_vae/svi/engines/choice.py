@@ -8,8 +8,6 @@ from pyro_vae.svi.engines.many_steps import NativeSteps, RecordedSteps
 from pyro_vae.svi.engines.native import has_compiler
 from pyro_vae.svi.engines.steps import Steps, Task
 
-__all__ = ["ENGINES", "build_pays", "chain_of", "check_engine"]
-
 ENGINES = ("auto", "captured", "cuda-graph", "eager", "native")
 
 BUILD_SECONDS = 2.0

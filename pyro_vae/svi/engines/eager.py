@@ -12,8 +12,6 @@ from pyro_vae.svi.engines.steps import Ahead, Plan, Taken, Task
 from pyro_vae.svi.engines.updates import Update, clipped, make_update, total_norm
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW, NonFiniteError, explain
 
-__all__ = ["EagerSteps", "Gradients"]
-
 Gradients = Callable[[Batch], Sequence[Tensor]]
 """Loss, KL, reconstruction (totals in nats) and a gradient for each parameter."""
 
@@ -29,13 +27,8 @@ class EagerSteps:
         self._update: Update | None = None
 
     def gradients(self, batch: Batch) -> Gradients:  # noqa: ARG002
-        """What computes the gradients for batches like this one, all that it takes made ready.
-
-        Raises
-        ------
-        CannotError
-            If there is nothing that does.
-        """
+        """What computes the gradients for batches like this one, all that it takes made ready. Raises
+        CannotError if there is nothing that does."""
         return self.by_pyro
 
     def by_pyro(self, batch: Batch) -> Sequence[Tensor]:
@@ -45,12 +38,7 @@ class EagerSteps:
 
     def take(self, ahead: Ahead, plan: Plan) -> Taken:
         """Take one step: gradients, guard, clip, update. What is not finite never reaches the parameters.
-
-        Raises
-        ------
-        NonFiniteError
-            If it is the third step in a row that is not finite.
-        """
+        Raises NonFiniteError if it is the third step in a row that is not finite."""
         batch, task = ahead.peek(), self.task
         if batch is None:
             return Taken([], 0)

@@ -13,8 +13,6 @@ from pyro_vae.batches.batches import Batch
 from pyro_vae.svi.engines.updates import adam_states, total_norm
 from pyro_vae.svi.engines.verification import close
 
-__all__ = ["StepFunction", "StepTerms", "agrees_with"]
-
 
 class StepTerms(NamedTuple):
     """One row per step that was run; totals in nats, as Pyro reports them."""

@@ -12,8 +12,6 @@ from pyro_vae.graphs.tracing import capture
 from pyro_vae.pairs.isolation import Program, untouched_buffers
 from pyro_vae.svi.objectives.elbo import Estimate, Objective
 
-__all__ = ["capture_step", "gradient_step"]
-
 
 def gradient_step(
     objective: Objective,

@@ -3,18 +3,20 @@
 import copy
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae.batches.batches import Batch
 from pyro_vae.guides.heads import raw_parameters
 from pyro_vae.pairs.isolation import Program, owner
+from pyro_vae.pairs.modes import meeting_modules
 from pyro_vae.pairs.parameters import trainable_parameters
 from pyro_vae.pairs.running import set_up
 from pyro_vae.svi.engines.steps import CannotError, Task
@@ -22,8 +24,6 @@ from pyro_vae.svi.objectives.augmented import Augmented
 from pyro_vae.svi.objectives.elbo import ELBO, Objective
 from pyro_vae.svi.objectives.whole_data import WholeData
 from pyro_vae.svi.parallel.ranks import OneProcess
-
-__all__ = ["Optimization", "RatesAhead", "constant_rates", "make_optimizer", "make_schedule"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ class Optimization:
         operations of a step."""
         ranks = OneProcess() if ranks is None else ranks
         drawn = self.objective.batch(first) if isinstance(self.objective, Augmented) else first
-        count, flops = set_up(model, guide, drawn)
+        called: list[nn.Module] = []
+        functions = owner(model) is None or owner(guide) is None
+        with meeting_modules(called.append) if functions else nullcontext():
+            count, flops = set_up(model, guide, drawn)
         if isinstance(self.objective, WholeData):
             count = self.objective.count
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
@@ -54,7 +57,16 @@ class Optimization:
         made = make_optimizer(self.optimizer, parameters, guide, self.lr, self.lr_multiplier)
         schedule = make_schedule(self.schedule, made)
         task = Task(
-            model, guide, self.objective, parameters, made, schedule, self.max_norm, count, ranks=ranks
+            model,
+            guide,
+            self.objective,
+            parameters,
+            made,
+            schedule,
+            self.max_norm,
+            count,
+            ranks=ranks,
+            called=called,
         )
         return task, flops
 

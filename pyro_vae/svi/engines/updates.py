@@ -9,18 +9,6 @@ from torch.optim import Adam, Optimizer
 
 from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = [
-    "GuardedUpdate",
-    "Update",
-    "adam_states",
-    "clipped",
-    "guarded_adam",
-    "is_plain_fused_adam",
-    "make_update",
-    "restore_optimizer",
-    "total_norm",
-]
-
 Update = Callable[[Sequence[Tensor]], None]
 """``update(gradients)``: one step of the optimizer; gradients in the order of the parameters."""
 
@@ -130,13 +118,8 @@ def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
 
 
 def guarded_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> GuardedUpdate:
-    """Adam's update for a device that is told nothing by the host.
-
-    Raises
-    ------
-    CannotError
-        If the optimizer is not torch's fused Adam.
-    """
+    """Adam's update for a device that is told nothing by the host. Raises CannotError if the optimizer is not
+    torch's fused Adam."""
     if not is_plain_fused_adam(optimizer):
         raise CannotError(f"its optimizer is {type(optimizer).__name__}, and not Adam with fused=True")
     groups = _groups(optimizer, parameters)

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from pyro_vae.devices import forked_streams
 
-__all__ = ["agree", "changed_settings", "close"]
-
 _RTOL = 1e-3
 """Relative to the largest element: kernels may sum in another order, while anything frozen is off by far
 more."""

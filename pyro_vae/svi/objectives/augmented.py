@@ -9,8 +9,6 @@ from torch import Tensor
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.svi.objectives.elbo import Estimate, Objective
 
-__all__ = ["Augmented"]
-
 
 @dataclass(frozen=True)
 class Augmented:

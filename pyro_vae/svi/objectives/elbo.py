@@ -18,16 +18,6 @@ from pyro_vae.arguments import positive_integer
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.pairs.running import run_pair
 
-__all__ = [
-    "ELBO",
-    "Estimate",
-    "Objective",
-    "average",
-    "checked_weight",
-    "elbo_estimate",
-    "is_delta",
-]
-
 Site = Mapping[str, Any]
 
 

@@ -14,8 +14,6 @@ from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.svi.objectives.elbo import ELBO, Estimate, Objective
 
-__all__ = ["PyroELBO", "as_objective"]
-
 
 @dataclass(frozen=True)
 class PyroELBO:

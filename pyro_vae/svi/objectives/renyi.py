@@ -16,8 +16,6 @@ from pyro_vae.pairs.isolation import Program
 from pyro_vae.pairs.running import run_pair
 from pyro_vae.svi.objectives.elbo import Estimate
 
-__all__ = ["IWAE", "Renyi"]
-
 
 @dataclass(frozen=True)
 class Renyi:

@@ -13,8 +13,6 @@ from pyro_vae.pairs.isolation import Program
 from pyro_vae.pairs.running import run_pair
 from pyro_vae.svi.objectives.elbo import ELBO, Estimate, average, elbo_estimate, is_delta
 
-__all__ = ["STL"]
-
 
 @dataclass(frozen=True)
 class STL:

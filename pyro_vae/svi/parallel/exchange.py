@@ -19,8 +19,6 @@ from pyro_vae.svi.parallel.launch import RankError, missing_ranks
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = ["Exchange", "Room", "checksum"]
-
 SENTENCE_BYTES = 1024
 PRIME = 16_777_213
 """Checksums below it are exact in float32, in which ranks exchange them."""
@@ -77,13 +75,8 @@ class Exchange:
 
     def sum(self, rows: int, outputs: Sequence[Tensor]) -> int:
         """Sum loss, KL, reconstruction and gradients, if they are given, into the terms after the first;
-        returns the sum of the rows.
-
-        Raises
-        ------
-        RankError
-            Here and in the other exchanges: if a rank has failed, or is lost.
-        """
+        returns the sum of the rows. Raises RankError here and in the other exchanges: if a rank has failed,
+        or is lost."""
         self._buffer.zero_()
         self.terms[0].fill_(rows)
         if outputs:

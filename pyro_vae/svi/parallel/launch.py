@@ -14,17 +14,6 @@ import torch.distributed as dist
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = [
-    "RankError",
-    "hear",
-    "is_follower",
-    "is_launched",
-    "join_group",
-    "local_device",
-    "missing_ranks",
-    "tell",
-]
-
 PATIENCE = timedelta(minutes=10)
 """A rank that lets the others wait for longer has failed. A checkpoint, the validation loss and a compilation
 must fit into it."""
@@ -50,18 +39,19 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def join_group(device: torch.device) -> Store:
-    """Make the process group that the environment tells of; returns a store of the group.
-
-    Raises
-    ------
-    ValueError
-        If it tells of none.
-    """
+    """Make the process group that the environment tells of; returns a store of the group. Raises ValueError
+    if it tells of none, or of more ranks on this machine than it has GPUs: NCCL needs one for each."""
     missing = [name for name in ENVIRONMENT if name not in os.environ]
     if missing:
         raise ValueError(
             f"distributed is True, and there is no process group and no {missing[0]} in the environment; "
             "start with `torchrun --nproc-per-node=N`, or call torch.distributed.init_process_group first"
+        )
+    here, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device.type == "cuda" and here > cards:
+        raise ValueError(
+            f"LOCAL_WORLD_SIZE is {here}, and this machine has {cards} GPU{'s' * (cards > 1)}; "
+            f'start with `torchrun --nproc-per-node={cards}`, or give device="cpu"'
         )
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
@@ -91,13 +81,7 @@ def tell(turn: int, word: str) -> None:
 
 
 def hear(turn: int) -> str:
-    """Wait for the word of a turn.
-
-    Raises
-    ------
-    RankError
-        If none comes.
-    """
+    """Wait for the word of a turn. Raises RankError if none comes."""
     key = f"pyro_vae/said/{turn}"
     store, rank, _ = _meeting_place()
     try:

@@ -17,8 +17,6 @@ from pyro_vae.svi.pyro_svi.entries import Entry, Loss, Outcome, make_entry
 from pyro_vae.svi.pyro_svi.signatures import Call, UnknownArgumentError, take_apart
 from pyro_vae.svi.pyro_svi.watching import loss_and_parameters, validation
 
-__all__ = ["CapturedLoss", "Evaluation"]
-
 logger = logging.getLogger("pyro_vae.svi")
 
 FIRST_SIGHTS, MOST_SIGHTS = 2, 64

@@ -12,8 +12,6 @@ from torch import Tensor
 from pyro_vae.svi.engines.verification import close
 from pyro_vae.svi.pyro_svi.entries import Outcome
 
-__all__ = ["Streams", "agrees", "draws_elsewhere", "from_state"]
-
 _RTOL_OF_LOSS = 1e-4
 
 

@@ -20,8 +20,6 @@ from pyro_vae.graphs.tracing import capture
 from pyro_vae.svi.pyro_svi.signatures import Call, rebuilt
 from pyro_vae.svi.pyro_svi.watching import LossWatch, loss_and_parameters, names_of, without_own_checks
 
-__all__ = ["Entry", "Loss", "Outcome", "make_entry"]
-
 logger = logging.getLogger(__name__)
 
 Loss = Callable[..., Any]

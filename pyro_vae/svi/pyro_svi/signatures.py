@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "UnknownArgumentError", "rebuilt", "take_apart"]
-
 _BY_VALUE = (bool, int, str, bytes, complex, torch.dtype, torch.device, torch.Size, type(None))
 _BY_IDENTITY = (FunctionType, BuiltinFunctionType, MethodType, nn.Module, partial, type)
 
@@ -30,12 +28,8 @@ class Call(NamedTuple):
 
 
 def take_apart(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """The parts of ``program(*args, **kwargs)``.
-
-    Raises
-    ------
-    UnknownArgumentError
-        For an argument of a kind that is not known.
+    """The parts of ``program(*args, **kwargs)``. Raises UnknownArgumentError for an argument of a kind that
+    is not known.
 
     Examples
     --------

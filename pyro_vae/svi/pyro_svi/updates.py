@@ -19,8 +19,6 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 
-__all__ = ["Plan", "make_plan", "take_each_step"]
-
 _UNUSUAL = ("amsgrad", "centered_variance", "capturable", "differentiable", "momentum", "nesterov")
 _WHOLE = (torch.float32, torch.float64)
 

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from pyro_vae.graphs.reading import Watch
 
-__all__ = ["LossWatch", "parameters_of", "validation"]
-
 
 class LossWatch(Watch):
     """Watches a loss of Pyro's that calls ``backward``.

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.batches.batches import ArrayBatches, Batches, LoaderBatches, MappedBatches, Rows
+from pyro_vae.batches.batches import ArrayBatches, Batches, LoaderBatches
 from pyro_vae.batches.files import row_chunks
+from pyro_vae.batches.rows import Rows
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.pairs.settings import set_settings, settings_of
 from pyro_vae.storage.plain import tensor_bytes
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import Loop
-
-__all__ = ["SCHEMA", "FitState", "difference", "fingerprint", "identity_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +82,9 @@ class FitState:
         return self.loop.position == 0 or not self.generators
 
     def restore(self, found: dict[str, Any], steps: int) -> None:
-        """Go back to where a state was taken, in a fit that is to end at step ``steps``.
-
-        Raises
-        ------
-        ValueError
-            If it is another fit's, with the rest of a sentence about its checkpoint. What was restored by
-            then stays so.
-        """
+        """Go back to where a state was taken, in a fit that is to end at step ``steps``. Raises ValueError if
+        it is another fit's, with the rest of a sentence about its checkpoint. What was restored by then stays
+        so."""
         other = difference(found["identity"], self.identity)
         if other is not None:
             raise ValueError(f"is of another fit: {other}; name another file, or remove it to begin anew")
@@ -231,9 +225,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
 def fingerprint(batches: Batches) -> str:
     """Of tensors and memory-mapped arrays a checksum; what a loader will give is not known beforehand."""
-    if isinstance(batches, ArrayBatches):
-        return f"checksum {_digest(batches.tensors)}"
-    return f"checksum {_digest(batches.rows)}" if isinstance(batches, MappedBatches) else "from a loader"
+    return f"checksum {_digest(batches.rows)}" if isinstance(batches, ArrayBatches) else "from a loader"
 
 
 def _digest(rows: tuple[Rows, ...]) -> str:

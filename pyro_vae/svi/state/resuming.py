@@ -20,8 +20,6 @@ from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.parallel.ranks import OneProcess
 from pyro_vae.svi.state.fit_state import SCHEMA, FitState
 
-__all__ = ["Checkpoint", "NoSaver", "Saver", "as_checkpoint", "open_checkpoint"]
-
 logger = logging.getLogger(__name__)
 
 

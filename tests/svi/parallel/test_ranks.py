@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pyro_vae.batches.batches import ArrayBatches, LoaderBatches, MappedBatches, epoch_order
+from pyro_vae.batches.batches import ArrayBatches, LoaderBatches, epoch_order
 from pyro_vae.batches.files import MappedRows
 from pyro_vae.batches.shares import share_of
 from pyro_vae.svi import ELBO, IWAE, Checkpoint, Fit, fit
@@ -429,13 +429,13 @@ def loader_batches(data: Dataset[Any], **options: Any) -> LoaderBatches:
     "whole",
     [
         ArrayBatches([torch.arange(11.0)[:, None]], 4, seed=0),
-        MappedBatches([MappedRows(np.arange(11.0)[:, None], CPU, torch.float64)], 4, seed=0),
+        ArrayBatches([MappedRows(np.arange(11.0)[:, None], CPU, torch.float64)], 4, seed=0),
         loader_batches(Numbers(), batch_size=4, shuffle=True),
         loader_batches(TensorDataset(torch.arange(11.0)[:, None]), batch_size=4),
     ],
     ids=["arrays", "mapped arrays", "dataset", "loader in order"],
 )
-def test_shares_make_up_each_batch(whole: ArrayBatches | MappedBatches | LoaderBatches) -> None:
+def test_shares_make_up_each_batch(whole: ArrayBatches | LoaderBatches) -> None:
     shares = [share_of(whole, rank, 3) for rank in range(3)]
     assert {len(share) for share in shares} == {len(whole)}
     assert {share.observations for share in shares} == {11}
@@ -454,3 +454,14 @@ def test_what_cannot_be_shared_out_is_refused() -> None:
     pair = PAIRS["normal"]()
     with pytest.raises(ValueError, match="no process group and no RANK in the environment; start with"):
         fit(pair.model, pair.guide, observations(), epochs=1, progress=False, distributed=True)
+
+
+def test_more_ranks_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL would end in a message about duplicate devices, long after the start."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="LOCAL_WORLD_SIZE is 4, and this machine has 1 GPU; start with"):
+        launch.join_group(torch.device("cuda", 0))

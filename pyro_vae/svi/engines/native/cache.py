@@ -13,8 +13,6 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["BUILDING", "cache_folder", "is_own", "mark_used", "prune"]
-
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 256 * 2**20

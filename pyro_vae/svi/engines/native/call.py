@@ -3,8 +3,6 @@
 import ctypes
 from typing import Any
 
-__all__ = ["Call", "declaration"]
-
 _FIELDS = (
     ("int64_t", "steps", "how many to take"),
     ("int64_t", "threads", "how many to ask for"),

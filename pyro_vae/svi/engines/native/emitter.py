@@ -12,8 +12,6 @@ from pyro_vae.svi.engines.native.formulas import literal
 from pyro_vae.svi.engines.native.program import Buffer, Pointwise, Product, Program, Sum, View
 from pyro_vae.svi.engines.native.stages import Loop, Stage, arrange
 
-__all__ = ["emit"]
-
 HEADERS = ("mathematics.hpp", "kernels.hpp")
 ALIGNMENT = 16
 """Buffers start at multiples of this number of elements."""

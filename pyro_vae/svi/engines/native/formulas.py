@@ -14,9 +14,6 @@ import torch
 from pyro_vae.svi.engines.native.program import View
 from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = ["FORMULAS", "MASKS", "fill_in", "literal"]
-
-
 FORMULAS: Mapping[str, str] = {
     "aten.abs.default": "std::fabs({self})",
     "aten.add.Scalar": "{self} + {alpha} * {other}",

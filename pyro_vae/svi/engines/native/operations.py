@@ -10,8 +10,6 @@ from pyro_vae.svi.engines.native.formulas import literal
 from pyro_vae.svi.engines.native.program import Buffer, Operation, Pointwise, Product, Sum, View
 from pyro_vae.svi.engines.steps import CannotError
 
-__all__ = ["Operations"]
-
 
 class Operations:
     """A list of operations that grows by methods, each of which returns the view of its result."""

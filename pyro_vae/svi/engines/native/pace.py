@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-__all__ = ["Pace"]
-
 SECONDS_PER_CALL = 0.1
 """Python handles an interrupt only between calls."""
 

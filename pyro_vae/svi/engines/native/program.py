@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Buffer", "Operation", "Pointwise", "Product", "Program", "Sum", "View"]
-
 
 @dataclass(frozen=True, eq=False)
 class Buffer:

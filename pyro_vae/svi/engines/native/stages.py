@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from pyro_vae.svi.engines.native.program import Buffer, Operation, Pointwise, Product, Sum, View
 
-__all__ = ["Loop", "Stage", "arrange"]
-
 WIDE = 64
 """A sum along fewer elements is not worth a loop of two levels: it runs on its own, after a flat loop."""
 

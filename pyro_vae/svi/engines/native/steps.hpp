@@ -27,7 +27,7 @@ inline T sum_of_squares(const T* x, int64_t begin, int64_t end) {
 }
 
 // Infinite where the sum of squares is, though the norm itself may not be: so it is to torch, and so would be
-// Adam's second moments, for ever.
+// Adam's second moments, for ever. A finite one is not rounded to T: clipping divides by it.
 inline double norm_of_gradients(const Call& call, Team team) {
   int64_t part = 0;
   for (int64_t p = 0; p < PARAMETERS; ++p) {
@@ -41,7 +41,7 @@ inline double norm_of_gradients(const Call& call, Team team) {
   team.wait();
   double total = 0;
   for (int64_t i = 0; i < part; ++i) total += call.squares[i];
-  return std::sqrt(T(total));
+  return std::sqrt(std::isfinite(T(total)) ? total : double(T(total)));
 }
 
 // Numbers below the normal range are zero while this lives, on this thread. The moments of a parameter without

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pyro_vae.models import PPCA
-from pyro_vae.posterior import from_pyro_svi, reference
-from pyro_vae.posterior.reference import posterior_error, reference_posterior
+from pyro_vae.posterior import from_pyro_svi, posterior_error, reference_posterior
+from pyro_vae.posterior.truth import chains
 from tests.posterior.gaussians import GaussianGuide, dense, diagonal, observations
 
 pytestmark = pytest.mark.arviz
@@ -34,8 +34,8 @@ def test_exact_draws_are_those_of_the_model():
 @pytest.fixture
 def few_draws(monkeypatch):
     """R-hat of 600 draws is above 1.01 for some seeds though the chains agree; nobody judges by so few."""
-    monkeypatch.setattr(reference, "LARGEST_RHAT", 1.1)
-    monkeypatch.setattr(reference, "SMALLEST_ESS_PER_CHAIN", 50)
+    monkeypatch.setattr(chains, "LARGEST_RHAT", 1.1)
+    monkeypatch.setattr(chains, "SMALLEST_ESS_PER_CHAIN", 50)
 
 
 @pytest.mark.usefixtures("few_draws")

@@ -1,0 +1,1 @@
+"""What the posterior really is, and how far a guide is from it."""

@@ -1,0 +1,129 @@
+"""A study of the user's own program, and of several families: to its end, and again from its folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyro_vae.study import Study, StudyConfig, resume_study, run_study
+
+pytestmark = pytest.mark.arviz
+
+PROGRAM = """
+import pyro, pyro.distributions as dist, torch
+from torch import nn
+import pyro_vae
+
+def make_pair(scale, x):
+    sigma = pyro_vae.scales.get(scale)
+    decoder, encoder = nn.Linear(2, x.shape[1]), nn.Linear(x.shape[1], 4)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            strength = pyro.sample("strength", dist.Gamma(2.0, 2.0))
+            pyro.sample("x", dist.Normal(decoder(z) * strength[:, None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        loc, raw = encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, sigma(raw)).to_event(1))
+            pyro.sample("strength", dist.LogNormal(0.0 * loc[:, 0], 0.5))
+
+    return model, guide
+"""
+
+SMALL = {"seeds": 1, "epochs": 2, "draws": 100, "gap_observations": 2, "device": "cpu"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import torch
+
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_program.py").write_text(PROGRAM)
+    np.save("x.npy", np.random.default_rng(0).normal(3, 1, (40, 3)).astype("f4"))
+    return tmp_path
+
+
+def test_a_program_is_studied_to_the_end(here: Path) -> None:
+    config = StudyConfig("x.npy", ("logvar", "softplus"), program="my_program.py:make_pair", **SMALL)  # type: ignore[arg-type]
+    study = run_study(config, out="run", progress=False)
+    assert study.findings.guides == ["logvar", "softplus"]
+    assert study.findings.latents.sizes["latent"] == 3  # z and strength
+    posterior = study.posteriors["logvar"]
+    assert {"z", "strength"} == set(posterior["posterior"].data_vars)
+    # the model sees the data as they are, not in units of their standard deviations
+    assert float(posterior["observed_data"]["x"].mean()) > 2
+    assert posterior["prior_predictive"]["x"].shape == (1, 8, 3)
+    assert "of my_program.py:make_pair" in (here / "run" / "report.html").read_text()
+    assert study.config.command("again") == (
+        "pyro-vae compare my_program.py:make_pair --data x.npy --scale logvar --scale softplus --seeds 1 "
+        "--epochs 2 --draws 100 --gap-observations 2 --device cpu --out again"
+    )
+    again = Study.load("run")
+    assert again.config == config
+    assert again.answer == study.answer
+
+
+def test_a_program_that_was_changed_does_not_go_on_with_the_run(here: Path) -> None:
+    config = StudyConfig("x.npy", ("logvar",), program="my_program.py:make_pair", **SMALL)  # type: ignore[arg-type]
+    run_study(config, out="run", progress=False)
+    (here / "run" / "diagnostics.nc").unlink()
+    (here / "my_program.py").write_text(PROGRAM.replace("1.0).to_event(1), obs", "2.0).to_event(1), obs"))
+    with pytest.raises(
+        ValueError, match=r"program my_program\.py:make_pair is not the one that the run in run"
+    ):
+        resume_study("run", progress=False)
+    with pytest.raises(ValueError, match="the output folder run holds another run"):
+        run_study(config, out="run", progress=False)
+
+
+def test_a_program_that_no_study_can_judge_is_refused_before_the_first_fit(here: Path) -> None:
+    shared = PROGRAM.replace(
+        "strength = pyro",
+        'shared = pyro.sample("shared", dist.Normal(0.0, 1.0))\n            strength = pyro',
+    )
+    (here / "my_program.py").write_text(shared)
+    config = StudyConfig("x.npy", ("logvar",), program="my_program.py:make_pair", **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="shared"):
+        run_study(config, out="run", progress=False)
+    assert not (here / "run").exists()
+
+
+def test_families_are_compared_under_their_names(here: Path) -> None:
+    config = StudyConfig(
+        "x.npy",
+        ("softplus",),
+        guides=("normal", "multivariate", "flow"),
+        objective="iwae",
+        latent_dim=2,
+        hidden=(8,),
+        **SMALL,  # type: ignore[arg-type]
+    )
+    study = run_study(config, out="run", progress=False)
+    assert study.findings.guides == ["normal", "multivariate", "flow"]
+    assert np.isfinite(study.findings.latents["scale"]).all()
+    assert sorted(path.name for path in (here / "run" / "fits").iterdir()) == [
+        "flow-0",
+        "multivariate-0",
+        "normal-0",
+    ]
+    assert Study.load("run").config.objective == "iwae"
+
+
+def test_several_families_and_maps_have_both_in_their_names() -> None:
+    arms = StudyConfig(scales=("logvar", "softplus"), guides=("normal", "flow")).arms
+    assert list(arms) == ["normal-logvar", "normal-softplus", "flow-logvar", "flow-softplus"]
+
+
+@pytest.mark.parametrize(("objective", "particles"), [("elbo", 1), ("iwae", 5), ("renyi", 5), ("stl", 1)])
+def test_objectives_have_the_draws_that_the_help_tells(objective: str, particles: int) -> None:
+    from pyro_vae.study.fits import _objective
+
+    made = _objective(StudyConfig(objective=objective))
+    assert made.num_particles == particles  # type: ignore[attr-defined]
+    assert _objective(StudyConfig(objective=objective, particles=3)).num_particles == 3  # type: ignore[attr-defined]
