@@ -12,21 +12,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-<<<<<<< HEAD
-__all__ = [
-    "Placement",
-    "coordinates_of",
-    "evaluating",
-    "log_joint",
-    "placed_trace",
-    "placed_values",
-    "read_coordinates",
-    "rows_in_front",
-]
-
-=======
 from pyro_vae.guides.precision import exact_log_prob
->>>>>>> main
+
 
 class Placement(Messenger):
     """Gives latents the values ``biject_to(support)(u)``, and keeps log |dz/du|.

@@ -50,7 +50,8 @@ class Verdict(NamedTuple):
     @property
     def worth(self) -> Array:
         """Which share of the draws is effective."""
-        return self.ess / self.smooth.shape[1]
+        share: Array = self.ess / self.smooth.shape[1]
+        return share
 
     def believable(self, effective: float, least: Array) -> NDArray[np.bool_]:
         """Where k̂ is good, so many draws are effective, and the evidence is not lower than what was shown

@@ -75,7 +75,8 @@ class Proposal:
         """The v of which :meth:`from_white` makes these coordinates (draws, observations, size)."""
         eye = torch.eye(self.loc.shape[-1]).to(self.tril)
         inverse = torch.linalg.solve_triangular(self.tril, eye.expand_as(self.tril), upper=False)
-        return ((free - self.loc).transpose(0, 1) @ inverse.mT).transpose(0, 1)
+        white: Tensor = ((free - self.loc).transpose(0, 1) @ inverse.mT).transpose(0, 1)
+        return white
 
     def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
         """(draws, observations, size). Each observation has a generator of its own, so its draws do not

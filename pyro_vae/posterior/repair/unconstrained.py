@@ -138,7 +138,7 @@ class UnconstrainedPosterior:
         def drawn(model: Callable[..., Any], given: Draws, args: Any, _: Any) -> Draws:
             count = len(next(iter(given.values())))
             with poutine.block():
-                sites = poutine.trace(model).get_trace(*args).nodes
+                sites: dict[str, Any] = poutine.trace(model).get_trace(*args).nodes
             return {site: rows_in_front(sites[site], sites[site]["value"], count) for site in self.sizes}
 
         places = {"place": torch.zeros(draws, len(self.rows), 1)}
