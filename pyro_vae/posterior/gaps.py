@@ -38,6 +38,7 @@ PROMISED = 0.01
 """Nats that another natural-gradient step promises where q* counts as found."""
 
 
+@torch.inference_mode(mode=False)
 def inference_gaps(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from pyro_vae.arguments import require_count
+from pyro_vae.arguments import kind, require_count
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.streams import first_rows, is_stream
 from pyro_vae.posterior.arguments import check_request
@@ -101,7 +101,7 @@ def calibrate(
     array([0.6])
     """
     if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n is a {type(n).__name__}; give the number of simulations, and data by data=")
+        raise TypeError(f"n is {kind(n)}; give the number of simulations, and data by data=")
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
