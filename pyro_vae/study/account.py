@@ -1,4 +1,4 @@
-"""What a study has read, said before anything is fitted: in the log, the page and ``run.json``."""
+"""Say what a study has read before anything is fitted: in the log, the page and ``run.json``."""
 
 from collections.abc import Mapping
 from typing import Any

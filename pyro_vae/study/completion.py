@@ -1,4 +1,4 @@
-"""How a run comes to its end, once or anew: fits are measured, findings written, figures and page drawn."""
+"""End a run, once or anew: measure its fits, write the findings, draw figures and page."""
 
 import dataclasses
 import shlex

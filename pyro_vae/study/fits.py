@@ -1,4 +1,4 @@
-"""The fits of a study: here one after another, on joblib's workers, or each on many devices."""
+"""Make the fits of a study: here one after another, on joblib's workers, or each on many devices."""
 
 import dataclasses
 import itertools

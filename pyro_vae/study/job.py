@@ -57,7 +57,8 @@ def run_study(
     progress
         A bar on a terminal, lines of the log elsewhere.
     checkpoint_seconds
-        How often the state of a fit is written: so much work is lost at most where the process is killed.
+        How often the state of a fit is written, which is the work that is lost at most where the process is
+        killed.
     distributed
         Spread each fit over the processes that ``torchrun`` has started. This one must be the first of them,
         and the others call :func:`follow_study`.

@@ -1,4 +1,4 @@
-"""The two long phases of a study: every fit that is missing, and every measure of the fits."""
+"""Load the data of a study, fit what is missing, measure every fit."""
 
 import dataclasses
 import functools

@@ -1,4 +1,5 @@
-"""Whole steps as tensor operations on fixed memory, which a device records once and repeats by itself."""
+"""Take whole steps as tensor operations on fixed memory, which a device records once and repeats by
+itself."""
 
 import logging
 import math
@@ -69,7 +70,7 @@ class RecordedFunction:
     max_norm
         Clips the norm of the whole gradient.
     most_bad
-        As many steps in a row that are not finite end a call.
+        This number of steps in a row that are not finite ends a call.
     fuse
         Compile what a step computes by inductor, which makes few kernels of many small ones; takes ten to
         thirty seconds.

@@ -1,4 +1,4 @@
-"""In which order operations run, and which of them share a loop."""
+"""Put operations in order, and let some of them share a loop."""
 
 from collections import Counter
 from collections.abc import Sequence
