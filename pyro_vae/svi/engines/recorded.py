@@ -29,7 +29,7 @@ TOGETHER = (10, 1)
 """Steps that are started as one, for between two starts the device waits; and the rest one by one."""
 
 
-class Recorder(Protocol):
+class WorkRecorder(Protocol):
     """What a device offers for repeating work without the host
     (:class:`~pyro_vae.svi.engines.cuda.CudaRecorder`)."""
 
@@ -82,7 +82,7 @@ class RecordedFunction:
         parameters: Sequence[Tensor],
         batch: Sequence[Tensor],
         optimizer: Optimizer,
-        recorder: Recorder,
+        recorder: WorkRecorder,
         *,
         max_norm: float | None = None,
         most_bad: int = 3,
