@@ -12,8 +12,8 @@ from pyro.infer.autoguide.initialization import init_to_feasible, init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_vae.guides import scales
 from pyro_vae.arguments import check_programs, positive_integer
+from pyro_vae.guides import scales
 from pyro_vae.guides.heads import initial_slope, raw_value
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal
 from pyro_vae.guides.normal import LogScaleNormal

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast half-precision tensors to float32; return every other tensor as it is.
 

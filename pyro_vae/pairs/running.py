@@ -1,7 +1,8 @@
 """The first run of a pair on its data: what does not fit together is said here, and not by a later step."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -19,7 +20,7 @@ from pyro_vae.batches.files import row_chunks
 from pyro_vae.batches.rows import check_rows, plain_parts
 from pyro_vae.batches.streams import is_stream
 from pyro_vae.devices import forked_streams, making_tensors_on
-from pyro_vae.guides.sites import LatentError
+from pyro_vae.guides.latents import LatentError
 from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, untouched_buffers
 from pyro_vae.pairs.modes import quiet_about_hooks
 from pyro_vae.pairs.support import observed_parts, refuse_impossible
@@ -156,11 +157,18 @@ def rescaled_to(model_trace: Trace, rows: int) -> int | None:
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
     """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
     operations."""
-    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
-    with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
+    with counting_flops() as counter:
         full = rescaled_to(run_once(model, guide, batch), len(batch[0]))
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0]) if full is None else full), forward_and_backward
+
+
+@contextmanager
+def counting_flops() -> Iterator[FlopCounterMode]:
+    """Count the floating-point operations of what runs inside, which is the forward pass of some programs."""
+    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
+    with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:

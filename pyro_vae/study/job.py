@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyro_vae.arguments import require_path
+from pyro_vae.arguments import kind, require_path
 from pyro_vae.run_folder import RunFolder, claim, open_run, writing
 from pyro_vae.study.completion import (
     check_data,
@@ -94,7 +94,7 @@ def run_study(
     config = StudyConfig() if config is None else config
     if not isinstance(config, StudyConfig):
         hint = f"StudyConfig({config!r})" if isinstance(config, str) else "StudyConfig(...)"
-        raise TypeError(f"config is a {type(config).__name__}; give {hint}")
+        raise TypeError(f"config is {kind(config)}; give {hint}")
     if out is not None:
         require_path("out", out)
     material = load_material(config)

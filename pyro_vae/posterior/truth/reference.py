@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 from pyro import poutine
@@ -19,6 +20,7 @@ from pyro_vae.posterior.tree import library_attrs
 from pyro_vae.posterior.truth.chains import convergence_of, latent_sites, nuts, require_convergence
 
 
+@torch.inference_mode(mode=False)
 def reference_posterior(
     model: Callable[..., Any],
     data: Any,
@@ -96,7 +98,9 @@ def reference_posterior(
     if knows and method != "nuts" and not joint:
         return draws_tree(_exact(pair, draws, seed), index, "exact", seed)
     values, divergences = nuts(pair, draws, warmup, chains, seed, progress=progress)
-    shared = [name for name, site in latent_sites(pair).items() if joint and not in_data_plate(site)]
+    shared = [
+        name for name, site in latent_sites(pair).items() if joint and not in_data_plate(site, pair.plate)
+    ]
     tree = draws_tree(values, index, "nuts", seed, shared)
     convergence = convergence_of(tree).assign_attrs(divergences=divergences)
     require_convergence(convergence, chains)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from pyro_vae.arguments import kind
 from pyro_vae.batches.batches import Batch
 from pyro_vae.guides.heads import raw_parameters
 from pyro_vae.pairs.isolation import Program, owner
@@ -90,7 +91,7 @@ def make_optimizer(
     plain = [parameter for parameter in parameters.values() if id(parameter) not in slopes]
     made = factory([{"params": plain}] if plain else [], lr=lr)
     if not isinstance(made, Optimizer):
-        raise TypeError(f"optimizer made a {type(made).__name__}; let it return a torch.optim.Optimizer")
+        raise TypeError(f"optimizer made {kind(made)}; let it return a torch.optim.Optimizer")
     if isinstance(made, torch.optim.LBFGS):
         raise TypeError(
             "optimizer made an LBFGS, which runs the loss several times in a step, with one noise; give an "
@@ -119,9 +120,7 @@ def make_schedule(
     """Make the schedule, where there is one."""
     made = None if factory is None else factory(optimizer)
     if made is not None and not isinstance(made, LRScheduler):
-        raise TypeError(
-            f"schedule made a {type(made).__name__}; let it return a torch.optim.lr_scheduler.LRScheduler"
-        )
+        raise TypeError(f"schedule made {kind(made)}; let it return a torch.optim.lr_scheduler.LRScheduler")
     if isinstance(made, ReduceLROnPlateau):
         raise TypeError(
             "schedule made a ReduceLROnPlateau, which waits for a loss, and schedules advance by the step; "
