@@ -1,4 +1,4 @@
-"""Making a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
+"""Make a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
 
 from __future__ import annotations
 
