@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.distributions import constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    get_proxy_slot,
+)
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.graphs.places import calling_line
+from pyro_vae.graphs.places import calling_line, filename_of
+from pyro_vae.graphs.selecting import Selections
 
 Answer = Callable[..., Any]
 """``answer(frame, *args, **kwargs)`` in place of a function of torch that is called from ``frame``;
@@ -32,7 +37,7 @@ _OUT_OF_TORCH = (
     Tensor.__complex__,
     Tensor.__index__,
 )
-_SHAPES_FROM_VALUES = ("nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "__getitem__")
+_SHAPES_FROM_VALUES = ("nonzero", "masked_select", "unique", "unique_consecutive", "argwhere")
 
 
 class DependsOnValuesError(Exception):
@@ -62,7 +67,12 @@ class Watch(TorchFunctionMode):
             torch._C._nn.one_hot: self._one_hot,
             torch.repeat_interleave: _fixed_repeats,
             **dict.fromkeys(_OUT_OF_TORCH, self.answer_with_number),
+            Tensor.__bool__: self.answer_with_truth,
+            Tensor.__getitem__: self._select,
+            Tensor.__setitem__: self._assign,
+            Tensor.unbind: self._unbind,
         }
+        self._selections = Selections()
         self.validity: list[Tensor] = []
         self.numbers: list[Tensor] = []
         self.lines: list[str] = []
@@ -78,7 +88,7 @@ class Watch(TorchFunctionMode):
             given = answer(sys._getframe(1), *args, **kwargs)
             if given is not NotImplemented:
                 return given
-        elif getattr(func, "__name__", "") in _SHAPES_FROM_VALUES and _selects_by_values(func, args):
+        elif getattr(func, "__name__", "") in _SHAPES_FROM_VALUES:
             self.lines.append(calling_line() or "")
         return func(*args, **kwargs)
 
@@ -92,6 +102,41 @@ class Watch(TorchFunctionMode):
         del frame, args, kwargs
         self.take_number(tensor)
         return NotImplemented
+
+    def answer_with_truth(self, frame: Any, tensor: Tensor) -> Any:
+        """Pyro's transforms assert what holds of valid parameters."""
+        if is_traced(tensor) and "/pyro/distributions/transforms/" in filename_of(frame):
+            self.validity.append(tensor)
+            return True
+        return self.answer_with_number(frame, tensor)
+
+    def _select(self, frame: Any, source: Tensor, index: Any) -> Any:
+        del frame
+        if not _selects_by_values(index):
+            return NotImplemented
+        line = calling_line() or ""
+        self.lines.append(line)
+        result = source[index]
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
+            self._selections.note(result, source, index, line)
+        return result
+
+    def _assign(self, frame: Any, target: Tensor, index: Any, value: Any) -> Any:
+        del frame
+        line = self._selections.assign(target, index, value) if isinstance(index, Tensor) else None
+        if line is None:
+            return NotImplemented
+        self.lines.remove(line)
+        return None
+
+    def _unbind(self, frame: Any, tensor: Tensor, dim: int = 0) -> Any:
+        """``for i in permutation``: numbers that belong to no input, to index by."""
+        del frame
+        if tensor.dim() != 1 or dim or is_traced(tensor) or tensor.dtype != torch.int64:
+            return NotImplemented
+        self.take_number(tensor)
+        with disable_proxy_modes_tracing():
+            return tuple(tensor.clone().unbind())
 
     def _one_hot(self, frame: Any, indices: Tensor, num_classes: int = -1) -> Any:
         """``F.one_hot`` looks at the values on the host, though their shape says it all where the number of
@@ -128,7 +173,7 @@ def check_shapes(graph: fx.GraphModule, lines: list[str]) -> list[Tensor]:
         changing = node.op == "placeholder" or _draws(node)
         if changing or any(argument in from_inputs for argument in node.all_input_nodes):
             from_inputs.add(node)
-        if not _has_shape_from_values(node):
+        if not _has_shape_from_values(node) or not node.users:
             continue
         line = lines.pop(0) if lines else None
         if any(argument in from_inputs for argument in _deciding(node)):
@@ -165,11 +210,9 @@ def _draws(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _selects_by_values(func: Any, args: tuple[Any, ...]) -> bool:
-    if func is not Tensor.__getitem__:
-        return True
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in index)
+def _selects_by_values(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in parts)
 
 
 def _is_real(constraint: Any) -> bool:
