@@ -6,7 +6,7 @@ would keep those of the first batch for ever. Whoever traces therefore watches t
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.graphs.places import calling_line, filename_of
-from pyro_vae.graphs.selecting import Selections
+from pyro_vae.graphs.selecting import Selection, Selections
 
 Answer = Callable[..., Any]
 """``answer(frame, *args, **kwargs)`` in place of a function of torch that is called from ``frame``;
@@ -36,6 +36,13 @@ _OUT_OF_TORCH = (
     Tensor.__float__,
     Tensor.__complex__,
     Tensor.__index__,
+)
+_SIZES = (
+    Tensor.__len__,
+    Tensor.size,
+    Tensor.numel,
+    Tensor.nelement,
+    vars(torch._C.TensorBase)["shape"].__get__,
 )
 _SHAPES_FROM_VALUES = ("nonzero", "masked_select", "unique", "unique_consecutive", "argwhere")
 
@@ -71,12 +78,15 @@ class Watch(TorchFunctionMode):
             Tensor.__getitem__: self._select,
             Tensor.__setitem__: self._assign,
             Tensor.unbind: self._unbind,
+            **dict.fromkeys(_SIZES, self._size),
         }
         self._selections = Selections()
         self.validity: list[Tensor] = []
         self.numbers: list[Tensor] = []
         self.lines: list[str] = []
         """Where shapes may depend on values, in the order of the program."""
+        self.harmless: list[fx.Node] = []
+        """What was selected only to be assigned by the same mask."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -117,16 +127,24 @@ class Watch(TorchFunctionMode):
         line = calling_line() or ""
         self.lines.append(line)
         result = source[index]
-        if isinstance(index, Tensor) and index.dtype == torch.bool:
-            self._selections.note(result, source, index, line)
+        if isinstance(index, Tensor) and index.dtype == torch.bool and is_traced(index):
+            self._selections.note(Selection(result, source, index, line, node_of(result)))
         return result
+
+    def _size(self, frame: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        del frame, args, kwargs
+        selection = self._selections.of(tensor)
+        if selection is None:
+            return NotImplemented
+        raise DependsOnValuesError("the size of a tensor depends on values", selection.line)
 
     def _assign(self, frame: Any, target: Tensor, index: Any, value: Any) -> Any:
         del frame
-        line = self._selections.assign(target, index, value) if isinstance(index, Tensor) else None
-        if line is None:
+        known = self._selections.assign(target, index, value) if isinstance(index, Tensor) else None
+        if known is None:
             return NotImplemented
-        self.lines.remove(line)
+        self.lines.remove(known.line)
+        self.harmless.append(known.node)
         return None
 
     def _unbind(self, frame: Any, tensor: Tensor, dim: int = 0) -> Any:
@@ -164,16 +182,26 @@ def is_traced(tensor: Tensor) -> bool:
     return slot is not None and getattr(slot, "constant", None) is None
 
 
-def check_shapes(graph: fx.GraphModule, lines: list[str]) -> list[Tensor]:
+def node_of(tensor: Tensor) -> fx.Node:
+    """The node of the graph that is being traced whose result a tensor is."""
+    mode = get_proxy_mode()
+    assert mode is not None
+    slot: Any = get_proxy_slot(tensor, mode.tracer)
+    node: fx.Node = slot.proxy.node
+    return node
+
+
+def check_shapes(graph: fx.GraphModule, lines: list[str], harmless: Sequence[fx.Node] = ()) -> list[Tensor]:
     """The tensors whose values fixed shapes in a graph that was just traced; none of them may depend on an
     input or a draw. Raises DependsOnValuesError with the line of the program, where one does."""
     from_inputs: set[fx.Node] = set()
+    unseen = {node.name for node in harmless}
     fixed: list[Tensor] = []
     for node in graph.graph.nodes:
         changing = node.op == "placeholder" or _draws(node)
         if changing or any(argument in from_inputs for argument in node.all_input_nodes):
             from_inputs.add(node)
-        if not _has_shape_from_values(node) or not node.users:
+        if not _has_shape_from_values(node) or (node.name in unseen and not node.users):
             continue
         line = lines.pop(0) if lines else None
         if any(argument in from_inputs for argument in _deciding(node)):

@@ -3,16 +3,17 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 
 class Selection(NamedTuple):
-    """``source[mask]``."""
+    """``result = source[mask]``, which ``line`` of the program selected."""
 
     result: Tensor
     source: Tensor
     mask: Tensor
     line: str
+    node: fx.Node
 
 
 class Selections:
@@ -21,15 +22,19 @@ class Selections:
     def __init__(self) -> None:
         self._known: dict[int, Selection] = {}
 
-    def note(self, result: Tensor, source: Tensor, mask: Tensor, line: str) -> None:
-        """Remember ``result = source[mask]``."""
-        self._known[id(result)] = Selection(result, source, mask, line)
+    def note(self, selection: Selection) -> None:
+        """Remember what was selected."""
+        self._known[id(selection.result)] = selection
 
-    def assign(self, target: Tensor, mask: Tensor, value: object) -> str | None:
-        """``target[mask] = value``, if ``value`` was selected by this mask; the line that selected it."""
-        known = self._known.get(id(value))
+    def of(self, tensor: object) -> Selection | None:
+        """How a tensor was selected by a mask, if it was."""
+        return self._known.get(id(tensor))
+
+    def assign(self, target: Tensor, mask: Tensor, value: object) -> Selection | None:
+        """``target[mask] = value``, if ``value`` was selected by this mask; which selection that was."""
+        known = self.of(value)
         if known is None or known.mask is not mask or known.source.shape != target.shape:
             return None
         chosen = mask.reshape(*mask.shape, *[1] * (target.dim() - mask.dim()))
         target.copy_(torch.where(chosen, known.source, target))
-        return known.line
+        return known

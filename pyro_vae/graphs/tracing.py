@@ -55,7 +55,7 @@ def capture(
     with warnings.catch_warnings(), _light_shapes(), _use_lazy_graph_module(True):
         warnings.simplefilter("ignore")  # tracers warn of constants: comparing finds the ones that matter
         graph = make_fx(watched, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
-    watch.numbers += check_shapes(graph, watch.lines)
+    watch.numbers += check_shapes(graph, watch.lines, watch.harmless)
     _lift(graph, lifted)
     _drop_dead_code(graph)
     without_own_mutations(graph)

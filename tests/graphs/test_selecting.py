@@ -37,13 +37,22 @@ def test_rows_are_selected_by_a_mask_of_rows() -> None:
     torch.testing.assert_close(graph(y, x)[0], function(y, x)[0])
 
 
+def assigned_and_counted(x: Tensor) -> tuple[Tensor]:
+    out, inside = torch.zeros_like(x), x > 0
+    chosen = x[inside]
+    out[inside] = chosen
+    return (out / chosen.shape[0],)
+
+
 @pytest.mark.parametrize(
     "function",
     [
         lambda x: (x[x > 0].sum(),),
         lambda x: (x.clone().index_put_((x > 0,), 2.0 * x[x > 0]),),
+        lambda x: (x / len(x[x > 0]),),
+        assigned_and_counted,
     ],
-    ids=["sum", "other mask"],
+    ids=["sum", "other mask", "length", "assigned and counted"],
 )
 def test_other_selections_are_still_refused(function: object) -> None:
     with pytest.raises(DependsOnValuesError, match="size of a tensor depends on values"):
