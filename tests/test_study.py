@@ -222,7 +222,7 @@ def test_a_fit_that_has_run_away_is_left_out_and_no_run_is_made_of_it_alone(
     assert "the ELBO of 2 of 359 held-out observations is not finite" in study.failures["logvar"]
     assert list(study.summary().index) == ["softplus"]
     alone = dataclasses.replace(config, scales=("logvar",))
-    with pytest.raises(NonFiniteError, match="logvar, seed 0: the ELBO of 2 of 359 .* run away"):
+    with pytest.raises(NonFiniteError, match=r"logvar, seed 0: the ELBO of 2 of 359 .* run away"):
         run_study(alone, out=tmp_path / "none", progress=False)
 
 
