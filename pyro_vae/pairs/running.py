@@ -141,7 +141,7 @@ def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Tra
 
 
 def rescaled_to(model_trace: Trace, rows: int) -> int | None:
-    """How many observations the total of a batch of so many rows is about, where a plate rescales to the
+    """How many observations the total of a batch of this many rows is about, where a plate rescales to the
     whole data; None where it is about the rows themselves, whatever the sizes of other plates."""
     sizes = [
         int(frame.full_size or 0)

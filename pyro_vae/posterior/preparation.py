@@ -1,4 +1,4 @@
-"""Making a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
+"""Make a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[
 
 
 def _flops(pair: Pair) -> float:
-    """Of one row; infinite, and so all threads, where torch's counter does not get along with the programs."""
+    """Of one row; infinite, and so all threads, where torch's counter cannot run the programs."""
     rows, draws = (pair.observations, 1) if pair.whole else (min(2, pair.observations), 3)
     try:
         with pair.evaluation(0), counting_flops() as counter:

@@ -1,4 +1,4 @@
-"""The sample sites of a traced program: which count, where they lie, what their numbers are called."""
+"""Tell the sample sites of a traced program: which count, where they lie, what their numbers are called."""
 
 from __future__ import annotations
 

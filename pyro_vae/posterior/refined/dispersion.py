@@ -1,4 +1,4 @@
-"""Is there a better optimum elsewhere? Refinement of a sample of observations from dispersed starts."""
+"""Look for a better optimum elsewhere: refine a sample of observations from dispersed starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Believable evidence: importance draws around refined Normals, and more rounds where these are few."""
+"""Draw around refined Normals until the evidence can be believed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refinement of a pair that is ready, block by block, with the density at hand for what comes next."""
+"""Refine a pair that is ready, block by block, with the density at hand for what comes next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latents and data from the model, and where a guide's posterior puts those latents."""
+"""Draw latents and data from the model, and see where a guide's posterior puts those latents."""
 
 from __future__ import annotations
 

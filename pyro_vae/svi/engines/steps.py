@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     step: int = 0
     """Steps taken before."""
     most: int = 1
-    """As many may be taken now."""
+    """Steps that may be taken now, at the most."""
     bad_in_a_row: int = 0
     """Of the last steps, how many were not finite."""
 

@@ -1,4 +1,4 @@
-"""A fit that can be interrupted: the file that its state is written to while it runs, and read from."""
+"""Write the state of a fit to a file while it runs, and go on from there."""
 
 import logging
 import math
