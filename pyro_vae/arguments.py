@@ -32,6 +32,18 @@ def cut(text: str) -> str:
     return start if len(start) <= MOST_QUOTED else f"{start[: MOST_QUOTED - 1]}…"
 
 
+def kind(value: Any) -> str:
+    """The type of a value, with its article.
+
+    >>> kind(3), kind([]), kind(torch.zeros(1).numpy())
+    ('an int', 'a list', 'an ndarray')
+    """
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' or name == 'ndarray' else 'a'} {name}"
+
+
 def printable(text: str) -> str:
     """A text whose control characters, and bytes that are no text, are to be seen and do nothing.
 
@@ -49,9 +61,7 @@ def check_programs(**programs: Any) -> None:
                 f"{name} is the class {program.__name__}; call it, {name}={program.__name__}(...)"
             )
         if not callable(program):
-            raise TypeError(
-                f"{name} is a {type(program).__name__}; give a Pyro program: a PyroModule or a function"
-            )
+            raise TypeError(f"{name} is {kind(program)}; give a Pyro program: a PyroModule or a function")
 
 
 def check_numbers(**numbers: Any) -> None:
@@ -80,7 +90,7 @@ def refuse_lazy(*modules: nn.Module) -> None:
         for name, module in root.named_modules():
             if any(map(is_lazy, module._parameters.values())):
                 raise ValueError(
-                    f"the layer {name!r}, a {type(module).__name__}, has no parameters before its first call;"
+                    f"the layer {name!r}, {kind(module)}, has no parameters before its first call;"
                     " call the network that it is in once on some rows of data before, as by encoder(x[:2])"
                 )
 
@@ -154,7 +164,7 @@ def positive_number(name: str, value: Any, *, no_number: type[Exception] = Value
 def require_tensor(name: str, value: Any, *, floating: bool = False) -> None:
     """Raise a TypeError unless ``value`` is a tensor, of floating point if asked for."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}; give a tensor: torch.as_tensor({name})")
+        raise TypeError(f"{name} is {kind(value)}; give a tensor: torch.as_tensor({name})")
     if floating and not value.is_floating_point():
         raise TypeError(f"{name} has dtype {value.dtype}; give floating point: {name}.float()")
 
@@ -184,7 +194,7 @@ def require_finite(name: str, value: Tensor) -> None:
 def require_module(name: str, value: Any) -> None:
     """Raise a TypeError unless ``value`` is a module."""
     if not isinstance(value, nn.Module):
-        given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"{kind(value)}"
         raise TypeError(f"{name} is {given}; give a torch.nn.Module, so that its parameters are learned")
 
 

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vae.arguments import kind
+
 MOST_PARTS = 4
 """Of more integer parts either none or all are meant as floating point."""
 
@@ -49,13 +51,14 @@ def plain_array(part: Any, name: str = "data") -> Any:
     ValueError: x is a masked array, 1 of whose values is masked; drop the rows, or impute and give...
     """
     if isinstance(part, Tensor):
-        return _real(part, name)
+        real = _real(part, name)
+        return real.clone() if real.is_inference() else real  # autograd refuses such tensors
     if isinstance(part, np.ma.MaskedArray):
         return plain_array(_unmasked(part, name), name)
     if isinstance(part, np.ndarray):
         return part if is_mapped(part) and part.dtype.kind in "fiub" else native_array(part, name)
     if hasattr(part, "toarray"):
-        raise TypeError(f"{name} is a {type(part).__name__}, sparse; give {name}.toarray()")
+        raise TypeError(f"{name} is {kind(part)}, sparse; give {name}.toarray()")
     if hasattr(part, "to_numpy"):
         return plain_array(_table(part, name), name)
     if is_file_array(part):
@@ -65,7 +68,7 @@ def plain_array(part: Any, name: str = "data") -> Any:
     if isinstance(part, list) and part and all(map(_is_array, part)):
         return plain_array(_stacked(part, name), name)
     raise TypeError(
-        f"{name} is a {type(part).__name__}; give a tensor, an array, or a tuple of them; a numpy array or a "
+        f"{name} is {kind(part)}; give a tensor, an array, or a tuple of them; a numpy array or a "
         f"data frame will do{_hint(part, name)}"
     )
 
@@ -174,6 +177,8 @@ def native_array(array: NDArray[Any], name: str = "data") -> NDArray[Any]:
     """
     if array.dtype.kind not in "fiub":
         remedy = f", such as {name}.astype(float)" if array.dtype.kind == "O" else ""
+        if array.dtype.kind == "O" and array.size and hasattr(array.flat[0], "shape"):
+            remedy = f", such as numpy.stack({name})"
         raise TypeError(f"{name} is an array of dtype {array.dtype}; give numbers{remedy}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
@@ -247,7 +252,8 @@ def _hint(part: Any, name: str) -> str:
     if isinstance(part, list):
         return f", such as numpy.asarray({name})"
     if isinstance(part, dict):
-        return f": the arguments of the programs in their order, tuple({name}.values())"
+        given = name if name.isidentifier() else "batch"
+        return f": the arguments of the programs in their order, tuple({given}.values())"
     if hasattr(part, "data_vars"):
         return ": one of its variables"
     return ": its .x" if hasattr(part, "x") else ""

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 GROUND = {"arguments", "arrays", "copies", "devices", "progress", "version"}
 MAY_KNOW: dict[str, set[str]] = {
     "arguments": set(),
-    "arrays": set(),
+    "arrays": {"arguments"},
     "copies": set(),
     "devices": set(),
     "progress": set(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_vae.arguments import kind
 from pyro_vae.batches.rows import Check, Rows, as_rows, as_tensors, check_rows
 from pyro_vae.devices import making_tensors_on
 
@@ -137,15 +138,8 @@ class ArrayBatches:
 
 
 class LoaderBatches:
-    """Batches from a ``DataLoader``, moved to the device one by one.
-
-    Raises
-    ------
-    TypeError
-        If its data set has no length.
-    ValueError
-        If that is empty.
-    """
+    """Batches from a ``DataLoader``, moved to the device one by one. Raises TypeError if its data set has no
+    length; ValueError if that is empty."""
 
     def __init__(
         self,
@@ -228,9 +222,9 @@ def _require_length(dataset: Any) -> None:
     try:
         length = len(dataset)
     except TypeError:
-        raise TypeError(f"data is a {type(dataset).__name__} without a length; define __len__") from None
+        raise TypeError(f"data is {kind(dataset)} without a length; define __len__") from None
     if length == 0:
-        raise ValueError(f"data is a {type(dataset).__name__} of length 0, so there is no observation in it")
+        raise ValueError(f"data is {kind(dataset)} of length 0, so there is no observation in it")
 
 
 def epoch_order(observations: int, seed: int, epoch: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import kind
 from pyro_vae.guides import scales
 from pyro_vae.guides.heads import ScaleHead, raw_value
 from pyro_vae.guides.latents.finding import Latents, find_latents
@@ -38,7 +39,7 @@ class EncoderGuide(LocalGuide):
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise TypeError(
-                f"encoder is a {type(encoder).__name__}; give a torch.nn.Module that takes what the model takes "
+                f"encoder is {kind(encoder)}; give a torch.nn.Module that takes what the model takes "
                 "and returns features (batch, H)"
             )
         scale_map = scales.get(scale)

@@ -5,19 +5,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive_integer, positive_number
+from pyro_vae.arguments import kind, positive_integer, positive_number
 from pyro_vae.guides import scales
 from pyro_vae.guides.precision import at_least_float32
 
 
 def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:
-    """The number that a map sends to ``init_scale``.
-
-    Raises
-    ------
-    ValueError
-        If that is not a positive number or the map does not reach it.
-    """
+    """The number that a map sends to ``init_scale``. Raises ValueError if that is not a positive number or
+    the map does not reach it."""
     scale = torch.tensor(positive_number("init_scale", init_scale), dtype=torch.float64)
     if not scale_map.contains(scale):
         low, high = scale_map.bounds
@@ -126,7 +121,7 @@ def raw_parameters(guide: nn.Module) -> dict[str, tuple[nn.Parameter, float]]:
     {'1.raw.weight': 0.5, '1.raw.bias': 0.5}
     """
     if not isinstance(guide, nn.Module):
-        raise TypeError(f"guide is a {type(guide).__name__}; give an nn.Module, such as AmortizedNormal")
+        raise TypeError(f"guide is {kind(guide)}; give an nn.Module, such as AmortizedNormal")
     return {
         f"{prefix}.{name}" if prefix else name: pair
         for prefix, module in guide.named_modules()

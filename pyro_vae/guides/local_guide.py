@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_vae.arguments import brief, check_programs
+from pyro_vae.arguments import kind, brief, check_programs
 from pyro_vae.guides.families import DIAGONAL, Family, split
 from pyro_vae.guides.inputs import encoded
 from pyro_vae.guides.latents.finding import Latents, find_latents
@@ -142,19 +142,15 @@ class LocalGuide(AutoGuide):
         return draws
 
     def posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution | dict[str, TorchDistribution]:
-        """q(z|x) itself, for use outside Pyro: takes whatever ``fit`` takes as data.
+        """q(z|x) itself, for use outside Pyro: takes whatever ``fit`` takes as data. Raises
+        NotImplementedError where the marginals of several latents have no closed form; :meth:`get_posterior`
+        has them jointly.
 
         Returns
         -------
         TorchDistribution or dict
             With one latent its distribution, batch shape (batch,) and the latent's event shape; with several
             a dict from name to marginal distribution.
-
-        Raises
-        ------
-        NotImplementedError
-            Where the marginals of several latents have no closed form; :meth:`get_posterior` has them
-            jointly.
         """
         return self.posterior_from(encoded(self, args, kwargs))
 
@@ -166,7 +162,7 @@ class LocalGuide(AutoGuide):
             raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
         if not isinstance(parameters, dict) or "loc" not in parameters:
             raise TypeError(
-                f"parameters is a {type(parameters).__name__}; give what local_parameters(x) returns, a dict with "
+                f"parameters is {kind(parameters)}; give what local_parameters(x) returns, a dict with "
                 "'loc', or the data themselves to posterior(x)"
             )
         marginals = self._marginals(parameters)
@@ -186,13 +182,8 @@ class LocalGuide(AutoGuide):
 
     @torch.no_grad()
     def quantiles(self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The image of the quantiles of each free coordinate: name to (quantiles, batch, event).
-
-        Raises
-        ------
-        TypeError, ValueError
-            If ``quantiles`` are not numbers between 0 and 1.
-        """
+        """The image of the quantiles of each free coordinate: name to (quantiles, batch, event). Raises
+        TypeError or ValueError if ``quantiles`` are not numbers between 0 and 1."""
         _check_quantiles(quantiles)
         parameters = encoded(self, args, kwargs)
         loc, scale = parameters["loc"], self._marginal_scale(parameters)

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.arguments import check_programs
+from pyro_vae.arguments import kind, check_programs
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.families import DIAGONAL, FULL, Family
 from pyro_vae.guides.latents.finding import find_latents
@@ -141,6 +141,7 @@ class Refined(NormalsGuide):
         """Part of ``repr``."""
         return f"steps={self.steps}, stop={self.stop:g}, {super().extra_repr()}"
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def local_parameters(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parameters of the refined Normals: ``loc``, ``log_scale`` and, with full covariance, ``tril``."""
@@ -223,5 +224,5 @@ def _model_of(guide: Any) -> Callable[..., Any]:
     except AttributeError:
         model = None
     if not callable(model):
-        raise TypeError(f"guide is a {type(guide).__name__}, which does not know its model; give model=")
+        raise TypeError(f"guide is {kind(guide)}, which does not know its model; give model=")
     return model  # type: ignore[no-any-return]

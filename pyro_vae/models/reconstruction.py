@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.arguments import (
+    kind,
     check_programs,
     positive_integer,
     positive_number,
@@ -165,7 +166,7 @@ def traverse(
     torch.Size([2, 5, 64])
     """
     if not hasattr(model, "decode"):
-        raise TypeError(f"model is a {type(model).__name__} without decode(z); give a VAE, or define decode")
+        raise TypeError(f"model is {kind(model)} without decode(z); give a VAE, or define decode")
     require_tensor("origin", origin, floating=True)
     if origin.dim() != 1:
         raise ValueError(f"origin has shape {tuple(origin.shape)}; give one latent, (latent_dim,)")

@@ -115,13 +115,13 @@ class VAE(PyroModule):
         decoder = self.observation.network
         if not isinstance(decoder, HasOutputBias):
             raise TypeError(
-                f"{type(decoder).__name__} has no set_output_bias(output): "
-                "define it on the decoder so that its output can start at a given value."
+                f"{type(decoder).__name__} has no set_output_bias(output); "
+                "define it on the decoder so that its output can start at a given value"
             )
         self.observation.require_event_shape(x)
         require_finite("x", plain_array(x, "x"))
         if len(x) == 0:
-            raise ValueError(f"x has shape {tuple(x.shape)}: give at least one observation.")
+            raise ValueError(f"x has shape {tuple(x.shape)}; give at least one observation")
         decoder.set_output_bias(self.likelihood.marginal_output(x))
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
 """The first run of a pair on its data: what does not fit together is said here, and not by a later step."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -44,14 +45,9 @@ def check_support(model: Program, data: Any, name: str) -> None:
 def traced_pair(
     model: Program, guide: Program, batch: tuple[Tensor, ...], name: str = "data"
 ) -> tuple[Trace, Trace]:
-    """The traces of the model and of the guide on one batch, with Pyro's own checks on.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If they do not run on the batch, which the message calls ``name``, or draw different latents. Errors
-        of other kinds are the program's own and pass.
-    """
+    """The traces of the model and of the guide on one batch, with Pyro's own checks on. Raises ValueError or
+    TypeError if they do not run on the batch, which the message calls ``name``, or draw different latents.
+    Errors of other kinds are the program's own and pass."""
     try:
         with (
             pyro.validation_enabled(True),
@@ -140,7 +136,7 @@ def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Tra
 
 
 def rescaled_to(model_trace: Trace, rows: int) -> int | None:
-    """How many observations the total of a batch of so many rows is about, where a plate rescales to the
+    """How many observations the total of a batch of this many rows is about, where a plate rescales to the
     whole data; None where it is about the rows themselves, whatever the sizes of other plates."""
     sizes = [
         int(frame.full_size or 0)
@@ -156,11 +152,18 @@ def rescaled_to(model_trace: Trace, rows: int) -> int | None:
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
     """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
     operations."""
-    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
-    with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
+    with counting_flops() as counter:
         full = rescaled_to(run_once(model, guide, batch), len(batch[0]))
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0]) if full is None else full), forward_and_backward
+
+
+@contextmanager
+def counting_flops() -> Iterator[FlopCounterMode]:
+    """Count the floating-point operations of what runs inside, which is the forward pass of some programs."""
+    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
+    with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:
@@ -172,7 +175,8 @@ def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -
 
 
 def check_observed(trace: Trace, first: Batch, data: Sequence[Any], name: str = "data") -> None:
-    """Refuse data, a row of which the model's distributions cannot have made.
+    """Refuse data, a row of which the model's distributions cannot have made. Raises ValueError naming value,
+    row, site and remedy.
 
     Parameters
     ----------
@@ -184,11 +188,6 @@ def check_observed(trace: Trace, first: Batch, data: Sequence[Any], name: str = 
         All rows of each argument: tensors, or arrays in files.
     name
         What a sentence calls them.
-
-    Raises
-    ------
-    ValueError
-        Naming value, row, site and remedy.
     """
     refuse_impossible(trace, name)
     for part in observed_parts(trace, first) if data else ():

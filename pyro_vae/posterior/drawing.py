@@ -8,7 +8,7 @@ draw and the observation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from pyro_vae.batches.rows import Rows
-from pyro_vae.devices import making_tensors_on
+from pyro_vae.devices import making_tensors_on, threads_for
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.pairs.enumeration import Program, by_chain_rule, drawn_given_the_rest, enumerated
@@ -53,37 +53,26 @@ Layout = Literal["broadcast", "rows"]
 
 @dataclass(frozen=True)
 class Block:
-    """Some draws for some observations. Densities are in nats, of shape (draws, observations).
-
-    Attributes
-    ----------
-    observations, draws
-        Which ones.
-    latents
-        By site name, of shape (draws, observations, ...).
-    observed
-        What the model was conditioned on, by site name, of shape (observations, ...).
-    log_prior, log_guide
-        log p(z) and log q(z|x).
-    log_likelihood
-        log p(x|z) by observed site, and what ``pyro.factor`` adds.
-    log_priors
-        log p(z) by latent site, each given those before it.
-    prior, replicates
-        Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
-        observations, ...); empty unless asked for.
-    """
+    """Some draws for some observations. Densities are in nats, of shape (draws, observations)."""
 
     observations: slice
     draws: slice
+    """Which ones."""
     latents: dict[str, Tensor]
+    """By site name, of shape (draws, observations, ...)."""
     observed: dict[str, Tensor]
+    """What the model was conditioned on, by site name, of shape (observations, ...)."""
     log_prior: Tensor
     log_guide: Tensor
+    """log p(z) and log q(z|x)."""
     log_likelihood: dict[str, Tensor]
+    """log p(x|z) by observed site, and what ``pyro.factor`` adds."""
     log_priors: dict[str, Tensor] = field(default_factory=dict)
+    """log p(z) by latent site, each given those before it."""
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
+    """Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
+    observations, ...); empty unless asked for."""
 
     @property
     def reconstruction(self) -> Tensor:
@@ -118,6 +107,8 @@ class Pair:
     nesting: int = 1
     whole: bool = False
     """Whether all observations must go through together."""
+    flops: float = 0.0
+    """Floating-point operations of one row, an observation and a draw, through both programs."""
     plate: DataPlate = DataPlate()  # noqa: RUF009  # it is frozen
     """That of the observations."""
     summed: frozenset[str] = frozenset()
@@ -154,17 +145,20 @@ class Pair:
 
     def block(self, observations: slice, draws: slice, seed: int, *, predictive: bool = False) -> Block:
         """The draws of one block; ``predictive`` adds draws from the prior and replicates of the data."""
-        with self.evaluation(seed, observations.start, draws.start):
+        rows = (observations.stop - observations.start) * (draws.stop - draws.start)
+        with self.evaluation(seed, observations.start, draws.start, rows=rows):
             args = tuple(arg[observations] for arg in self.args)
             guide_trace, model_trace = self.traces(args, draws.stop - draws.start)
             block = self.read(guide_trace, model_trace, observations, draws)
             return self._predict(block, guide_trace, args) if predictive else block
 
     @contextmanager
-    def evaluation(self, *key: int) -> Iterator[None]:
-        """Nothing outside moves: store, random streams, validation, default dtype; no graph is built."""
+    def evaluation(self, *key: int, rows: int | None = None) -> Iterator[None]:
+        """Nothing outside moves: store, random streams, validation, default dtype; no graph is built. So many
+        ``rows`` go through at once, by default one for each observation."""
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
         with (
+            self.threads(self.observations if rows is None else rows),
             isolated(self.model, self.guide, seed=seed),
             evaluating(self.model, self.guide),
             _default_dtype(self.dtype),
@@ -172,6 +166,10 @@ class Pair:
             torch.no_grad(),
         ):
             yield
+
+    def threads(self, rows: int) -> AbstractContextManager[None]:
+        """Inside, one thread where this is enough for so many rows at once with their gradients."""
+        return threads_for(3.0 * self.flops * rows)
 
     def traces(self, args: tuple[Tensor, ...], count: int) -> tuple[Any, Any]:
         """The guide's trace and the model's on its draws."""

@@ -38,13 +38,8 @@ def fit_local(pair: Pair, *, steps: int = 400, particles: int = 16, seed: int = 
     units of its standard deviations, and follows the path derivative of the ELBO (Roeder, Wu and Duvenaud,
     2017, "Sticking the landing"), whose noise vanishes where the family contains the posterior.
 
-    All observations are optimized together, so memory grows with observations × ``particles``.
-
-    Raises
-    ------
-    ValueError
-        If a latent of the guide is not Normal underneath, or depends on other draws.
-    """
+    All observations are optimized together, so memory grows with observations × ``particles``. Raises
+    ValueError if a latent of the guide is not Normal underneath, or depends on other draws."""
     for program in (pair.model, pair.guide):
         module = owner(program)
         if module is not None:
@@ -64,7 +59,7 @@ def _promises(pair: Pair, sites: dict[str, LocalSite], particles: int, seed: int
     parameters = [parameter for site in sites.values() for parameter in (site.shift, site.raw)]
     measured = []
     for repeat in range(REPEATS):
-        with pair.evaluation(seed, repeat), torch.enable_grad():
+        with pair.evaluation(seed, repeat, rows=particles * pair.observations), torch.enable_grad():
             gradients = torch.autograd.grad(_path_elbo(pair, sites, particles), parameters)
         measured.append(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
     each = torch.stack(measured).double().cpu()
@@ -77,7 +72,7 @@ def _optimize(pair: Pair, sites: dict[str, LocalSite], steps: int, particles: in
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     schedule = CosineAnnealingLR(optimizer, max(steps, 1))
     for step in range(steps):
-        with pair.evaluation(seed, step), torch.enable_grad():
+        with pair.evaluation(seed, step, rows=particles * pair.observations), torch.enable_grad():
             loss = -_path_elbo(pair, sites, particles)
             gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):

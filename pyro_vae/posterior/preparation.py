@@ -1,7 +1,8 @@
-"""Making a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
+"""Make a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,16 +14,17 @@ from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_vae.arguments import without_trace
+from pyro_vae.arguments import kind, without_trace
 from pyro_vae.arrays import subsets
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.rows import as_rows, plain_parts
 from pyro_vae.copies import deep_copy
 from pyro_vae.guides.latents import LatentError
+from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.enumeration import left_to_enumeration
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
-from pyro_vae.pairs.running import check_observed
+from pyro_vae.pairs.running import check_observed, counting_flops
 from pyro_vae.pairs.telling import told_better
 from pyro_vae.posterior.drawing import Block, Pair, StoreState
 from pyro_vae.posterior.joint import joint_pair
@@ -76,7 +78,7 @@ def prepare(
         pair = _prepared(model, guide, data, dtypes, floats, errors)
         if pair is not None:
             _refuse_impossible(pair)
-            return pair
+            return replace(pair, flops=_flops(pair))
         if any(isinstance(error, PairError) for error in errors):
             break
     told = [error for error in errors if isinstance(error, PairError)]
@@ -146,6 +148,7 @@ def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: An
         for candidate in _copies(model, guide, data, (torch.float64, None), floats)
     )
     pair = joint_pair(_with_structure(candidate) for candidate in candidates)
+    pair = replace(pair, flops=_flops(pair))
     _refuse_impossible(replace(pair, whole=True))
     return pair
 
@@ -251,6 +254,17 @@ def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[
         return None
 
 
+def _flops(pair: Pair) -> float:
+    """Of one row; infinite, and so all threads, where torch's counter cannot run the programs."""
+    rows, draws = (pair.observations, 1) if pair.whole else (min(2, pair.observations), 3)
+    try:
+        with pair.evaluation(0), counting_flops() as counter:
+            pair.traces(tuple(arg[:rows] for arg in pair.args), draws)
+    except Exception:
+        return math.inf
+    return counter.get_total_flops() / (rows * draws)
+
+
 def _nesting(pair: Pair, observations: slice) -> int:
     """How many plates there are inside each other: the draws go outside of all of them."""
     single = replace(pair, layout="rows")
@@ -303,7 +317,13 @@ def _evaluation_copy(
     # copying an autoguide takes its model away, from the original too
     for part, twin_part, saved in zip(autoguides, _autoguides(twin_module), models, strict=True):
         part._model, part.master = saved
-        twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
+        if part._model is not None:
+            twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model)
+        elif isinstance(part, LocalGuide):
+            raise ValueError(
+                f"the guide, {kind(part)}, was unpickled, which leaves its model behind; make it anew for the"
+                " model, and give it the other's state_dict"
+            )
     return twin
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.arguments import kind
 from pyro_vae.guides import scales
 from pyro_vae.guides.heads import raw_value
 from pyro_vae.models.networks import ACTIVATIONS
@@ -234,7 +235,7 @@ class StudyConfig:
         10
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"values is a {type(values).__name__}; give settings by name, {{'epochs': 10}}")
+            raise TypeError(f"values is {kind(values)}; give settings by name, {{'epochs': 10}}")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
@@ -283,19 +284,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """Settings from a TOML file, or from the ``run.json`` of an earlier run.
 
     A TOML file names what the options of the command do: ``data = "digits"``, ``scales = ["logvar", "abs"]``,
-    ``latent-dim = 4`` (or ``latent_dim``), ``out = "runs/two"``, ``json = true``.
+    ``latent-dim = 4`` (or ``latent_dim``), ``out = "runs/two"``, ``json = true``. Raises FileNotFoundError if
+    there is no such file; ValueError if it cannot be read.
 
     Returns
     -------
     dict
         Unchecked values for :meth:`StudyConfig.from_mapping`, and possibly ``out`` and ``json``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it cannot be read.
     """
     path = Path(path)
     if not path.is_file():

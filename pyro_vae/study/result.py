@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pyro_vae.arguments import require_path
+from pyro_vae.arguments import kind, require_path
 from pyro_vae.report.findings import Findings
 from pyro_vae.report.verdict import Verdict, reach_verdict
 from pyro_vae.run_folder import open_run
@@ -111,4 +111,4 @@ class Study:
 def require_study(study: Any) -> None:
     """Raise a TypeError unless ``study`` is one."""
     if not isinstance(study, Study):
-        raise TypeError(f"study is a {type(study).__name__}; give a Study, such as Study.load(folder)")
+        raise TypeError(f"study is {kind(study)}; give a Study, such as Study.load(folder)")

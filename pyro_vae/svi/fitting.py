@@ -17,7 +17,7 @@ from pyro_vae.arguments import check_programs
 from pyro_vae.batches.batches import Batch, Batches, DrawnAnew, as_batches
 from pyro_vae.batches.rows import as_tensors
 from pyro_vae.batches.shares import share_of
-from pyro_vae.devices import resolve_device
+from pyro_vae.devices import resolve_device, threads_for
 from pyro_vae.pairs.isolation import Program, isolated, training_mode
 from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
@@ -29,8 +29,8 @@ from pyro_vae.pairs.support import refuse_impossible
 from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_options
 from pyro_vae.svi.engines.choice import chain_of, check_engine
-from pyro_vae.svi.engines.optimizers import Optimization
-from pyro_vae.svi.engines.steps import Task, threads_for
+from pyro_vae.svi.engines.optimizers import Optimization, check_length
+from pyro_vae.svi.engines.steps import Task
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
 from pyro_vae.svi.objectives.augmented import Augmented
@@ -44,6 +44,8 @@ from pyro_vae.svi.state.fit_state import identity_of
 from pyro_vae.svi.state.resuming import Checkpoint, open_checkpoint
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def fit(
     model: Program,
     guide: Program,
@@ -197,6 +199,7 @@ def fit(
         with pending_values(unmet):
             task, flops = _task_of((model, guide), how, batches, share, ranks, held_out)
         total = fit_length(epochs, steps, len(batches))
+        check_length(task.schedule, total)
         chain = chain_of(task, saver.engine(engine), steps=total, flops=flops)
         stopping = None if patience is None else EarlyStopping(patience)
         loop = Loop(task, chain, by_name=engine != "auto", stopping=stopping)

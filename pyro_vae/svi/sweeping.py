@@ -16,11 +16,11 @@ import torch
 from torch import fx
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.arguments import check_numbers, check_programs, parameters_of
+from pyro_vae.arguments import check_numbers, check_programs, kind, parameters_of
 from pyro_vae.arrays import is_mapped
 from pyro_vae.batches.batches import ArrayBatches, Batch
 from pyro_vae.batches.rows import as_tensors
-from pyro_vae.devices import forked_streams, resolve_device
+from pyro_vae.devices import forked_streams, resolve_device, threads_for
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, training_mode
 from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import meant_as_floats
@@ -32,7 +32,7 @@ from pyro_vae.svi.engines.choice import build_pays
 from pyro_vae.svi.engines.many_steps import MOST_BUILDS, NativeSteps
 from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.engines.optimizers import Optimization
-from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken, threads_for
+from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken
 from pyro_vae.svi.fitting import fit, fit_length
 from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
@@ -112,9 +112,7 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
 def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
     """Whatever can be said before the first fit, however the fits will run."""
     if not callable(make_pair) or isinstance(make_pair, torch.nn.Module):
-        raise TypeError(
-            f"make_pair is a {type(make_pair).__name__}; give a function that makes a model and a guide"
-        )
+        raise TypeError(f"make_pair is {kind(make_pair)}; give a function that makes a model and a guide")
     if "seed" in options:
         raise TypeError("sweep takes seeds, one for each fit, and not seed")
     if options.get("checkpoint") is not None:
@@ -202,13 +200,8 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
 
     The generated function runs without Python's lock, so threads share the cores with nothing to wait for.
     Pyro runs before, when the graph is captured and compared with Pyro for every seed, and when it is
-    compared again; threads take turns then.
-
-    Raises
-    ------
-    CannotError
-        If a seed cannot be fitted by native steps alone.
-    """
+    compared again; threads take turns then. Raises CannotError if a seed cannot be fitted by native steps
+    alone."""
     _check_that_threads_can(seeds, data, options)
     pairs = [seeded_pair(make_pair, seed) for seed in seeds]
     dtype, batch_size = float_dtype(*pairs[0]), options.get("batch_size", 128)
@@ -279,7 +272,7 @@ def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
         torch.manual_seed(seed)
         pair = make_pair()
     if not isinstance(pair, tuple) or len(pair) != 2:
-        raise TypeError(f"make_pair made a {type(pair).__name__}; let it return a model and a guide")
+        raise TypeError(f"make_pair made {kind(pair)}; let it return a model and a guide")
     check_programs(model=pair[0], guide=pair[1])
     return pair
 

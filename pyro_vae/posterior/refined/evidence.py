@@ -1,4 +1,4 @@
-"""Believable evidence: importance draws around refined Normals, and more rounds where these are few."""
+"""Draw around refined Normals until the evidence can be believed."""
 
 from __future__ import annotations
 
@@ -39,22 +39,15 @@ ROUND_KEY = 7
 
 @dataclass(frozen=True)
 class Weighted:
-    """Draws from proposals and what they weigh.
-
-    Attributes
-    ----------
-    free
-        Coordinates, (draws, n, D).
-    log_prior, log_likelihood
-        log p(z) + log |dz/du| and log p(x|z), nats, (draws, n), float64.
-    log_proposal
-        Of the draws, (draws, n).
-    """
+    """Draws from proposals and what they weigh."""
 
     free: Tensor
+    """Coordinates, (draws, n, D)."""
     log_prior: Tensor
     log_likelihood: Tensor
+    """log p(z) + log |dz/du| and log p(x|z), nats, (draws, n), float64."""
     log_proposal: Tensor
+    """Of the draws, (draws, n)."""
 
     @property
     def log_weight(self) -> Tensor:
@@ -109,7 +102,7 @@ def _group(pair: Pair, part: RefinedRows, draws: int, seed: int, rows: NDArray[n
             for i in rows[left].tolist()
         ]
         now = proposal.part(torch.from_numpy(left))
-        with evaluating_model(pair):
+        with evaluating_model(pair, rows=min(part.density.chunk, times * draws * len(left))):
             weighted = weigh(part.density, now, times * draws, generators, place[left], like)
         if number == 0:
             own = _of_the_normals(now, weighted)

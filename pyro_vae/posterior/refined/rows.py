@@ -1,4 +1,4 @@
-"""Refinement of a pair that is ready, block by block, with the density at hand for what comes next."""
+"""Refine a pair that is ready, block by block, with the density at hand for what comes next."""
 
 from __future__ import annotations
 
@@ -25,27 +25,18 @@ Latents = tuple[tuple[LocalSite, ...], ObservationPlate]
 
 
 class RefinedRows(NamedTuple):
-    """Some observations, refined.
-
-    Attributes
-    ----------
-    observations
-        Which ones.
-    latents
-        Of the model, and their plate.
-    density
-        Their log p(x, u), for use within :func:`evaluating_model`.
-    refinement
-        What the steps came to.
-    elsewhere
-        What dispersed starts found for those that were to be started from elsewhere, too.
-    """
+    """Some observations, refined."""
 
     observations: slice
+    """Which ones."""
     latents: Latents
+    """Of the model, and their plate."""
     density: LocalDensity
+    """Their log p(x, u), for use within :func:`evaluating_model`."""
     refinement: Refinement
+    """What the steps came to."""
     elsewhere: Elsewhere
+    """What dispersed starts found for those that were to be started from elsewhere, too."""
 
     @property
     def latent_dim(self) -> int:
@@ -74,7 +65,7 @@ def refine_rows(
     for start in range(0, pair.observations, rows):
         block = slice(start, min(start + rows, pair.observations))
         args = _rows(pair, block)
-        with pair.evaluation(seed, start):
+        with pair.evaluation(seed, start, rows=min(chunk, len(args[0]) * 2 * sum(sizes.values()))):
             with store.scope(pair.guide_state), making_tensors_on(args[0].device):
                 begin = starting_normals(pair.guide, latents[0], args, {}, full=covariance == "full")
             with store.scope(pair.model_state):
@@ -97,7 +88,8 @@ def _rows(pair: Pair, block: slice) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def evaluating_model(pair: Pair, seed: int = 0) -> Iterator[None]:
-    """The model of a pair can be run: its parameters are in place, and nothing outside moves."""
-    with pair.evaluation(seed), pyro.get_param_store().scope(pair.model_state):
+def evaluating_model(pair: Pair, seed: int = 0, *, rows: int | None = None) -> Iterator[None]:
+    """The model of a pair can be run, as in :meth:`~pyro_vae.posterior.drawing.Pair.evaluation`; its
+    parameters are in place, too."""
+    with pair.evaluation(seed, rows=rows), pyro.get_param_store().scope(pair.model_state):
         yield

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from pyro_vae.arguments import require_count
+from pyro_vae.arguments import kind, require_count
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.streams import first_rows, is_stream
 from pyro_vae.posterior.arguments import check_request
@@ -101,7 +101,7 @@ def calibrate(
     array([0.6])
     """
     if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n is a {type(n).__name__}; give the number of simulations, and data by data=")
+        raise TypeError(f"n is {kind(n)}; give the number of simulations, and data by data=")
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
@@ -121,12 +121,12 @@ def calibrate(
     blocks, joints, exact, names = [], [], True, []
     for start in range(0, n, chunk):
         block = slice(start, min(start + chunk, n))
-        with pair.evaluation(seed, start):
+        with pair.evaluation(seed, start, rows=chunk):
             made = simulate(pair, block)
             found = transforms(pair, made)
             exact = found is not None
             blocks.append(ranks(pair, made, draws, chunk) if found is None else found)
-        with pair.evaluation(seed, start, 1):
+        with pair.evaluation(seed, start, 1, rows=chunk):
             joints.append(np.stack(joint(pair, made, joint_draws, chunk)))
         names = [
             name for site, value in made.truth.items() for name in coordinate_names(site, value.shape[1:])

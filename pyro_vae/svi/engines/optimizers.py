@@ -11,8 +11,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from pyro_vae.arguments import kind
 from pyro_vae.batches.batches import Batch
 from pyro_vae.guides.heads import raw_parameters
 from pyro_vae.pairs.isolation import Program, owner
@@ -90,11 +91,16 @@ def make_optimizer(
     plain = [parameter for parameter in parameters.values() if id(parameter) not in slopes]
     made = factory([{"params": plain}] if plain else [], lr=lr)
     if not isinstance(made, Optimizer):
-        raise TypeError(f"optimizer made a {type(made).__name__}; let it return a torch.optim.Optimizer")
+        raise TypeError(f"optimizer made {kind(made)}; let it return a torch.optim.Optimizer")
     if isinstance(made, torch.optim.LBFGS):
         raise TypeError(
             "optimizer made an LBFGS, which runs the loss several times in a step, with one noise; give an "
             "optimizer that takes a gradient, such as torch.optim.Adam"
+        )
+    if isinstance(made, torch.optim.SparseAdam):
+        raise TypeError(
+            "optimizer made a SparseAdam, which takes sparse gradients alone; give torch.optim.Adam, or an "
+            "Embedding with sparse=False"
         )
     for parameter in parameters.values():
         if id(parameter) in slopes:
@@ -119,15 +125,23 @@ def make_schedule(
     """Make the schedule, where there is one."""
     made = None if factory is None else factory(optimizer)
     if made is not None and not isinstance(made, LRScheduler):
-        raise TypeError(
-            f"schedule made a {type(made).__name__}; let it return a torch.optim.lr_scheduler.LRScheduler"
-        )
+        raise TypeError(f"schedule made {kind(made)}; let it return a torch.optim.lr_scheduler.LRScheduler")
     if isinstance(made, ReduceLROnPlateau):
         raise TypeError(
             "schedule made a ReduceLROnPlateau, which waits for a loss, and schedules advance by the step; "
             "give one that needs the step alone, such as CosineAnnealingLR, or stop by patience="
         )
     return made
+
+
+def check_length(schedule: LRScheduler | None, steps: int) -> None:
+    """Raise a ValueError if a schedule ends before a fit of so many steps does."""
+    most = getattr(schedule, "total_steps", None)
+    if isinstance(schedule, OneCycleLR) and isinstance(most, int) and most < steps:
+        raise ValueError(
+            f"schedule made a {type(schedule).__name__} of {most} steps, and this fit takes {steps}; give "
+            f"total_steps={steps}, or steps={most}"
+        )
 
 
 def constant_rates(optimizer: Optimizer, steps: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -15,11 +15,6 @@ from pyro_vae.batches.batches import Batch, GatheredEpoch
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.parallel.ranks import OneProcess
-
-WORTH_A_SECOND_THREAD = 100e6
-"""Floating-point operations of a step, forward and backward. Below, threads cost more to wait for each other
-than they save; on a machine that does other work as well they wait up to twenty times as long as the step
-takes."""
 
 
 class CannotError(Exception):
@@ -76,7 +71,7 @@ class Plan(NamedTuple):
     step: int = 0
     """Steps taken before."""
     most: int = 1
-    """As many may be taken now."""
+    """Steps that may be taken now, at the most."""
     bad_in_a_row: int = 0
     """Of the last steps, how many were not finite."""
 
@@ -150,38 +145,8 @@ class Steps(Protocol):
 
     def take(self, ahead: Ahead, plan: Plan) -> Taken:
         """Take one step or many on the batches ahead and leave these behind; none at the end of the epoch.
-
-        Raises
-        ------
-        CannotError
-            If it cannot; nothing has moved then.
-        """
+        Raises CannotError if it cannot; nothing has moved then."""
 
     def verify(self, batch: Batch, plan: Plan) -> None:
         """Compare with Pyro, where there is something to compare and it is due. Called at the start of every
-        epoch, with its first batch.
-
-        Raises
-        ------
-        CannotError
-            If the two cannot be brought together.
-        """
-
-
-@contextmanager
-def threads_for(flops: float) -> Iterator[None]:
-    """Use one thread inside where a step of ``flops`` operations is small; then as many as before.
-
-    Examples
-    --------
-    >>> with threads_for(1e6):
-    ...     torch.get_num_threads()
-    1
-    """
-    before = torch.get_num_threads()
-    try:
-        if flops < WORTH_A_SECOND_THREAD:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
+        epoch, with its first batch. Raises CannotError if the two cannot be brought together."""

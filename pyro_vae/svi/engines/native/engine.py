@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.optim import Adam, Optimizer
 
+from pyro_vae.devices import WORTH_A_SECOND_THREAD
 from pyro_vae.svi.engines.functions import StepTerms
 from pyro_vae.svi.engines.native.build import load
 from pyro_vae.svi.engines.native.call import Call
@@ -17,7 +18,7 @@ from pyro_vae.svi.engines.native.emitter import emit
 from pyro_vae.svi.engines.native.lowering import lower
 from pyro_vae.svi.engines.native.pace import Pace
 from pyro_vae.svi.engines.optimizers import constant_rates
-from pyro_vae.svi.engines.steps import WORTH_A_SECOND_THREAD, CannotError
+from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.engines.updates import adam_states
 
 
@@ -56,7 +57,8 @@ class NativeFunction:
     max_norm
         Clips the norm of the whole gradient.
     most_bad
-        As many steps in a row that are not finite end a run; the random stream is then where they left it.
+        This number of steps in a row that are not finite ends a run; the random stream is then where they
+        left it.
     threads
         By default one for a step so small that threads would cost more to wait for each other, else torch's
         number or one, whichever the clock says (:class:`~pyro_vae.svi.engines.native.pace.Pace`).
@@ -107,7 +109,7 @@ class NativeFunction:
 
     @property
     def steps_per_call(self) -> int:
-        """As many take about a tenth of a second; Python handles an interrupt only between calls."""
+        """Steps of one call: a tenth of a second, for Python handles an interrupt only between calls."""
         return self._pace.steps
 
     def run(
