@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from pyro_vae.graphs.simplification import CONSTANT
 from pyro_vae.svi.engines.native.formulas import FORMULAS, MASKS, fill_in
 from pyro_vae.svi.engines.native.inputs import WHOLE_NUMBERS, call_arguments, check_inputs, dtype_of
-from pyro_vae.svi.engines.native.layer_norm import layer_norm, layer_norm_backward
+from pyro_vae.svi.engines.native.normalization import layer_norm, layer_norm_backward
 from pyro_vae.svi.engines.native.operations import Operations
 from pyro_vae.svi.engines.native.program import Buffer, StepProgram, View
 from pyro_vae.svi.engines.steps import CannotError
