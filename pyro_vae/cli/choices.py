@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["CHOICES", "completion", "listed"]
-
 CHOICES: dict[str, tuple[str, ...]] = {
     "scale": (
         "logvar",

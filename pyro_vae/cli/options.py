@@ -7,46 +7,6 @@ import typer
 
 from pyro_vae.cli.choices import completion, listed
 
-__all__ = [
-    "Activation",
-    "AsJson",
-    "BatchSize",
-    "Columns",
-    "Config",
-    "Data",
-    "Device",
-    "Draws",
-    "Epochs",
-    "FitSeeds",
-    "Gaps",
-    "Guide",
-    "Guides",
-    "Header",
-    "HeldOut",
-    "Hidden",
-    "InitScale",
-    "Interrupted",
-    "Label",
-    "LatentDim",
-    "Likelihood",
-    "Objective",
-    "OtherDraws",
-    "OtherGaps",
-    "Out",
-    "Overwrite",
-    "Particles",
-    "ProgramData",
-    "Rate",
-    "Root",
-    "Run",
-    "Scale",
-    "Scales",
-    "Schedule",
-    "Seeds",
-    "Separator",
-    "Standardized",
-]
-
 
 def _setting(
     *flags: str, tell: str, default: object = None, choices: str | None = None, metavar: str | None = "NAME"

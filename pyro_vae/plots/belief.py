@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pyro_vae.plots.style import GREY, WIDTH, bare, by_name, guide_colors
+from pyro_vae.plots.style import GREY, REFINED, WIDTH, bare, by_name, guide_colors
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -34,14 +34,15 @@ def plot_calibration(calibrations: Mapping[str, xr.Dataset] | xr.Dataset) -> Fig
     for (name, given), marker in zip(calibrations.items(), MARKERS * len(calibrations), strict=False):
         covered = given["coverage"].mean([dim for dim in given["coverage"].dims if dim != "level"])
         style = {"color": colors[str(name)], "label": str(name)}
-        left.plot(covered["level"], covered, marker=marker, ms=5, lw=1.2, **style)
+        hollow = {"mfc": "white"} if str(name).endswith(REFINED) else {}
+        left.plot(covered["level"], covered, marker=marker, ms=5, lw=1.2, **style, **hollow)
         density, _ = np.histogram(given["pit"].values, bins=bins, density=True)
-        right.stairs(density, bins, lw=1.4, **style)
+        right.stairs(density, bins, lw=1.4, ls=":" if hollow else "-", **style)
     left.set(xlim=(0.4, 1), ylim=(0, 1), xlabel="central interval of q", ylabel="share of latents inside")
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     left.set_title("coverage (dashed: right)", fontsize=10)
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="lower right", fontsize=8)
     right.set(xlim=(0, 1), xlabel="Q(z | x) at the true z", ylabel="density")
     right.set_ylim(bottom=0)
     right.set_title("∪ too narrow, ∩ too wide", fontsize=10)

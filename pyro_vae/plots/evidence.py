@@ -71,11 +71,14 @@ def plot_khat(
         seeds are pooled.
     """
     diagnostics = by_name(diagnostics)
-    pooled, attrs = {}, {}
+    pooled, attrs, over = {}, {}, {}
     for name, given in diagnostics.items():
         fits = [given] if isinstance(given, xr.Dataset) else list(given)
         pooled[str(name)] = np.concatenate([fit["khat"].values.ravel() for fit in fits])
         attrs[str(name)] = fits[0].attrs
+        seeds = fits[0].sizes.get("seed", 1) * len(fits)
+        observations = pooled[str(name)].size // seeds
+        over[str(name)] = f"{observations}" if seeds == 1 else f"{observations} × {seeds} seeds"
     colors = guide_colors(list(pooled))
     threshold = float(next(iter(attrs.values()))["khat_threshold"])
     finite = np.concatenate([k[np.isfinite(k)] for k in pooled.values()])
@@ -90,7 +93,8 @@ def plot_khat(
         axes.axvline(threshold, color="black", lw=1, ls="--")
         share = float((khat > threshold).mean())
         axes.set_title(
-            f"{name}: {share:.0%} of {khat.size} above {threshold:.2f}{_infinities(khat)}",
+            f"{name + ': ' if name else ''}{share:.0%} of {over[name]} above {threshold:.2f}"
+            f"{_infinities(khat)}",
             fontsize=10,
             loc="left",
         )

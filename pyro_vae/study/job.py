@@ -11,8 +11,8 @@ from typing import Any
 
 from pyro_vae.report.html import render_page
 from pyro_vae.report.pictures import draw_figures
-from pyro_vae.report.readings import read_findings_aloud
-from pyro_vae.run_folder import RunFolder, claim, open_run, writing
+from pyro_vae.report.readings import read_findings_aloud, read_together
+from pyro_vae.run_folder import RunFolder, claim, now, open_run, writing
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.study.account import told
 from pyro_vae.study.config import StudyConfig
@@ -264,7 +264,7 @@ def _draw_report(study: Study, folder: RunFolder) -> Path:
         title=f"pyro-vae: {study.config.data}",
         findings=study.findings,
         verdict=study.verdict,
-        readings=read_findings_aloud(study.findings),
+        readings=read_together(read_findings_aloud(study.findings)),
         pictures=draw_figures(folder.figures, study.findings),
         command=study.config.command(out=study.folder),
         config=dataclasses.asdict(study.config),
@@ -292,10 +292,16 @@ def _note(material: Material, folder: RunFolder, status: str) -> None:
     folder.write_record(
         dataclasses.asdict(material.config),
         material.device,
-        {"status": status},
+        {"status": status, **_begun(folder)},
         data=material.checksum,
         read=material.account,
     )
+
+
+def _begun(folder: RunFolder) -> dict[str, Any]:
+    """When the run was begun, as its record has it; of an older run nothing."""
+    started = folder.read_record()["result"].get("started")
+    return {"started": started} if isinstance(started, str) else {}
 
 
 @contextmanager
@@ -347,6 +353,8 @@ def _examine_and_write(
         "verdict": study.verdict.as_dict(),
         "image_shape": findings.image_shape,
         "failures": dict(findings.failures),
+        **_begun(folder),
+        "finished": now(),
     }
     folder.write_record(
         dataclasses.asdict(config),

@@ -16,8 +16,6 @@ from pyro_vae.pairs.isolation import Program
 from pyro_vae.posterior.preparation import prepare
 from pyro_vae.svi.sweeping import seeded_pair
 
-__all__ = ["check_program", "load_program", "made_pair", "source_checksum"]
-
 ROWS_TRIED = 8
 
 MakePair = Callable[[str, torch.Tensor], tuple[Program, Program]]
