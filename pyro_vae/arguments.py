@@ -2,12 +2,15 @@
 
 import inspect
 import math
+import os
+import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 OPTIONAL = ("epochs", "steps", "patience", "max_norm")
 SEEDS = 2**63
@@ -29,6 +32,16 @@ def cut(text: str) -> str:
     return start if len(start) <= MOST_QUOTED else f"{start[: MOST_QUOTED - 1]}…"
 
 
+def kind(value: Any) -> str:
+    """The type of a value, with its article.
+
+    >>> kind(3), kind([]), kind(torch.zeros(1).numpy())
+    ('an int', 'a list', 'an ndarray')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' or name == 'ndarray' else 'a'} {name}"
+
+
 def printable(text: str) -> str:
     """A text whose control characters, and bytes that are no text, are to be seen and do nothing.
 
@@ -46,9 +59,7 @@ def check_programs(**programs: Any) -> None:
                 f"{name} is the class {program.__name__}; call it, {name}={program.__name__}(...)"
             )
         if not callable(program):
-            raise TypeError(
-                f"{name} is a {type(program).__name__}; give a Pyro program: a PyroModule or a function"
-            )
+            raise TypeError(f"{name} is {kind(program)}; give a Pyro program: a PyroModule or a function")
 
 
 def check_numbers(**numbers: Any) -> None:
@@ -64,6 +75,31 @@ def check_numbers(**numbers: Any) -> None:
         if seed:
             needed = "an integer of at least 0 and less than 2**63"
         raise ValueError(f"{name} is {value!r}; give {needed}")
+
+
+def refuse_lazy(*modules: nn.Module) -> None:
+    """Raise a ValueError that names the first layer without parameters.
+
+    >>> refuse_lazy(nn.Sequential(nn.ReLU(), nn.LazyLinear(3)))
+    Traceback (most recent call last):
+    ValueError: the layer '1', a LazyLinear, has no parameters before its first call; call the network...
+    """
+    for root in modules:
+        for name, module in root.named_modules():
+            if any(map(is_lazy, module._parameters.values())):
+                raise ValueError(
+                    f"the layer {name!r}, {kind(module)}, has no parameters before its first call;"
+                    " call the network that it is in once on some rows of data before, as by encoder(x[:2])"
+                )
+
+
+def without_trace(error: BaseException) -> str:
+    """What an error says, without the table of shapes that Pyro adds.
+
+    >>> without_trace(ValueError("no plate\\n    Trace Shapes:\\n   Param Sites:"))
+    'no plate'
+    """
+    return re.split(r"\n *Trace Shapes:", str(error))[0].rstrip()
 
 
 def parameters_of(function: Any) -> list[str]:
@@ -126,7 +162,7 @@ def positive_number(name: str, value: Any, *, no_number: type[Exception] = Value
 def require_tensor(name: str, value: Any, *, floating: bool = False) -> None:
     """Raise a TypeError unless ``value`` is a tensor, of floating point if asked for."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}; give a tensor: torch.as_tensor({name})")
+        raise TypeError(f"{name} is {kind(value)}; give a tensor: torch.as_tensor({name})")
     if floating and not value.is_floating_point():
         raise TypeError(f"{name} has dtype {value.dtype}; give floating point: {name}.float()")
 
@@ -141,6 +177,12 @@ def require_rows(name: str, value: Any, event_shape: torch.Size, why: str) -> No
         )
 
 
+def require_path(name: str, path: Any) -> None:
+    """Raise a TypeError unless ``path`` can be one."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name} is {brief(path)}; give the path of a folder")
+
+
 def require_finite(name: str, value: Tensor) -> None:
     """Raise a ValueError unless all of a tensor is finite."""
     if not bool(value.isfinite().all()):
@@ -150,7 +192,7 @@ def require_finite(name: str, value: Tensor) -> None:
 def require_module(name: str, value: Any) -> None:
     """Raise a TypeError unless ``value`` is a module."""
     if not isinstance(value, nn.Module):
-        given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"{kind(value)}"
         raise TypeError(f"{name} is {given}; give a torch.nn.Module, so that its parameters are learned")
 
 

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vae.arguments import kind
+
 MOST_PARTS = 4
 """Of more integer parts either none or all are meant as floating point."""
 
@@ -55,7 +57,7 @@ def plain_array(part: Any, name: str = "data") -> Any:
     if isinstance(part, np.ndarray):
         return part if is_mapped(part) and part.dtype.kind in "fiub" else native_array(part, name)
     if hasattr(part, "toarray"):
-        raise TypeError(f"{name} is a {type(part).__name__}, sparse; give {name}.toarray()")
+        raise TypeError(f"{name} is {kind(part)}, sparse; give {name}.toarray()")
     if hasattr(part, "to_numpy"):
         return plain_array(_table(part, name), name)
     if is_file_array(part):
@@ -65,7 +67,7 @@ def plain_array(part: Any, name: str = "data") -> Any:
     if isinstance(part, list) and part and all(map(_is_array, part)):
         return plain_array(_stacked(part, name), name)
     raise TypeError(
-        f"{name} is a {type(part).__name__}; give a tensor, an array, or a tuple of them; a numpy array or a "
+        f"{name} is {kind(part)}; give a tensor, an array, or a tuple of them; a numpy array or a "
         f"data frame will do{_hint(part, name)}"
     )
 

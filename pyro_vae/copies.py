@@ -30,7 +30,8 @@ class _Leaves(TorchFunctionMode):
 
 def deep_copy(thing: Copied, memo: dict[int, Any] | None = None) -> Copied:
     """As ``copy.deepcopy``, also of modules with weights that are computed, with Pyro's transforms that
-    remember their last call, and compiled ones, whose copies are not compiled.
+    remember their last call, and compiled ones, whose copies are not compiled. Raises CopyError if a part
+    cannot be copied.
 
     Parameters
     ----------
@@ -38,11 +39,6 @@ def deep_copy(thing: Copied, memo: dict[int, Any] | None = None) -> Copied:
         A module, or a bound method of one.
     memo
         What was copied already, as ``copy.deepcopy`` takes it: what two things share stays shared.
-
-    Raises
-    ------
-    CopyError
-        If a part cannot be copied.
 
     Examples
     --------

@@ -1,8 +1,14 @@
-"""Which device a fit runs on."""
+"""Which device a fit runs on, and how many of the processor's threads."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+
+WORTH_A_SECOND_THREAD = 100e6
+"""Floating-point operations of what is computed at once, such as a step of a fit, forward and backward. Below,
+threads cost more to wait for each other than they save; on a machine that does other work as well they wait
+up to twenty times as long as the step takes."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -66,3 +72,22 @@ def forked_streams() -> AbstractContextManager[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     forked: AbstractContextManager[None] = torch.random.fork_rng(devices=list(devices))
     return forked
+
+
+@contextmanager
+def threads_for(flops: float) -> Iterator[None]:
+    """Use one thread inside where the ``flops`` operations that are done at once are few; then as many as before.
+
+    Examples
+    --------
+    >>> with threads_for(1e6):
+    ...     torch.get_num_threads()
+    1
+    """
+    before = torch.get_num_threads()
+    try:
+        if flops < WORTH_A_SECOND_THREAD:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)

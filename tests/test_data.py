@@ -54,7 +54,7 @@ def test_split_is_a_seeded_partition():
 
 @pytest.mark.parametrize("held_out", [0, 0.0, 1.0, 10, 0.01])
 def test_split_leaves_no_part_empty(held_out):
-    with pytest.raises(ValueError, match=f"held_out={held_out} of 10 rows"):
+    with pytest.raises(ValueError, match=f"held_out is {held_out}, which of 10 rows"):
         split(ramp(), held_out)
 
 
@@ -84,7 +84,7 @@ def test_images():
     [
         ({"x": np.zeros(3, np.float32)}, r"x has shape \(3,\)"),
         ({"y": np.zeros(3)}, "3 labels for 10 observations"),
-        ({"image_shape": (3, 2)}, r"image_shape=\(3, 2\) does not hold 4"),
+        ({"image_shape": (3, 2)}, r"image_shape is \(3, 2\), which does not hold 4"),
     ],
 )
 def test_a_data_set_is_consistent(change, sentence):

@@ -152,9 +152,9 @@ FAULTS = {
     "no rows": (".npy", array(np.zeros((0, 3))), r"is empty: its shape is \(0, 3\)"),
     "no columns": (".npy", array(np.zeros((3, 0))), r"is empty: its shape is \(3, 0\)"),
     "constant": (".npy", array(np.ones((3, 2))), "is constant"),
-    "NaN": (".npy", array([[1, 2], [3, np.nan]]), r"holds nan in row 1, column 1: drop the row or impute"),
-    "infinity": (".npy", array([[1, 2], [-np.inf, 2]]), r"holds -inf in row 1, column 0: drop"),
-    "too large": (".npy", array([[1, 2], [1e300, 2]]), r"holds 1e\+300 in row 1, column 0: rescale"),
+    "NaN": (".npy", array([[1, 2], [3, np.nan]]), r"holds nan in row 1, column 1; drop the row or impute"),
+    "infinity": (".npy", array([[1, 2], [-np.inf, 2]]), r"holds -inf in row 1, column 0; drop"),
+    "too large": (".npy", array([[1, 2], [1e300, 2]]), r"holds 1e\+300 in row 1, column 0; rescale"),
     "nothing": (".npy", text(""), "not an .npy file"),
     "truncated": (".npy", cut(array(np.eye(30)), 0.5), r"cannot be read"),
     "truncated in the header": (".npy", cut(array(np.eye(3)), 0.2), "cannot be read"),
@@ -166,7 +166,7 @@ FAULTS = {
     "header only": (".csv", text("a,b\n"), r"is empty: its shape is \(0, 2\)"),
     "ragged": (".csv", text("a,b\n1,2\n1,2,3\n"), "cannot be read as a table"),
     "not text": (".csv", lambda path: path.write_bytes(b"a,b\n\xff\xfe,1\n"), "cannot be read as a table"),
-    "missing value": (".csv", text("a,b\n1,2\n3,\n"), r"holds nan in row 1, column 'b': drop"),
+    "missing value": (".csv", text("a,b\n1,2\n3,\n"), r"holds nan in row 1, column 'b'; drop"),
     "a word": (
         ".csv",
         text("a,b\n1,2\n3,four\n"),
@@ -211,8 +211,8 @@ def test_values_that_the_likelihood_cannot_give(tmp_path, likelihood, place):
     [
         (("mnits",), ValueError, r"'mnits' is neither a data set .* Did you mean 'mnist'\?"),
         (("nowhere/at_all",), ValueError, "nor a path that ends in"),
-        (("nowhere.csv",), FileNotFoundError, "There is no file nowhere.csv"),
-        ((".",), ValueError, "is a folder: name the data set, and give the folder as root"),
+        (("nowhere.csv",), FileNotFoundError, "there is no file nowhere.csv"),
+        ((".",), ValueError, "is a folder; name the data set, and give the folder as root"),
     ],
 )
 def test_unknown_names_and_missing_files(arguments, error, sentence):
@@ -223,9 +223,9 @@ def test_unknown_names_and_missing_files(arguments, error, sentence):
 @pytest.mark.parametrize(
     ("kwargs", "sentence"),
     [
-        ({"likelihood": "gauss"}, "likelihood='gauss'"),
-        ({"likelihood_args": {"total_count": 3}}, "name it as likelihood"),
-        ({"label": "c0"}, "label='c0' names a column of a table"),
+        ({"likelihood": "gauss"}, "likelihood is 'gauss'"),
+        ({"likelihood_args": {"total_count": 3}}, "likelihood_args is .* give likelihood"),
+        ({"label": "c0"}, "label is 'c0', a column of a table"),
         ({"root": "."}, "are for named data sets"),
         ({"part": "test"}, "are for named data sets"),
         ({"likelihood": "normal", "likelihood_args": {"sigma": 1}}, "cannot be made from"),
@@ -237,7 +237,7 @@ def test_arguments_that_do_not_belong(tmp_path, kwargs, sentence):
 
 
 def test_a_label_that_is_no_column(tmp_path):
-    with pytest.raises(ValueError, match=r"label='d' is not a column of .*mine.csv, whose columns are"):
+    with pytest.raises(ValueError, match=r"label is 'd', which is no column of .*mine.csv; give one of"):
         data.load(write(tmp_path, ".csv", REAL), label="d")
 
 

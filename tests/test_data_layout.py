@@ -94,7 +94,7 @@ def test_what_is_said_of_a_table_is_done(tmp_path):
     assert found.y.tolist() == ["x", "y"]
     assert found.left_out == {"kind": "the label", "a": "not among columns"}
     assert data.load(path, separator=":", columns=["b,a"], label="kind").columns == ("b", "a")
-    with pytest.raises(ValueError, match=r"columns names 'c', and the columns of .* are \['a', 'b'"):
+    with pytest.raises(ValueError, match=r"columns names 'c', and .* give some of \['a', 'b'"):
         data.load(path, separator=":", columns=["c"])
 
 

@@ -119,7 +119,7 @@ def test_what_a_folder_may_lack(tmp_path):
 
 
 def test_arguments_that_do_not_belong(tmp_path):
-    with pytest.raises(ValueError, match="part='valid'"):
+    with pytest.raises(ValueError, match="part is 'valid'"):
         data.load("mnist", root=tmp_path, part="valid")
     for kwargs in ({"root": tmp_path}, {"part": "test"}):
         with pytest.raises(ValueError, match="digits comes with scikit-learn"):

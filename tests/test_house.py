@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 GROUND = {"arguments", "arrays", "copies", "devices", "progress", "version"}
 MAY_KNOW: dict[str, set[str]] = {
     "arguments": set(),
-    "arrays": set(),
+    "arrays": {"arguments"},
     "copies": set(),
     "devices": set(),
     "progress": set(),
@@ -98,7 +98,7 @@ SVI_MAY_KNOW: dict[str, set[str]] = {
     "parallel": {"objectives"},
     "engines": {"objectives", "parallel", "nonfinite"},
     "pyro_svi": {"objectives", "engines"},
-    "loop": {"engines", "history"},
+    "loop": {"engines", "history", "nonfinite"},
     "state": {"parallel", "history", "loop"},
 }
 """Of the rooms in ``svi``; the files beside them, which a user's ``fit`` is made of, may know all."""

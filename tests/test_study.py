@@ -15,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
-import pyro_vae.study.job
+import pyro_vae.study.completion
 from pyro_vae import Fit, data
 from pyro_vae.report.findings import MEASURES, REFINED
 from pyro_vae.storage.records import write_record
@@ -422,7 +422,7 @@ class TestWhatIsThere:
     ) -> None:
         config = dataclasses.replace(TINY, data=str(table), label="kind")
         with monkeypatch.context() as broken:
-            broken.setattr(pyro_vae.study.job, "examine", _raises)
+            broken.setattr(pyro_vae.study.completion, "examine", _raises)
             with pytest.raises(KeyboardInterrupt):
                 run_study(config, out=tmp_path / "run", progress=False)
         record = tmp_path / "run" / "fits" / "logvar-0" / "fit.json"

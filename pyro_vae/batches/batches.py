@@ -9,10 +9,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_vae.arguments import kind
 from pyro_vae.batches.rows import Check, Rows, as_rows, as_tensors, check_rows
 from pyro_vae.devices import making_tensors_on
 
 Batch = tuple[Tensor, ...]
+
+
+class ObservedPart(Protocol):
+    """A part of the data that a model observes; knows which values it can have."""
+
+    @property
+    def part(self) -> int:
+        """Which."""
+
+    def refuse_impossible(self, part: Tensor, name: str) -> None:
+        """Raise a ValueError if the model cannot have made a row of it."""
 
 
 class Batches(Protocol):
@@ -148,6 +160,7 @@ class LoaderBatches:
         _require_length(loader.dataset)
         self.loader, self.device, self.dtype, self.seed = loader, device, dtype, seed
         self.floats, self.check = floats, check
+        self.observed: Sequence[ObservedPart] = ()
         self.observations = len(loader.dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -178,6 +191,8 @@ class LoaderBatches:
             )
             if self.check is not None:
                 self.check(tensors[0], "a batch of data")
+            for site in self.observed:
+                site.refuse_impossible(tensors[site.part], "a batch of data")
             yield tensors
             with making_tensors_on(on_cpu):
                 batch = next(batches, None)
@@ -214,9 +229,9 @@ def _require_length(dataset: Any) -> None:
     try:
         length = len(dataset)
     except TypeError:
-        raise TypeError(f"data is a {type(dataset).__name__} without a length; define __len__") from None
+        raise TypeError(f"data is {kind(dataset)} without a length; define __len__") from None
     if length == 0:
-        raise ValueError(f"data is a {type(dataset).__name__} of length 0, so there is no observation in it")
+        raise ValueError(f"data is {kind(dataset)} of length 0, so there is no observation in it")
 
 
 def epoch_order(observations: int, seed: int, epoch: int) -> Tensor:

@@ -26,16 +26,9 @@ def as_tensors(
     floats: Collection[int] = (),
 ) -> tuple[Tensor, ...]:
     """Whatever :func:`~pyro_vae.arrays.plain_array` takes, a tuple of them, or the batches of a loader, on
-    the device; floating point becomes ``dtype``, and so do the integers of the parts ``floats``.
-
-    Raises
-    ------
-    TypeError
-        If an element is no array.
-    ValueError
-        If it is empty, has NaN, infinite or masked values, its differences are lost in ``dtype``, or the
-        lengths differ.
-    """
+    the device; floating point becomes ``dtype``, and so do the integers of the parts ``floats``. Raises
+    TypeError if an element is no array; ValueError if it is empty, has NaN, infinite or masked values, its
+    differences are lost in ``dtype``, or the lengths differ."""
     rows = as_rows(data, device=device, dtype=dtype, name=name, floats=floats)
     return tuple(part[:] if isinstance(part, MappedRows) else part for part in rows)
 

@@ -15,12 +15,8 @@ def share_of(batches: Batches, rank: int, size: int) -> Batches:
     """The batches of one of ``size`` ranks: of each batch every ``size``-th observation, from ``rank`` on.
 
     They are as many as the batches. One that has fewer observations than there are ranks leaves some ranks an
-    empty share.
-
-    Raises
-    ------
-    ValueError
-        If a full batch has fewer observations than there are ranks, or a loader cannot be shared out.
+    empty share. Raises ValueError if a full batch has fewer observations than there are ranks, or a loader
+    cannot be shared out.
 
     Examples
     --------

@@ -54,7 +54,7 @@ def read_npz(path: Path) -> tuple[Array, Array | None]:
         If the file is truncated or corrupt, holds Python objects, or has neither "x" nor just one array.
     """
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz file, or it is truncated: it is no zip archive.")
+        raise ValueError(f"{path} is not an .npz file, or it is truncated: it is no zip archive")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -128,4 +128,4 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())
     if type(error) is not ValueError or not reason.startswith(("it", "y has", "a size")):
         reason = f"it is damaged ({type(error).__name__}{f': {brief(reason)}' if reason else ''})"
-    return ValueError(f"{path} cannot be read: {reason}.")
+    return ValueError(f"{path} cannot be read: {reason}")

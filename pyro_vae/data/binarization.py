@@ -87,16 +87,16 @@ def _as_intensities(values: Any) -> Tensor:
     try:
         intensities = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"intensities is {values!r:.60}: give an array of numbers in [0, 1].") from None
+        raise TypeError(f"intensities is {values!r:.60}; give an array of numbers in [0, 1]") from None
     if not intensities.is_floating_point():
         raise TypeError(
-            f"intensities has dtype {intensities.dtype}: give numbers in [0, 1], such as x.float()."
+            f"intensities has dtype {intensities.dtype}; give numbers in [0, 1], such as x.float()"
         )
     outside = ~((intensities >= 0) & (intensities <= 1))
     if bool(outside.any()):
         where = tuple(int(i) for i in outside.nonzero()[0])
         raise ValueError(
             f"intensities holds {float(intensities[where]):g} at index {where}, and binarizing needs values "
-            "in [0, 1]: divide by the largest possible value."
+            "in [0, 1]; divide by the largest possible value"
         )
     return intensities

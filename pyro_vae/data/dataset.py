@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyro_vae.arguments import brief, kind
+
 FloatArray = npt.NDArray[np.floating]
 
 STANDARDIZED = ("normal", "student-t")
@@ -62,17 +64,21 @@ class DataSet:
     def __post_init__(self) -> None:
         if not isinstance(self.x, np.ndarray):
             how = "x.numpy()" if hasattr(self.x, "numpy") else "np.asarray(x)"
-            raise TypeError(f"x is a {type(self.x).__name__}: give an array, {how}.")
+            raise TypeError(f"x is {kind(self.x)}; give an array, {how}")
         if self.x.dtype.kind not in "fiub":
-            raise TypeError(f"x has dtype {self.x.dtype}: give numbers.")
+            raise TypeError(f"x has dtype {self.x.dtype}; give numbers")
         if self.x.ndim != 2:
-            raise ValueError(f"x has shape {self.x.shape}; a DataSet holds (n, features).")
+            raise ValueError(f"x has shape {self.x.shape}; give (n, features)")
         if self.y is not None and len(self.y) != len(self.x):
-            raise ValueError(f"y has {len(self.y)} labels for {len(self.x)} observations.")
+            raise ValueError(f"y has {len(self.y)} labels for {len(self.x)} observations; give one for each")
         if self.image_shape is not None and math.prod(self.image_shape) != self.x.shape[1]:
-            raise ValueError(f"image_shape={self.image_shape} does not hold {self.x.shape[1]} features.")
+            raise ValueError(
+                f"image_shape is {self.image_shape}, which does not hold {self.x.shape[1]} features"
+            )
         if self.columns is not None and len(self.columns) != self.x.shape[1]:
-            raise ValueError(f"columns={self.columns} does not name the {self.x.shape[1]} features.")
+            raise ValueError(
+                f"columns is {brief(self.columns)}, and there are {self.x.shape[1]} features; name each"
+            )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -107,7 +113,7 @@ class DataSet:
             If they are not images.
         """
         if self.image_shape is None:
-            raise ValueError(f"{self.name} has no image_shape: its rows are not images.")
+            raise ValueError(f"{self.name} has no image_shape: its rows are not images")
         channels = () if len(self.image_shape) == 3 else (1,)
         return self.x.reshape(len(self.x), *channels, *self.image_shape)
 
@@ -140,13 +146,15 @@ def split(data: DataSet, held_out: float | int = 0.2, *, seed: int = 0) -> tuple
     require_data_set("data", data)
     require_seed(seed)
     if isinstance(held_out, bool) or not isinstance(held_out, Real):
-        raise TypeError(f"held_out={held_out!r}: give a share between 0 and 1, or a number of rows.")
+        raise TypeError(f"held_out is {held_out!r}; give a share between 0 and 1, or a number of rows")
     whole = isinstance(held_out, Integral)
     if not whole and not held_out <= 1:
-        raise ValueError(f"held_out={held_out!r}: give a share between 0 and 1, or a whole number of rows.")
+        raise ValueError(f"held_out is {held_out!r}; give a share between 0 and 1, or a whole number of rows")
     n_held_out = int(held_out) if whole else round(held_out * len(data))
     if not 0 < n_held_out < len(data):
-        raise ValueError(f"held_out={held_out} of {len(data)} rows leaves one of the parts empty.")
+        raise ValueError(
+            f"held_out is {held_out}, which of {len(data)} rows leaves one of the parts empty; give another"
+        )
     order = np.random.default_rng(seed).permutation(len(data))
 
     def part(rows: npt.NDArray[np.intp]) -> DataSet:
@@ -184,23 +192,23 @@ def standardize(data: DataSet, *, like: DataSet | None = None) -> DataSet:
         require_data_set("like", like)
         if like.x.shape[1] != data.x.shape[1]:
             raise ValueError(
-                f"like has {like.x.shape[1]} features, and data has {data.x.shape[1]}: give one with as many."
+                f"like has {like.x.shape[1]} features, and data has {data.x.shape[1]}; give one with as many"
             )
     reference = (data if like is None else like).x
     loc, scale = reference.mean(0, dtype=np.float64), reference.std(0, dtype=np.float64)
     if not np.isfinite(scale).all():
         column = int(np.argmin(np.isfinite(scale)))
         raise ValueError(
-            f"{data.name} holds values that are not finite in column {column}: drop such rows or impute the "
-            "values."
+            f"{data.name} holds values that are not finite in column {column}; drop such rows or impute the "
+            "values"
         )
     if not scale.all():
         column = int(np.argmin(scale))
         name = repr(data.columns[column]) if data.columns else column
         part = "" if like is None else " of the part whose deviations are used"
         raise ValueError(
-            f"{data.name} is constant in column {name}{part}: drop it before standardizing, in a table by "
-            "columns=[...] (--columns)."
+            f"{data.name} is constant in column {name}{part}; drop it before standardizing, in a table by "
+            "columns=[...] (--columns)"
         )
     return dataclasses.replace(data, x=((data.x - loc) / scale).astype(np.float32))
 
@@ -208,10 +216,10 @@ def standardize(data: DataSet, *, like: DataSet | None = None) -> DataSet:
 def require_data_set(name: str, value: Any) -> None:
     """Raise a TypeError unless ``value`` is a DataSet."""
     if not isinstance(value, DataSet):
-        raise TypeError(f"{name} is a {type(value).__name__}: give a DataSet, from load or DataSet(name, x).")
+        raise TypeError(f"{name} is {kind(value)}; give a DataSet, from load or DataSet(name, x)")
 
 
 def require_seed(seed: Any) -> None:
     """Raise a ValueError unless ``seed`` is one."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise ValueError(f"seed={seed!r}: give an integer of at least 0.")
+        raise ValueError(f"seed is {seed!r}; give an integer of at least 0")

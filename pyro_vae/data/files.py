@@ -65,8 +65,8 @@ def load_file(
     if x.dtype != np.float32 and suggested not in STANDARDIZED:
         raise ValueError(
             f"{path} holds values whose differences float32 loses ({_lost_column(x, columns)}), and a "
-            f"{suggested} likelihood takes them as they are: subtract a constant, leave the column out by "
-            "columns=[...] (--columns), or give likelihood='normal' (--likelihood normal)."
+            f"{suggested} likelihood takes them as they are; subtract a constant, leave the column out by "
+            "columns=[...] (--columns), or give likelihood='normal' (--likelihood normal)"
         )
     return DataSet(path.stem, x, y, suggested, arguments, image_shape, columns, why, left_out)
 
@@ -75,27 +75,29 @@ def _require_table(path: Path, suffix: str, options: TableOptions) -> None:
     """Refuse what is said of a table where the file holds none."""
     for name, value in options.given.items():
         if name in ("header", "separator") and suffix != ".csv":
-            raise ValueError(f"{name}={value!r} is for .csv files, and {path} is none: leave it out.")
+            raise ValueError(f"{name} is {value!r}, for .csv files, and {path} is none; leave it out")
         if suffix not in {".csv", ".parquet"}:
             named = "a column" if name == "label" else "columns"
-            raise ValueError(f"{name}={value!r} names {named} of a table, and {path} holds arrays.")
+            raise ValueError(
+                f"{name} is {value!r}, {named} of a table, and {path} holds arrays; leave it out"
+            )
 
 
 def _image_shape(array: npt.NDArray[Any], path: Path) -> tuple[int, ...] | None:
     """The shape of a row that is an image; refuses what is neither a table nor images."""
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{path} has dtype {cut(str(array.dtype))}: save it as floats or integers.")
+        raise ValueError(f"{path} has dtype {cut(str(array.dtype))}; save it as floats or integers")
     if array.ndim not in {2, 3, 4}:
         raise ValueError(
             f"{path} has shape {array.shape}; it takes (n, features), (n, height, width) or "
-            "(n, channels, height, width)."
+            "(n, channels, height, width)"
         )
     if array.size == 0:
-        raise ValueError(f"{path} is empty: its shape is {array.shape}.")
+        raise ValueError(f"{path} is empty: its shape is {array.shape}")
     if array.ndim == 4 and array.shape[3] in {1, 3, 4} and array.shape[1] > 4:
         raise ValueError(
             f"{path} has shape {array.shape}, which looks like channels last; "
-            "save x.transpose(0, 3, 1, 2), (n, channels, height, width)."
+            "save x.transpose(0, 3, 1, 2), (n, channels, height, width)"
         )
     return None if array.ndim == 2 else array.shape[1:]
 
@@ -118,14 +120,14 @@ def _as_rows(array: npt.NDArray[Any], path: Path, columns: Sequence[str] | None)
             value = array.reshape(len(array), -1)[start + row, column]
             name = brief(columns[column]) if columns else column
             remedy = "rescale the column" if np.isfinite(value) else "drop the row or impute the value"
-            raise ValueError(f"{path} holds {value} in row {start + row}, column {name}: {remedy}.")
+            raise ValueError(f"{path} holds {value} in row {start + row}, column {name}; {remedy}")
         lowest = np.minimum(lowest, rows.min(0))
         highest = np.maximum(highest, rows.max(0))
     if array.dtype != np.float32 and lost_columns(array.reshape(len(array), -1)):
         return np.asarray(array, dtype=np.float64).reshape(len(array), -1)
     if (lowest == highest).all():
         raise ValueError(
-            f"{path} is constant: each of its columns has one value, so there is nothing to model."
+            f"{path} is constant: each of its columns has one value, so there is nothing to model"
         )
     return x
 

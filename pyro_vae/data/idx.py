@@ -14,7 +14,7 @@ from pyro_vae.data.arrays import require_unpackable
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
-AGAIN = "Download it again."
+AGAIN = "download it again"
 
 
 def read_idx(path: Path) -> npt.NDArray[Any]:
@@ -36,19 +36,18 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
             start, size = 4 + 4 * len(shape), path.stat().st_size
             needed = start + math.prod(shape) * dtype.itemsize
             if not zipped and needed > size:
-                raise ValueError(f"{path} is truncated: {_promise(shape, needed)} {size}. {AGAIN}")
+                raise ValueError(f"{path} is truncated: {_promise(shape, needed)} {size}; {AGAIN}")
             require_unpackable(needed, size)
             content = stream.read(needed - start + 1)  # no more is unpacked, whatever there is
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(
-            f"{path} cannot be unpacked, so it is truncated or corrupt ({cut(str(error))}): download it "
-            "again."
+            f"{path} cannot be unpacked, so it is truncated or corrupt ({cut(str(error))}); download it again"
         ) from error
     held = start + len(content)
     if held < needed:
-        raise ValueError(f"{path} is truncated: {_promise(shape, needed)} {held}. {AGAIN}")
+        raise ValueError(f"{path} is truncated: {_promise(shape, needed)} {held}; {AGAIN}")
     if held > needed:
-        raise ValueError(f"{path} is corrupt: {_promise(shape, needed)} more. {AGAIN}")
+        raise ValueError(f"{path} is corrupt: {_promise(shape, needed)} more; {AGAIN}")
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
@@ -56,10 +55,10 @@ def _header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any
     """Shape and type of the numbers; the stream is where they begin then."""
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _DTYPES:
-        raise ValueError(f"{path} is not an IDX file: it starts with the bytes {start.hex(' ')}.")
+        raise ValueError(f"{path} is not an IDX file: it starts with the bytes {start.hex(' ')}")
     sizes = stream.read(4 * start[3])
     if len(sizes) < 4 * start[3]:
-        raise ValueError(f"{path} is truncated: it ends within its header. {AGAIN}")
+        raise ValueError(f"{path} is truncated: it ends within its header; {AGAIN}")
     return tuple(int(size) for size in np.frombuffer(sizes, ">u4")), np.dtype(_DTYPES[start[2]])
 
 

@@ -65,7 +65,7 @@ def layout_of(path: Path, separator: str | None, header: bool | None) -> Layout:
     lines = _sample(path)
     blank = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
     if blank == len(lines):
-        raise ValueError(f"{path} cannot be read as a table: No columns to parse, the file is empty.")
+        raise ValueError(f"{path} cannot be read as a table: No columns to parse, the file is empty")
     lines = lines[blank:]
     chosen = _separator(path, lines, separator)
     rows = _fields(lines, chosen)
@@ -75,8 +75,8 @@ def layout_of(path: Path, separator: str | None, header: bool | None) -> Layout:
     first, body = rows[0], rows[1:]
     if has_header and body and len(body[0]) != len(first):
         raise ValueError(
-            f"{path} has {len(first)} names in its header and {len(body[0])} fields in the row below it: "
-            f"name every column, leave no separator at the ends of lines{_or_no_header(numbers[0])}."
+            f"{path} has {len(first)} names in its header and {len(body[0])} fields in the row below it; "
+            f"name every column, leave no separator at the ends of lines{_or_no_header(numbers[0])}"
         )
     if not has_header:
         return Layout(chosen, decimal, None, blank)
@@ -104,10 +104,10 @@ def _sample(path: Path) -> list[str]:
             text = "".join(itertools.islice(file, SAMPLE_LINES))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} cannot be read as a table: {str(error).strip('. ')}; save it as text in UTF-8."
+            f"{path} cannot be read as a table: {str(error).strip('. ')}; save it as text in UTF-8"
         ) from error
     if "\0" in text:
-        raise ValueError(f"{path} cannot be read as a table: it is not text; save it as text in UTF-8.")
+        raise ValueError(f"{path} cannot be read as a table: it is not text; save it as text in UTF-8")
     return text.splitlines()
 
 
@@ -133,7 +133,7 @@ def _separator(path: Path, lines: Sequence[str], asked: str | None) -> str:
         if len(others) > 1:
             told = " and ".join(repr(separator) for separator in others)
             raise ValueError(
-                f"{path} has both {told} in every line: give separator={others[0]!r} (--separator)."
+                f"{path} has both {told} in every line; give separator={others[0]!r} (--separator)"
             )
         return others[0] if others else ","
     spaced = _fields(lines, SPACES)
@@ -158,20 +158,20 @@ def _decimal(path: Path, rows: Sequence[Row]) -> str:
     with_both = [cell for cell in with_both if "," in cell and (cell.count(",") > 1 or "." in cell)]
     if with_both:
         raise ValueError(
-            f"{path} holds {brief(with_both[0])}: write numbers without a separator of thousands."
+            f"{path} holds {brief(with_both[0])}; write numbers without a separator of thousands"
         )
     if not with_comma:
         return "."
     with_point = [cell for cell in cells if "." in cell and is_number(cell)]
     if with_point:
         raise ValueError(
-            f"{path} holds {brief(with_comma[0])} and {brief(with_point[0])}: write all numbers with one "
-            "decimal sign."
+            f"{path} holds {brief(with_comma[0])} and {brief(with_point[0])}; write all numbers with one "
+            "decimal sign"
         )
     if all(_THOUSANDS.fullmatch(cell) for cell in with_comma):
         raise ValueError(
-            f"{path} holds {brief(with_comma[0])}, whose comma may divide thousands or be a decimal sign: "
-            "write numbers with a decimal point, and without a separator of thousands."
+            f"{path} holds {brief(with_comma[0])}, whose comma may divide thousands or be a decimal sign; "
+            "write numbers with a decimal point, and without a separator of thousands"
         )
     return ","
 
@@ -236,8 +236,8 @@ def _ask(path: Path, first: Row) -> ValueError:
     shown = ",".join(first)
     shown = shown if len(shown) < 60 else f"{shown[:57]}..."
     return ValueError(
-        f"{path} begins with {shown!r}, which may name the columns or be data: give header=True (--header) "
-        "or header=False (--no-header)."
+        f"{path} begins with {shown!r}, which may name the columns or be data; give header=True (--header) "
+        "or header=False (--no-header)"
     )
 
 

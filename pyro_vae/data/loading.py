@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.arguments import brief
 from pyro_vae.data.dataset import DataSet
 from pyro_vae.data.files import SUFFIXES, TableOptions, load_file
 from pyro_vae.data.layout import NAMED_SEPARATORS
@@ -85,29 +86,33 @@ def load(
     """
     if not isinstance(name_or_path, str | os.PathLike):
         hint = "; to use an array, give it as DataSet(name, x)" if hasattr(name_or_path, "shape") else ""
-        raise TypeError(f"name_or_path is {name_or_path!r:.60}: give the name of a data set or a path{hint}.")
+        raise TypeError(f"name_or_path is {brief(name_or_path)}; give the name of a data set or a path{hint}")
     if root is not None and not isinstance(root, str | os.PathLike):
-        raise TypeError(f"root is {root!r}: give the path of a folder.")
+        raise TypeError(f"root is {root!r}; give the path of a folder")
     options = _table_options(label, columns, header, separator)
     arguments = dict(likelihood_args or {})
     if arguments and likelihood is None:
-        raise ValueError(f"likelihood_args={arguments} belong to a likelihood: name it as likelihood.")
+        raise ValueError(
+            f"likelihood_args is {arguments}, without a likelihood that they belong to; give likelihood"
+        )
     if likelihood is not None and likelihood not in likelihoods.names():
-        raise ValueError(f"likelihood={likelihood!r}: it is one of {', '.join(likelihoods.names())}.")
+        raise ValueError(f"likelihood is {likelihood!r}; give one of {', '.join(likelihoods.names())}")
     folder = None if root is None else Path(root)
     if name_or_path in names():
         if label is not None:
             raise ValueError(
-                f"label={label!r} names a column of a table, and {name_or_path} brings its labels."
+                f"label is {label!r}, a column of a table, and {name_or_path} brings its labels; leave it out"
             )
         for name, value in options.given.items():
-            raise ValueError(f"{name}={value!r} is for tables in files, and {name_or_path} is none.")
+            raise ValueError(
+                f"{name} is {value!r}, for tables in files, and {name_or_path} is none; leave it out"
+            )
         source = str(name_or_path)
         data = load_named(source, root=folder, part=part, likelihood=likelihood, likelihood_args=arguments)
     else:
         path = _require_file(name_or_path)
         if folder is not None or part != "all":
-            raise ValueError(f"root and part are for named data sets, and {path} is a file: leave them out.")
+            raise ValueError(f"root and part are for named data sets, and {path} is a file; leave them out")
         source = str(path)
         data = load_file(path, options=options, likelihood=likelihood, likelihood_args=arguments)
     chosen = likelihoods.get(data.likelihood, **data.likelihood_args)
@@ -117,19 +122,19 @@ def load(
 
 def _table_options(label: Any, columns: Any, header: Any, separator: Any) -> TableOptions:
     if label is not None and not isinstance(label, str):
-        raise TypeError(f"label is {label!r}: give the name of a column.")
+        raise TypeError(f"label is {label!r}; give the name of a column")
     if header is not None and not isinstance(header, bool):
-        raise TypeError(f"header is {header!r}: give True or False.")
+        raise TypeError(f"header is {header!r}; give True or False")
     if separator is not None and not isinstance(separator, str):
-        raise TypeError(f"separator is {separator!r}: give the character between two fields, such as ';'.")
+        raise TypeError(f"separator is {separator!r}; give the character between two fields, such as ';'")
     if separator is not None and len(separator) != 1 and separator not in NAMED_SEPARATORS:
-        raise ValueError(f"separator={separator!r}: give one character, or one of tab and space.")
+        raise ValueError(f"separator is {separator!r}; give one character, or one of tab and space")
     if columns is not None:
         columns = [columns] if isinstance(columns, str) else columns
         if not isinstance(columns, Sequence) or not all(isinstance(name, str) for name in columns):
-            raise TypeError(f"columns is {columns!r}: give the names of columns, such as ['a', 'b'].")
+            raise TypeError(f"columns is {columns!r}; give the names of columns, such as ['a', 'b']")
         if not columns:
-            raise ValueError("columns is empty: name at least one, or leave it out for all.")
+            raise ValueError("columns is empty; name at least one, or leave it out for all")
     return TableOptions(label, columns, header, separator)
 
 
@@ -137,7 +142,7 @@ def _require_file(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name_or_path)
     if path.suffix.lower() not in SUFFIXES:
         if str(name_or_path) and path.is_dir():
-            raise ValueError(f"{path} is a folder: name the data set, and give the folder as root.")
+            raise ValueError(f"{path} is a folder; name the data set, and give the folder as root")
         close = difflib.get_close_matches(str(name_or_path).lower(), names(), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
@@ -145,5 +150,5 @@ def _require_file(name_or_path: str | os.PathLike[str]) -> Path:
             f"{', '.join(SUFFIXES)}.{hint}"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(f"there is no file {path}; give the path of one")
     return path

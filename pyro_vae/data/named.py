@@ -29,10 +29,10 @@ def load_named(
 ) -> DataSet:
     """A data set by its name; see `load`."""
     if part not in get_args(Part):
-        raise ValueError(f'part={part!r}: it is "all", "train" or "test".')
+        raise ValueError(f'part is {part!r}; give "all", "train" or "test"')
     if name == "digits":
         if root is not None or part != "all":
-            raise ValueError("digits comes with scikit-learn, in one part: give neither root nor part.")
+            raise ValueError("digits comes with scikit-learn, in one part; give neither root nor part")
         pixels, labels = _digits()
         return _images(name, pixels, labels, 16, likelihood, likelihood_args)
     pixels, labels = _from_openml(name, part) if root is None else _from_folder(name, root, part)
@@ -83,11 +83,11 @@ def _from_folder(name: str, root: Path, part: Part) -> tuple[Pixels, Labels]:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] == 0:
             raise ValueError(
                 f"{stem}-images in {root} holds {image.dtype} numbers of shape {image.shape}; "
-                "images are bytes of shape (n, height, width)."
+                "images are bytes of shape (n, height, width)"
             )
         if label.shape != image.shape[:1]:
             raise ValueError(
-                f"{stem}-labels in {root} has shape {label.shape}, and there are {len(image)} images."
+                f"{stem}-labels in {root} has shape {label.shape}, and there are {len(image)} images"
             )
     return np.concatenate(images), np.concatenate(labels).astype(np.int64)
 
@@ -100,7 +100,10 @@ def _find(name: str, root: Path, stem: str, kind: str) -> Path:
             for path in (folder / spelling, folder / f"{spelling}.gz"):
                 if path.is_file():
                     return path
-    raise FileNotFoundError(f"root={str(root)!r} has no file {spellings[0]} or {spellings[0]}.gz for {name}.")
+    raise FileNotFoundError(
+        f"root is {str(root)!r}, which has no file {spellings[0]} or {spellings[0]}.gz for {name}; give a "
+        "folder that has"
+    )
 
 
 def _from_openml(name: str, part: Part) -> tuple[Pixels, Labels]:
@@ -111,8 +114,8 @@ def _from_openml(name: str, part: Part) -> tuple[Pixels, Labels]:
         bunch = fetch_openml(_ON_OPENML[name], version=1, as_frame=False)
     except OSError as error:
         raise OSError(
-            f"{name} is not in scikit-learn's data folder and could not be downloaded from OpenML ({error}): "
-            "give root, a folder with its IDX files."
+            f"{name} is not in scikit-learn's data folder and could not be downloaded from OpenML ({error}); "
+            "give root, a folder with its IDX files"
         ) from error
     rows = {"train": slice(None, _N_TRAIN), "test": slice(_N_TRAIN, None), "all": slice(None)}[part]
     return bunch.data.reshape(-1, 28, 28)[rows], bunch.target.astype(np.int64)[rows]

@@ -59,12 +59,12 @@ def read_csv(path: Path, *, separator: str | None = None, header: bool | None = 
         frame = pd.DataFrame(columns=list(layout.names or ()))
     except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
         reason = brief(str(error).strip(". \n"))
-        raise ValueError(f"{path} cannot be read as a table: {reason}.") from error
+        raise ValueError(f"{path} cannot be read as a table: {reason}") from error
     names = layout.names or tuple(str(i) for i in range(len(frame.columns)))
     if len(names) != len(frame.columns):
         raise ValueError(
-            f"{path} has {len(names)} names in its header and {len(frame.columns)} fields in a row: name "
-            "every column, and leave no separator at the ends of lines."
+            f"{path} has {len(names)} names in its header and {len(frame.columns)} fields in a row; name "
+            "every column, and leave no separator at the ends of lines"
         )
     return frame.set_axis(list(names), axis=1)
 
@@ -89,10 +89,10 @@ def read_parquet(path: Path) -> "pd.DataFrame":
             require_unpackable(8 * about.num_rows * about.num_columns, path.stat().st_size)
             return pd.read_parquet(file, engine="pyarrow")
     except ImportError as error:
-        raise ImportError(f"{path} needs pyarrow: pip install 'pyro-vae[parquet]'.") from error
+        raise ImportError(f"{path} needs pyarrow: pip install 'pyro-vae[parquet]'") from error
     except Exception as error:  # pandas lets through what it meets in a file's description of its index
         reason = str(error).strip(". ") if str(error).startswith("it unpacks") else brief(str(error))
-        raise ValueError(f"{path} cannot be read as a parquet file: {reason}.") from error
+        raise ValueError(f"{path} cannot be read as a parquet file: {reason}") from error
 
 
 def table_of_numbers(
@@ -111,7 +111,7 @@ def table_of_numbers(
     if label is not None:
         if label not in frame.columns:
             raise ValueError(
-                f"label={label!r} is not a column of {path}, whose columns are {brief(list(frame.columns))}."
+                f"label is {label!r}, which is no column of {path}; give one of {brief(list(frame.columns))}"
             )
         y = frame.pop(label).to_numpy()
         left_out[label] = "the label"
@@ -139,9 +139,9 @@ def _require_numbers(frame: "pd.DataFrame", path: Path) -> None:
             if not _is_number(value):
                 raise ValueError(
                     f"{path} holds {brief(value)} in row {row}, column {brief(name)}, and that is not a "
-                    "number: encode the column as numbers, drop it, or name it as "
+                    "number; encode the column as numbers, drop it, or name it as "
                     f"label={brief(name)} (--label {cut(str(name))}), or name the columns to keep as "
-                    "columns=[...] (--columns)."
+                    "columns=[...] (--columns)"
                 )
 
 
@@ -154,9 +154,9 @@ def _require_exact(frame: "pd.DataFrame", whole: npt.NDArray[Any], path: Path) -
             if spread < 1e6 * np.spacing(np.abs(rounded).max()):
                 raise ValueError(
                     f"{path} holds {values[0]} in row 0, column {brief(name)}, and its values are so close "
-                    "to each other that float64 loses their differences: subtract a constant from the "
+                    "to each other that float64 loses their differences; subtract a constant from the "
                     "column, or leave it out by columns=[...] (--columns) or "
-                    f"label={brief(name)} (--label {cut(name)})."
+                    f"label={brief(name)} (--label {cut(name)})"
                 )
 
 
@@ -167,9 +167,11 @@ def _chosen(asked: Sequence[str], known: list[str], path: Path) -> list[str]:
         names += [name] if name in known else [part.strip() for part in name.split(",")]
     for name in names:
         if name not in known:
-            raise ValueError(f"columns names {brief(name)}, and the columns of {path} are {brief(known)}.")
+            raise ValueError(
+                f"columns names {brief(name)}, and {path} has none of that name; give some of {brief(known)}"
+            )
         if names.count(name) > 1:
-            raise ValueError(f"columns names {brief(name)} twice: name each column of {path} once.")
+            raise ValueError(f"columns names {brief(name)} twice; name each column of {path} once")
     return names
 
 
@@ -184,8 +186,8 @@ def _numbers_rows(column: "pd.Series[Any]", name: str, path: Path) -> bool:
     distinct = values.dtype.kind in "iuO" and len(set(values.tolist())) == len(values)
     if not distinct:
         raise ValueError(
-            f"the first column of {path} has no name, and its values do not number the rows: name it, or "
-            "name the columns to keep as columns=[...] (--columns)."
+            f"the first column of {path} has no name, and its values do not number the rows; name it, or "
+            "name the columns to keep as columns=[...] (--columns)"
         )
     return True
 

@@ -12,13 +12,8 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., S
     """Return the graph compiled for inputs of these shapes; it takes ten to thirty seconds the first time.
 
     Random numbers are drawn by torch's own kernels from torch's stream, so the numbers are those of the graph
-    up to rounding.
-
-    Raises
-    ------
-    NotImplementedError
-        If the graph changes tensors in place. Whatever inductor raises passes: there may be no compiler.
-    """
+    up to rounding. Raises NotImplementedError if the graph changes tensors in place. Whatever inductor raises
+    passes: there may be no compiler."""
     if any(mutates(node) for node in graph.graph.nodes):
         raise NotImplementedError("it changes tensors in place, as batch norm does its statistics")
     with torch._inductor.config.patch(fallback_random=True), torch.no_grad():

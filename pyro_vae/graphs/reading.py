@@ -121,13 +121,7 @@ def is_traced(tensor: Tensor) -> bool:
 
 def check_shapes(graph: fx.GraphModule, lines: list[str]) -> list[Tensor]:
     """The tensors whose values fixed shapes in a graph that was just traced; none of them may depend on an
-    input or a draw.
-
-    Raises
-    ------
-    DependsOnValuesError
-        With the line of the program, where one does.
-    """
+    input or a draw. Raises DependsOnValuesError with the line of the program, where one does."""
     from_inputs: set[fx.Node] = set()
     fixed: list[Tensor] = []
     for node in graph.graph.nodes:

@@ -13,7 +13,9 @@ from pyro_vae.arguments import positive_integer
 from pyro_vae.guides import scales
 from pyro_vae.guides.encoder_guide import EncoderGuide
 from pyro_vae.guides.families import DIAGONAL, FULL
+from pyro_vae.guides.latents.shared import Globals
 from pyro_vae.guides.precision import at_least_float32
+
 
 class AmortizedNormal(EncoderGuide):
     r"""A Normal with independent coordinates for the latents of each observation, from an encoder's features.
@@ -201,9 +203,10 @@ class AmortizedFlow(EncoderGuide):
         scale: str | scales.ScaleMap = "softplus",
         init_scale: float = 1.0,
         transforms: int = 2,
+        globals: Globals | None = None,  # what they are called
     ) -> None:
         positive_integer("transforms", transforms)
-        super().__init__(model, encoder, scale=scale, init_scale=init_scale)
+        super().__init__(model, encoder, scale=scale, init_scale=init_scale, globals=globals)
         self.transforms = transforms
 
     def _make_heads(self, feature_size: int, latent_dim: int) -> None:

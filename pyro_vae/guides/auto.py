@@ -12,8 +12,8 @@ from pyro.infer.autoguide.initialization import init_to_feasible, init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from pyro_vae.guides import scales
 from pyro_vae.arguments import check_programs, positive_integer
+from pyro_vae.guides import scales
 from pyro_vae.guides.heads import initial_slope, raw_value
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal
 from pyro_vae.guides.normal import LogScaleNormal
@@ -23,7 +23,33 @@ Init = Callable[..., Any]
 Plates = Callable[..., Any]
 
 
-class AutoNormal(autoguide.AutoNormal):
+class _Scaled:
+    """What the guides below add to Pyro's: σ by a scale map."""
+
+    scale_constraint: Any
+    prototype_trace: Any
+    _init_scale: float
+
+    def _use_map(self, scale: str | scales.ScaleMap, init_scale: float) -> None:
+        """Read σ by this map; it starts at ``init_scale``."""
+        self.scale_map = scales.get(scale)
+        self._slope = initial_slope(self.scale_map, init_scale)
+        self.scale_constraint = self.scale_map.constraint
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale_map!r}, init_scale={self._init_scale:g}"
+
+    def own_raw_parameters(self) -> dict[str, tuple[nn.Parameter, float]]:
+        """See :func:`pyro_vae.guides.heads.raw_parameters`; empty before the first call."""
+        raw = {} if self.prototype_trace is None else self._raw()
+        return {name: (parameter, self._slope) for name, parameter in raw.items()}
+
+    def _raw(self) -> dict[str, nn.Parameter]:
+        """The parameters that the map reads, by name."""
+        raise NotImplementedError
+
+
+class AutoNormal(_Scaled, autoguide.AutoNormal):
     r"""Pyro's ``AutoNormal``, an independent Normal for every latent, with ``scale=``.
 
     Each latent is :math:`T(u)`, :math:`u \sim \mathcal{N}(\mu, \sigma^2)`, :math:`\sigma = g(\text{raw})`
@@ -72,8 +98,6 @@ class AutoNormal(autoguide.AutoNormal):
     True
     """
 
-    scale_constraint: Any
-
     def __init__(
         self,
         model: Callable[..., Any],
@@ -84,16 +108,10 @@ class AutoNormal(autoguide.AutoNormal):
         create_plates: Plates | None = None,
     ) -> None:
         check_programs(model=model)
-        scale_map = scales.get(scale)
-        self._slope = initial_slope(scale_map, init_scale)
-        self.scale_map = scale_map
-        self.scale_constraint = scale_map.constraint
+        self._use_map(scale, init_scale)
         super().__init__(  # type: ignore[no-untyped-call]
             model, init_loc_fn=init_loc_fn, init_scale=float(init_scale), create_plates=create_plates
         )
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale_map!r}, init_scale={self._init_scale:g}"
 
     def _log_scale(self, name: str) -> Tensor:
         """log σ of a latent, of the rows that the enclosing plates chose."""
@@ -122,17 +140,12 @@ class AutoNormal(autoguide.AutoNormal):
                 result[name] = pyro.sample(name, point)
         return result
 
-    def own_raw_parameters(self) -> dict[str, tuple[nn.Parameter, float]]:
-        """See :func:`pyro_vae.guides.heads.raw_parameters`; empty before the first call."""
-        if self.prototype_trace is None:
-            return {}
-        return {f"scales.{name}": (raw, self._slope) for name, raw in self.scales.named_parameters()}
+    def _raw(self) -> dict[str, nn.Parameter]:
+        return {f"scales.{name}": raw for name, raw in self.scales.named_parameters()}
 
 
-class _ScaledContinuous(autoguide.AutoContinuous):
-    """What the three guides below add to Pyro's: the map, and a Jacobian that survives ``kl_divergence``."""
-
-    scale_constraint: Any
+class _ScaledContinuous(_Scaled, autoguide.AutoContinuous):
+    """The same for guides over all latents together, with a Jacobian that survives ``kl_divergence``."""
 
     def __init__(
         self,
@@ -146,16 +159,6 @@ class _ScaledContinuous(autoguide.AutoContinuous):
         self._use_map(scale, init_scale)
         super().__init__(model, init_loc_fn, float(init_scale))  # type: ignore[call-arg,no-untyped-call]
 
-    def _use_map(self, scale: str | scales.ScaleMap, init_scale: float) -> None:
-        """Read σ by this map; it starts at ``init_scale``."""
-        scale_map = scales.get(scale)
-        self._slope = initial_slope(scale_map, init_scale)
-        self.scale_map = scale_map
-        self.scale_constraint = scale_map.constraint
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale_map!r}, init_scale={self._init_scale:g}"
-
     def _log_scale(self) -> Tensor:
         self.scale  # noqa: B018  # the pyro.param statement, which also fetches from the param store
         return self.scale_map.log_scale(self.scale_unconstrained)
@@ -165,11 +168,8 @@ class _ScaledContinuous(autoguide.AutoContinuous):
             result: dict[str, Tensor] = super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
         return result
 
-    def own_raw_parameters(self) -> dict[str, tuple[nn.Parameter, float]]:
-        """See :func:`pyro_vae.guides.heads.raw_parameters`; empty before the first call."""
-        if self.prototype_trace is None:
-            return {}
-        return {"scale_unconstrained": (self.scale_unconstrained, self._slope)}
+    def _raw(self) -> dict[str, nn.Parameter]:
+        return {"scale_unconstrained": self.scale_unconstrained}
 
 
 class AutoDiagonalNormal(_ScaledContinuous, autoguide.AutoDiagonalNormal):
@@ -181,12 +181,7 @@ class AutoDiagonalNormal(_ScaledContinuous, autoguide.AutoDiagonalNormal):
     Parameters
     ----------
     model, init_loc_fn, scale, init_scale
-        As in :class:`AutoNormal`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in :class:`AutoNormal`.
+        As in :class:`AutoNormal`, which refuses what this one does.
 
     Examples
     --------
@@ -216,12 +211,7 @@ class AutoMultivariateNormal(_ScaledContinuous, autoguide.AutoMultivariateNormal
     Parameters
     ----------
     model, init_loc_fn, scale, init_scale
-        As in :class:`AutoNormal`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in :class:`AutoNormal`.
+        As in :class:`AutoNormal`, which refuses what this one does.
 
     Examples
     --------

@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import kind
 from pyro_vae.guides import scales
 from pyro_vae.guides.heads import ScaleHead, raw_value
+from pyro_vae.guides.latents.finding import Latents, find_latents
+from pyro_vae.guides.latents.plates import call_signature
+from pyro_vae.guides.latents.shared import Globals, SharedLatents, as_globals
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.precision import at_least_float32
-from pyro_vae.guides.sites import call_signature, find_local_sites
+
 
 class EncoderGuide(LocalGuide):
     r"""Base of the amortized guides: q(z|x) from the features that an encoder has for each observation.
@@ -31,18 +35,22 @@ class EncoderGuide(LocalGuide):
         *,
         scale: str | scales.ScaleMap = "softplus",
         init_scale: float = 1.0,
+        globals: Globals | None = None,  # what they are called
     ) -> None:
         if not isinstance(encoder, nn.Module):
             raise TypeError(
-                f"encoder is a {type(encoder).__name__}; give a torch.nn.Module that takes what the model takes "
+                f"encoder is {kind(encoder)}; give a torch.nn.Module that takes what the model takes "
                 "and returns features (batch, H)"
             )
         scale_map = scales.get(scale)
         raw_value(scale_map, init_scale)  # raises here, not in the first call
+        make = None if globals is None else as_globals(globals)
         super().__init__(model)
         self.scale_map = scale_map
         self.init_scale = init_scale
         self.encoder = encoder
+        if make is not None:
+            self.shared = SharedLatents(make)
 
     # The family: what a subclass says.
 
@@ -86,6 +94,17 @@ class EncoderGuide(LocalGuide):
         assert linear is None or isinstance(linear, nn.Linear)
         return linear
 
+    @property
+    def _shared(self) -> Any:
+        return self._modules.get("shared")
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int | None) -> Latents:
+        found = find_latents(self.model, args, kwargs, rows=rows, plate=self._plate_name)
+        return found.without_shared() if self._shared is None else found
+
+    def _sample_shared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        return {} if self._shared is None else self.shared(*args, **kwargs)
+
     def _check_features(self, features: Any) -> None:
         made_by = f"the encoder ({type(self._modules['encoder']).__name__}) returned"
         if not isinstance(features, Tensor) or not features.is_floating_point():
@@ -112,8 +131,10 @@ class EncoderGuide(LocalGuide):
             )
 
     def _set_up(self, features: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sites, plate = find_local_sites(self.model, args, kwargs)
+        sites, plate, shared, _ = self._find(args, kwargs, len(features))
         plate.check(features.shape[0])
+        if shared:
+            self._shared.set_up(self.model, shared, args, kwargs)
         latent_dim = sum(site.size for site in sites)
         linear = self._loc_linear
         if linear is None:

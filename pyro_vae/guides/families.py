@@ -10,9 +10,9 @@ from typing import ClassVar, Protocol
 from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
 
+from pyro_vae.guides.latents.sites import LocalSite
 from pyro_vae.guides.multivariate import LogScaleMultivariateNormal, unit_lower_triangular
 from pyro_vae.guides.normal import LogScaleNormal
-from pyro_vae.guides.sites import LocalSite
 
 Sites = tuple[LocalSite, ...]
 Parameters = dict[str, Tensor]
@@ -27,8 +27,11 @@ class Family(Protocol):
     def joint(self, parameters: Parameters) -> TorchDistribution:
         """q over the free coordinates of all latents, event shape (D,)."""
 
-    def marginals(self, sites: Sites, parameters: Parameters) -> dict[str, TorchDistribution]:
-        """q of each latent by itself, on its support."""
+    def marginals(
+        self, sites: Sites, parameters: Parameters, *, in_plates: bool = False
+    ) -> dict[str, TorchDistribution]:
+        """q of each latent by itself, on its support. Plates within an observation are event dimensions,
+        unless ``in_plates``, which factorizing families know."""
 
     def scale(self, parameters: Parameters) -> Tensor:
         """Standard deviation of each free coordinate."""
@@ -41,10 +44,12 @@ class _Diagonal:
         q: TorchDistribution = LogScaleNormal(parameters["loc"], parameters["log_scale"])
         return q.to_event(1)  # type: ignore[no-any-return]
 
-    def marginals(self, sites: Sites, parameters: Parameters) -> dict[str, TorchDistribution]:
+    def marginals(
+        self, sites: Sites, parameters: Parameters, *, in_plates: bool = False
+    ) -> dict[str, TorchDistribution]:
         locs, log_scales = split(sites, parameters["loc"]), split(sites, parameters["log_scale"])
         return {
-            site.name: site.normal(loc, log_scale)
+            site.name: site.normal(loc, log_scale, in_plates=in_plates)
             for (site, loc), (_, log_scale) in zip(locs, log_scales, strict=True)
         }
 
@@ -62,9 +67,11 @@ class _Full:
             loc, parameters["log_scale"], unit_lower_triangular(below, loc.shape[-1])
         )
 
-    def marginals(self, sites: Sites, parameters: Parameters) -> dict[str, TorchDistribution]:
+    def marginals(
+        self, sites: Sites, parameters: Parameters, *, in_plates: bool = False
+    ) -> dict[str, TorchDistribution]:
         if parameters["loc"].shape[-1] == 1:
-            return DIAGONAL.marginals(sites, parameters)
+            return DIAGONAL.marginals(sites, parameters, in_plates=in_plates)
         joint = self.joint(parameters)
         if len(sites) == 1:
             return {sites[0].name: sites[0].transformed(joint)}

@@ -1,14 +1,14 @@
 """Linear layers from an encoder's features to the scale of a guide."""
 
-import math
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import kind, positive_integer, positive_number
 from pyro_vae.guides import scales
-from pyro_vae.arguments import positive_integer, positive_number
 from pyro_vae.guides.precision import at_least_float32
+
 
 def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:
     """The number that a map sends to ``init_scale``.
@@ -126,7 +126,7 @@ def raw_parameters(guide: nn.Module) -> dict[str, tuple[nn.Parameter, float]]:
     {'1.raw.weight': 0.5, '1.raw.bias': 0.5}
     """
     if not isinstance(guide, nn.Module):
-        raise TypeError(f"guide is a {type(guide).__name__}; give an nn.Module, such as AmortizedNormal")
+        raise TypeError(f"guide is {kind(guide)}; give an nn.Module, such as AmortizedNormal")
     return {
         f"{prefix}.{name}" if prefix else name: pair
         for prefix, module in guide.named_modules()

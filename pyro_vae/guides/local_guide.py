@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 from typing import Any, Self
 
 import pyro
@@ -10,16 +11,13 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_vae.arguments import check_programs
+from pyro_vae.arguments import kind, brief, check_programs
 from pyro_vae.guides.families import DIAGONAL, Family, split
 from pyro_vae.guides.inputs import encoded
-from pyro_vae.guides.sites import (
-    LocalSite,
-    ObservationPlate,
-    call_signature,
-    find_local_sites,
-    plain_shape,
-)
+from pyro_vae.guides.latents.finding import Latents, find_latents
+from pyro_vae.guides.latents.masks import Masks, hidden_alike, masks_of
+from pyro_vae.guides.latents.plates import ObservationPlate, call_signature, plain_shape
+from pyro_vae.guides.latents.sites import LocalSite
 
 REMEMBERED_PLATES = 256
 UNKNOWN = "{} knows the model's latents after its first call only"
@@ -54,6 +52,19 @@ class LocalGuide(AutoGuide):
     def _marginals(self, parameters: dict[str, Tensor]) -> dict[str, TorchDistribution]:
         """q of each latent by itself."""
         return self.family.marginals(self.sites, parameters)
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int | None) -> Latents:
+        """The latents of the model in this call."""
+        return find_latents(self.model, args, kwargs, rows=rows, plate=self._plate_name).without_shared()
+
+    @property
+    def _plate_name(self) -> str | None:
+        """The name of the plate of the observations, once it is known."""
+        return next((plate.name for plate in self._plates_seen.values()), None)
+
+    def _sample_shared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Sample the latents that all observations share, where the guide has any."""
+        return {}
 
     def _marginal_scale(self, parameters: dict[str, Tensor]) -> Tensor:
         """Standard deviation of each free coordinate."""
@@ -94,17 +105,41 @@ class LocalGuide(AutoGuide):
             Name of the latent to its draw, (…, batch, event).
         """
         (rows,) = plain_shape(parameters["loc"].shape[:1])
+        draws = self._sample_shared(args, kwargs)
         plate = self._open_plate(rows, args, kwargs)
+        masked = [site.name for site in self.sites if site.masked]
+        masks = masks_of(self.model, args, kwargs, masked) if masked else {}
         with plate:
             if rows != plate.subsample_size:
                 chosen = plate.indices
                 parameters = {k: v.index_select(0, chosen.to(v.device)) for k, v in parameters.items()}
-            if self._factorizes or len(self.sites) == 1:
-                return {name: pyro.sample(name, q) for name, q in self._marginals(parameters).items()}
+            for _ in range(-self.sites[0].observation_dim - 1):
+                parameters = {k: v.unsqueeze(1) for k, v in parameters.items()}
+            return draws | self._sample_local(parameters, masks)
+
+    def _sample_local(self, parameters: dict[str, Tensor], masks: dict[str, Masks]) -> dict[str, Tensor]:
+        """Sample the latents of each observation, inside of their plate."""
+        if self._factorizes:
+            marginals = self.family.marginals(self.sites, parameters, in_plates=True)
+        elif len(self.sites) == 1 and self.sites[0].is_plain:
+            marginals = self._marginals(parameters)
+        else:
             joint = pyro.sample(
-                f"_{self._pyro_name}_latent", self._joint(parameters), infer={"is_auxiliary": True}
+                f"_{self._pyro_name}_latent",
+                hidden_alike(self._joint(parameters), [masks.get(site.name) for site in self.sites]),
+                infer={"is_auxiliary": True},
             )
-            return {site.name: pyro.sample(site.name, site.point(part)) for site, part in split(self.sites, joint)}
+            marginals = {site.name: site.point(part) for site, part in split(self.sites, joint)}
+        draws = {}
+        for site in self.sites:
+            q = marginals[site.name]
+            with ExitStack() as plates:
+                for inner in site.plates:
+                    plates.enter_context(pyro.plate(inner.name, inner.size, dim=inner.dim))
+                draws[site.name] = pyro.sample(
+                    site.name, masks[site.name].apply(q) if site.name in masks else q
+                )
+        return draws
 
     def posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution | dict[str, TorchDistribution]:
         """q(z|x) itself, for use outside Pyro: takes whatever ``fit`` takes as data.
@@ -129,6 +164,11 @@ class LocalGuide(AutoGuide):
         """:meth:`posterior` with given :meth:`local_parameters`."""
         if not self.sites:
             raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
+        if not isinstance(parameters, dict) or "loc" not in parameters:
+            raise TypeError(
+                f"parameters is {kind(parameters)}; give what local_parameters(x) returns, a dict with "
+                "'loc', or the data themselves to posterior(x)"
+            )
         marginals = self._marginals(parameters)
         return marginals[self.sites[0].name] if len(self.sites) == 1 else marginals
 
@@ -177,9 +217,11 @@ class LocalGuide(AutoGuide):
 
     def _open_plate(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> pyro.plate:
         if not self.sites:
-            raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
-        (name,) = {plate.name for plate in self._plates_seen.values()}
+            raise RuntimeError(
+                f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first"
+            )
         if self.master is not None:
+            name = self._plate_name
             plate: pyro.plate = self._create_plates(*args, **kwargs)[name]  # type: ignore[no-untyped-call]
             if rows not in (plate.subsample_size, plate.size):
                 raise ValueError(
@@ -191,16 +233,18 @@ class LocalGuide(AutoGuide):
         signature = (rows, call_signature((args, kwargs)))
         if signature not in self._plates_seen:
             # A batch of another size may be the whole (len(x)) or a part of it: only the model knows.
-            self._remember_plate(signature, args, kwargs)
+            self._remember_plate(signature, args, kwargs, rows)
         return self._plates_seen[signature].open(rows)
 
-    def _remember_plate(self, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _remember_plate(
+        self, signature: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int
+    ) -> None:
         if self._model is None:
             raise RuntimeError(
                 "this guide was unpickled, which leaves its model behind, and now meets a batch of a new "
                 f"size: load its state_dict into a fresh {type(self).__name__}(model, encoder) instead"
             )
-        sites, plate = find_local_sites(self.model, args, kwargs)
+        sites, plate, *_ = self._find(args, kwargs, rows)
         if _described(sites) != _described(self.sites):
             raise ValueError(
                 f"the model has latents {_described(sites)} in this call, but the guide was set up for "
@@ -218,10 +262,14 @@ def _check_quantiles(quantiles: Any) -> None:
     try:
         levels = torch.as_tensor(quantiles, dtype=torch.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"quantiles is {quantiles!r}; give numbers between 0 and 1") from None
+        raise TypeError(f"quantiles is {brief(quantiles)}; give numbers between 0 and 1") from None
     if not bool(((levels >= 0) & (levels <= 1)).all()):
-        raise ValueError(f"quantiles is {levels.tolist()}; give numbers between 0 and 1")
+        raise ValueError(f"quantiles is {brief(levels.tolist())}; give numbers between 0 and 1")
 
 
 def _described(sites: tuple[LocalSite, ...]) -> str:
-    return ", ".join(f"{site.name} {tuple(site.event_shape)} {site.support}" for site in sites)
+    return ", ".join(f"{site.name} {_shape(site)} {site.support}" for site in sites)
+
+
+def _shape(site: LocalSite) -> tuple[int, ...]:
+    return (*[plate.size for plate in site.plates], *site.event_shape)

@@ -11,6 +11,7 @@ from torch.distributions import Independent, Normal, constraints, kl_divergence,
 from pyro_vae.guides.noise import NoiseMemory
 from pyro_vae.guides.normal import LogScaleNormal
 
+
 class LogScaleMultivariateNormal(pyro.distributions.MultivariateNormal):
     r"""A Normal with covariance :math:`L L^\top`, :math:`L = \operatorname{diag}(\sigma) A`, A unit lower
     triangular.

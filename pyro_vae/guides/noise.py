@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+
 class Noise(NamedTuple):
     """The noise of a draw.
 

@@ -10,6 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Normal, constraints, register_kl
 from torch.distributions.utils import broadcast_all
 
+from pyro_vae.arguments import kind
 from pyro_vae.guides.noise import NoiseMemory
 from pyro_vae.guides.precision import at_least_float32
 
@@ -83,7 +84,7 @@ class LogScaleNormal(pyro.distributions.Normal):
     ) -> None:
         for name, value in (("loc", loc), ("log_scale", log_scale)):
             if not isinstance(value, Tensor | Number):
-                raise TypeError(f"{name} is a {type(value).__name__}; give a tensor or a number")
+                raise TypeError(f"{name} is {kind(value)}; give a tensor or a number")
         try:
             loc, log_scale = broadcast_all(loc, log_scale)
         except RuntimeError as error:

@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, register_kl
 
+
 class PushforwardDelta(Delta):
     r"""The value :math:`v = T(u)` of an auxiliary draw :math:`u \sim q`, with :math:`-\log|\det T'(u)|` as
     its log density.

@@ -8,16 +8,18 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.arguments import check_programs
+from pyro_vae.arguments import kind, check_programs
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.families import DIAGONAL, FULL, Family
+from pyro_vae.guides.latents.finding import find_latents
+from pyro_vae.guides.latents.plates import ObservationPlate, call_signature
+from pyro_vae.guides.latents.sites import LocalSite
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import LocalDensity
 from pyro_vae.guides.refining.placement import evaluating
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
-from pyro_vae.guides.sites import LocalSite, ObservationPlate, call_signature, find_local_sites
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +195,16 @@ def local_sites(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[LocalSite, ...], ObservationPlate]:
     """The latents to refine, or an error that says why there are none."""
-    return find_local_sites(model, args, kwargs, outside=OUTSIDE, discrete=DISCRETE)
+    found = find_latents(
+        model, args, kwargs, enumerates=False, outside=OUTSIDE, discrete=DISCRETE
+    ).without_shared(OUTSIDE)
+    masked = next((site.name for site in found.sites if site.masked), None)
+    if masked is not None:
+        raise ValueError(
+            f"latent '{masked}' is masked, so that it has no posterior where it is hidden, and refinement "
+            "needs one of each observation; leave those observations out of the data"
+        )
+    return found.sites, found.plate
 
 
 def check_refinement(steps: Any, stop: Any, covariance: Any) -> None:
@@ -212,9 +223,5 @@ def _model_of(guide: Any) -> Callable[..., Any]:
     except AttributeError:
         model = None
     if not callable(model):
-        raise TypeError(
-            f"guide is a {type(guide).__name__}, which does not know its model; give model="
-        )
+        raise TypeError(f"guide is {kind(guide)}, which does not know its model; give model=")
     return model  # type: ignore[no-any-return]
-
-

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.copies import deep_copy
 from pyro_vae.models import likelihoods
-from pyro_vae.arguments import positive_integer, require_module, require_rows, require_tensor
+from pyro_vae.arguments import kind, positive_integer, require_module, require_rows, require_tensor
 from pyro_vae.models.likelihoods import Likelihood
 
 
@@ -84,7 +84,7 @@ class Conditional(PyroModule):
             raise ValueError(
                 f"The decoder gives shape {tuple(shape)} for latents of shape (1, {latent_dim}), and "
                 f"{self.likelihood} needs (1, features × {outputs}) or "
-                f"(1, channels × {outputs}, height, width)."
+                f"(1, channels × {outputs}, height, width)"
             )
         return torch.Size([shape[1] // outputs, *shape[2:]])
 
@@ -103,12 +103,12 @@ class Conditional(PyroModule):
 
 def _as_likelihood(likelihood: Likelihood | str) -> Likelihood:
     if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
-        raise TypeError(f"likelihood is the class {likelihood.__name__}: call it, {likelihood.__name__}().")
+        raise TypeError(f"likelihood is the class {likelihood.__name__}; call it, {likelihood.__name__}()")
     if isinstance(likelihood, Likelihood):
         return likelihood
     if not isinstance(likelihood, str):
         raise TypeError(
-            f"likelihood is a {type(likelihood).__name__}: give one of pyro_vae.models.likelihoods or its name "
-            f"({', '.join(likelihoods.names())})."
+            f"likelihood is {kind(likelihood)}; give one of pyro_vae.models.likelihoods or its name "
+            f"({', '.join(likelihoods.names())})"
         )
     return likelihoods.get(likelihood)

@@ -61,7 +61,7 @@ class FixedPrior(nn.Module):
         if distribution.batch_shape != () or distribution.event_shape != (latent_dim,):
             raise ValueError(
                 f"prior has batch shape {tuple(distribution.batch_shape)} and event shape "
-                f"{tuple(distribution.event_shape)}: give () and ({latent_dim},)."
+                f"{tuple(distribution.event_shape)}; give () and ({latent_dim},)"
             )
         self.distribution: TorchDistribution = _map_tensors(_refuse_gradient, distribution)
 
@@ -98,8 +98,8 @@ def _refuse_gradient(tensor: Tensor) -> Tensor:
 
 
 _HOLDS_PARAMETERS = (
-    "prior holds parameters, and a distribution cannot register them: "
-    "give a torch.nn.Module whose forward() returns the distribution."
+    "prior holds parameters, and a distribution cannot register them; "
+    "give a torch.nn.Module whose forward() returns the distribution"
 )
 
 
@@ -202,7 +202,7 @@ class VampPrior(nn.Module):
         super().__init__()
         require_tensor("pseudo_inputs", pseudo_inputs)
         if len(pseudo_inputs) == 0:
-            raise ValueError(f"pseudo_inputs has shape {tuple(pseudo_inputs.shape)}: give at least one.")
+            raise ValueError(f"pseudo_inputs has shape {tuple(pseudo_inputs.shape)}; give at least one")
         if posterior is not None and not callable(posterior):
             raise TypeError(f"posterior is {posterior!r}; give a function such as guide.posterior")
         self.latent_dim = positive_integer("latent_dim", latent_dim)
@@ -222,7 +222,7 @@ class VampPrior(nn.Module):
     def forward(self) -> TorchDistribution:
         """The distribution of one latent vector."""
         if self.posterior is None:
-            raise RuntimeError("VampPrior has no posterior yet: set prior.posterior = guide.posterior.")
+            raise RuntimeError("VampPrior has no posterior yet: set prior.posterior = guide.posterior")
         if self._asked:
             # a guide may run the model to find its latents before it can answer: the shape is all it needs
             standard: TorchDistribution = StandardNormal(self.latent_dim).to(self.pseudo_inputs)()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,17 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.arguments import check_programs, positive_integer, positive_number, require_tensor
+from pyro_vae.arguments import (
+    kind,
+    check_programs,
+    positive_integer,
+    positive_number,
+    require_finite,
+    require_tensor,
+    without_trace,
+)
+from pyro_vae.arrays import as_tensor, subsets
+from pyro_vae.devices import forked_streams
 
 
 class _Decodes(Protocol):
@@ -21,7 +31,7 @@ class _Decodes(Protocol):
 
 @torch.no_grad()
 def reconstruct(
-    model: Callable[..., Any], guide: Callable[..., Any], *data: Tensor, draws: int = 1, site: str = "x"
+    model: Callable[..., Any], guide: Callable[..., Any], *data: Any, draws: int = 1, site: str = "x"
 ) -> Tensor:
     r"""The mean of each observation under the guide's posterior.
 
@@ -32,7 +42,8 @@ def reconstruct(
     model, guide
         Any Pyro pair; both are called with ``*data``.
     data
-        The observations, and whatever else the model takes; they are moved to the device of the pair.
+        The observations, and whatever else the model takes: tensors, arrays, data frames; they are moved to the
+        device of the pair, and become its floating point where it does not take integers.
     draws
         S, the number of posterior draws to average over.
     site
@@ -45,8 +56,11 @@ def reconstruct(
 
     Raises
     ------
+    TypeError
+        If the observations are no array.
     ValueError
-        If the model has no such site, or its distribution has no mean (Categorical).
+        If there are none or they are not finite, if the model has no such site, or if its distribution has no
+        mean (Categorical).
 
     Examples
     --------
@@ -61,14 +75,19 @@ def reconstruct(
     """
     check_programs(model=model, guide=guide)
     positive_integer("draws", draws)
-    place = _device_of(guide, model)
-    if place is not None:
-        data = tuple(part.to(place) if isinstance(part, Tensor) else part for part in data)
+    leaf = _first_parameter(guide, model)
+    placed = _placed(data, leaf)
+    whole = [i for i, part in enumerate(placed) if isinstance(part, Tensor) and not part.is_floating_point()]
+    dtype = torch.get_default_dtype() if leaf is None else leaf.dtype
+    for floats in subsets(whole) if whole else ():
+        taken = tuple(part.to(dtype) if i in floats else part for i, part in enumerate(placed))
+        with suppress(RuntimeError), forked_streams():
+            _draw(model, guide, taken, leaf)
+            placed = taken
+            break
     total: Tensor | float = 0.0
     for _ in range(draws):
-        with nullcontext() if place is None else place:  # where torch.zeros(8) of a program is made
-            latents = poutine.trace(guide).get_trace(*data)
-            nodes = poutine.trace(poutine.replay(model, latents)).get_trace(*data).nodes
+        nodes = _draw(model, guide, placed, leaf)
         if site not in nodes:
             sites = [name for name, node in nodes.items() if node["type"] == "sample"]
             raise ValueError(f"site is {site!r}; give one of the model's sample sites, {', '.join(sites)}")
@@ -78,6 +97,41 @@ def reconstruct(
     if total.isnan().any():
         raise ValueError(f"site is {site!r}, whose distribution has no mean ({observed}); give one that has")
     return total / draws
+
+
+def _placed(data: tuple[Any, ...], leaf: Tensor | None) -> tuple[Any, ...]:
+    """Arrays as tensors where the pair is; numbers, None and text that a program takes beside them as they
+    are."""
+    if not data:
+        raise TypeError("data is empty; give the observations")
+    device = torch.device("cpu") if leaf is None else leaf.device
+    dtype = torch.get_default_dtype() if leaf is None else leaf.dtype
+    placed: list[Any] = []
+    for i, part in enumerate(data):
+        name = "data" if len(data) == 1 else f"data[{i}]"
+        if i > 0 and isinstance(part, bool | int | float | str | None):
+            placed.append(part)
+            continue
+        tensor = part if leaf is None and isinstance(part, Tensor) else as_tensor(part, name, device, dtype)
+        require_finite(name, tensor)
+        if tensor.dim() == 0 or len(tensor) == 0:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; give at least one observation")
+        placed.append(tensor)
+    return tuple(placed)
+
+
+def _draw(
+    model: Callable[..., Any], guide: Callable[..., Any], data: tuple[Any, ...], leaf: Tensor | None
+) -> Any:
+    """The model's sites at a draw of the guide."""
+    try:
+        with nullcontext() if leaf is None else leaf.device:  # where torch.zeros(8) of a program is made
+            latents = poutine.trace(guide).get_trace(*data)
+            return poutine.trace(poutine.replay(model, latents)).get_trace(*data).nodes
+    except (ValueError, TypeError, RuntimeError) as error:
+        if str(error) == without_trace(error):
+            raise
+        raise type(error)(without_trace(error)) from error
 
 
 @torch.no_grad()
@@ -112,13 +166,14 @@ def traverse(
     torch.Size([2, 5, 64])
     """
     if not hasattr(model, "decode"):
-        raise TypeError(f"model is a {type(model).__name__} without decode(z); give a VAE, or define decode")
+        raise TypeError(f"model is {kind(model)} without decode(z); give a VAE, or define decode")
     require_tensor("origin", origin, floating=True)
     if origin.dim() != 1:
         raise ValueError(f"origin has shape {tuple(origin.shape)}; give one latent, (latent_dim,)")
     if dims is not None and not all(dim in range(len(origin)) for dim in dims):
         raise ValueError(f"dims is {list(dims)!r}; give latent dimensions in 0…{len(origin) - 1}")
-    origin = origin.to(_device_of(model))
+    leaf = _first_parameter(model)
+    origin = origin if leaf is None else origin.to(leaf.device)
     positive_integer("steps", steps)
     positive_number("span", span)
     axes = torch.eye(len(origin), dtype=origin.dtype, device=origin.device)
@@ -128,8 +183,8 @@ def traverse(
     return mean
 
 
-def _device_of(*programs: Any) -> torch.device | None:
-    """Where the first parameter of these programs is: a fit may have put them on another device than data."""
+def _first_parameter(*programs: Any) -> Tensor | None:
+    """Of these programs: a fit may have put them on another device than data."""
     modules = [getattr(program, "__self__", program) for program in programs]
     parameters = (p for module in modules if isinstance(module, nn.Module) for p in module.parameters())
-    return next((parameter.device for parameter in parameters), None)
+    return next((parameter for parameter in parameters if parameter.is_floating_point()), None)

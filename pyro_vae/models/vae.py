@@ -6,7 +6,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive_integer, require_module
+from pyro_vae.arguments import positive_integer, require_finite, require_module
+from pyro_vae.arrays import plain_array
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.likelihoods import Likelihood
 from pyro_vae.models.networks import HasOutputBias
@@ -114,12 +115,13 @@ class VAE(PyroModule):
         decoder = self.observation.network
         if not isinstance(decoder, HasOutputBias):
             raise TypeError(
-                f"{type(decoder).__name__} has no set_output_bias(output): "
-                "define it on the decoder so that its output can start at a given value."
+                f"{type(decoder).__name__} has no set_output_bias(output); "
+                "define it on the decoder so that its output can start at a given value"
             )
         self.observation.require_event_shape(x)
+        require_finite("x", plain_array(x, "x"))
         if len(x) == 0:
-            raise ValueError(f"x has shape {tuple(x.shape)}: give at least one observation.")
+            raise ValueError(f"x has shape {tuple(x.shape)}; give at least one observation")
         decoder.set_output_bias(self.likelihood.marginal_output(x))
 
     @torch.no_grad()

@@ -6,19 +6,26 @@ from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide, AutoGuideList
+from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch.utils.data import DataLoader
 
-from pyro_vae.batches.batches import Batch, Batches
+from pyro_vae.batches.batches import Batch, Batches, LoaderBatches
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import Program, owner, untouched_buffers
-from pyro_vae.pairs.running import rescaled_to, run_once, run_pair
+from pyro_vae.pairs.running import check_observed, rescaled_to, run_once, support_check
+from pyro_vae.pairs.support import observed_parts
 
 
-def check_minibatches(model: Program, guide: Program, batches: Batches, first: Batch) -> str | None:
-    """Refuse pairs that a fit on minibatches would lead to another posterior, or that cannot take them.
+def check_minibatches(
+    model: Program, guide: Program, batches: Batches, first: Batch, *, anew: bool = False
+) -> str | None:
+    """Refuse data that the model cannot have made, pairs that a fit on minibatches would lead to another
+    posterior, and those that cannot take them.
+
+    ``anew`` says that the first batch was drawn from the data and is not a part of them.
 
     Returns
     -------
@@ -28,18 +35,30 @@ def check_minibatches(model: Program, guide: Program, batches: Batches, first: B
     Raises
     ------
     ValueError
-        If data come in several batches and the guide has parameters for the rows of one of them, or draws
-        another subsample than the model; or if the pair does not take a last batch that is smaller.
+        If a row of the data has no density; if data come in several batches and the guide has parameters for
+        the rows of one of them, or draws another subsample than the model; or if the pair does not take a
+        last batch that is smaller.
     """
+    with torch.no_grad():
+        trace = run_once(model, guide, first)
+    if support_check(model) is None and not anew:
+        _check_values(trace, batches, first)
     total, rows = batches.observations, len(first[0])
     if total <= rows:
         return None
-    with torch.no_grad():
-        trace = run_once(model, guide, first)
     for autoguide in _autoguides(guide):
         _refuse_local_parameters(autoguide, trace, rows, total)
     _refuse_smaller_batch(model, guide, batches, first)
     return _plate_beside_globals(trace, rows)
+
+
+def _check_values(trace: Trace, batches: Batches, first: Batch) -> None:
+    """Of arrays now, of a loader's batches as they come."""
+    if isinstance(batches, LoaderBatches):
+        check_observed(trace, first, (), "a batch of data")
+        batches.observed = tuple(observed_parts(trace, first))
+    else:
+        check_observed(trace, first, getattr(batches, "rows", ()))
 
 
 def _latents(trace: Trace) -> Iterator[tuple[str, Any]]:
@@ -105,7 +124,7 @@ def _refuse_smaller_batch(model: Program, guide: Program, batches: Batches, firs
             untouched_buffers(model, guide),
             making_tensors_on(first[0].device),
         ):
-            run_pair(model, guide, last)
+            get_importance_trace("flat", float("inf"), model, guide, last, {})
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0].rstrip(".")
         even = math.ceil(batches.observations / math.ceil(batches.observations / size))

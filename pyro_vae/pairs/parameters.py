@@ -45,12 +45,7 @@ def trainable_parameters(
     """The leaves that receive gradients, by the names of :func:`named_tensors`.
 
     Call it after the pair ran once: autoguides and ``pyro.param`` make their parameters on the first call.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
+    Raises ValueError if there are none."""
     trainable = {
         name: tensor for name, tensor in named_tensors(model, guide, state).items() if tensor.requires_grad
     }
@@ -71,13 +66,8 @@ def pending_values(pending: Mapping[str, Tensor]) -> Iterator[None]:
     """Gives ``pyro.param`` statements saved values the first time that they run: only they know their
     constraint. Those of a module's parameters are written into the module, with its buffers.
 
-    The store is asked and no handler put up, since guides run models where no handler sees it.
-
-    Raises
-    ------
-    ValueError
-        If a statement has a name or a shape that was not saved.
-    """
+    The store is asked and no handler put up, since guides run models where no handler sees it. Raises
+    ValueError if a statement has a name or a shape that was not saved."""
     if not pending:
         yield
         return

@@ -1,24 +1,30 @@
 """The first run of a pair on its data: what does not fit together is said here, and not by a later step."""
 
-import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from pyro_vae.arguments import without_trace
 from pyro_vae.batches.batches import Batch
+from pyro_vae.batches.files import row_chunks
 from pyro_vae.batches.rows import check_rows, plain_parts
 from pyro_vae.batches.streams import is_stream
 from pyro_vae.devices import forked_streams, making_tensors_on
+from pyro_vae.guides.latents import LatentError
 from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, untouched_buffers
 from pyro_vae.pairs.modes import quiet_about_hooks
+from pyro_vae.pairs.support import observed_parts, refuse_impossible
+from pyro_vae.pairs.telling import ENUMERATE, NO_DENSITY, told
 
 
 def support_check(model: Program) -> Callable[[Tensor, str], None] | None:
@@ -55,14 +61,26 @@ def traced_pair(
         ):
             # told below, as errors: a latent without a partner makes the objective a wrong one
             warnings.filterwarnings("ignore", message="Found (vars in model|non-auxiliary vars in guide)")
+            warnings.filterwarnings("ignore", message="Encountered ")  # of infinite densities: told by row
             model_trace, guide_trace = get_importance_trace("flat", float("inf"), model, guide, batch, {})
+    except LatentError as error:
+        raise LatentError(without_trace(error)) from error
     except (ValueError, TypeError, RuntimeError) as error:
         if type(error) not in (ValueError, TypeError, RuntimeError):
             raise
+        if str(error).startswith(NO_DENSITY):
+            refuse_impossible(_model_trace(model, guide, batch), name)
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(_told(error, batch, name)) from error
+        raise kind(told(error, batch, name, model, guide)) from error
     _check_latents(model_trace, guide_trace)
     return model_trace, guide_trace
+
+
+def _model_trace(model: Program, guide: Program, batch: tuple[Tensor, ...]) -> Trace:
+    """The model's trace on a draw of the guide, without a look at densities."""
+    with torch.no_grad(), pyro.validation_enabled(True), making_tensors_on(batch[0].device):
+        drawn = poutine.trace(guide).get_trace(*batch)
+        return poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
 
 
 def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
@@ -74,6 +92,11 @@ def _check_latents(model_trace: Trace, guide_trace: Trace) -> None:
     unknown = sorted(named - latents)
     if missing:
         instead = f"rename its {unknown[0]!r}" if unknown else "add it to the guide"
+        if getattr(nodes[missing[0]]["fn"], "has_enumerate_support", False):
+            raise ValueError(
+                f"the guide has no site {missing[0]!r}, a discrete latent that the model draws; {instead}, "
+                f"or sum over it: {ENUMERATE}"
+            )
         raise ValueError(
             f"the guide has no site {missing[0]!r}, which the model draws; {instead}, "
             "marginalize it in the model, or let AmortizedNormal(model, encoder) find the latents"
@@ -109,64 +132,6 @@ def _is_drawn(site: Any) -> bool:
     )
 
 
-NO_DENSITY = "Error while computing log_prob at site "
-"""How Pyro begins where a value is not in the support of its distribution."""
-
-
-def _told_of_support(reason: str, cause: BaseException) -> str:
-    """What was observed cannot come from its distribution: the data are to blame, or the distribution."""
-    site = reason.removeprefix(NO_DENSITY).split("\n")[0].strip(": ")
-    found = re.search(r"support \((.*?)\) of the distribution (\w+)", str(cause))
-    if found is None:
-        return f"site {site} has no density: {str(cause).splitlines()[0]}; change its value or distribution"
-    support, distribution = found.groups()
-    inner = re.search(r"IndependentConstraint\((\w+)", support)
-    needs = SUPPORTS.get(inner.group(1) if inner else support.split("(")[0], support)
-    if distribution == "Independent":
-        base = re.search(r"Independent\((\w+)", str(cause))
-        distribution = base.group(1) if base else distribution
-    return (
-        f"site {site} observes values outside of the support of its {distribution}, which needs {needs}; "
-        "give data that lie there, or another distribution"
-    )
-
-
-SUPPORTS = {
-    "Boolean": "0 or 1",
-    "Interval": "values strictly inside of its bounds",
-    "IntegerInterval": "whole numbers within its bounds",
-    "GreaterThan": "values above its lower bound",
-    "GreaterThanEq": "values not below its lower bound",
-    "IntegerGreaterThan": "whole numbers of at least its lower bound",
-}
-"""In words, what Pyro's constraints ask of a value."""
-
-
-def _told(error: Exception, batch: tuple[Tensor, ...], name: str) -> str:
-    """What the program said, without the table of sites that Pyro adds, and what it was given."""
-    while type(error.__cause__) is type(error) and str(error).startswith(str(error.__cause__)):
-        error = error.__cause__
-    reason = str(error).strip().split("\n")[0].rstrip(".")
-    if reason.startswith(NO_DENSITY) and error.__cause__ is not None:
-        return _told_of_support(reason, error.__cause__)
-    if reason.startswith("Multiple sample sites named"):
-        return f"{reason.replace('Multiple', 'there are several')}; give each a name of its own"
-    if reason.startswith("Model and guide"):
-        return f"m{reason[1:]}; give the site one shape in both"
-    if "same device" in reason:
-        return (
-            f"model and guide mix devices on {name}, which lies on {batch[0].device}: {reason}; hold tensors "
-            "as parameters or buffers, make them on the device of the data, or give device='cpu'"
-        )
-    arguments = f"{len(batch)} argument{'s' * (len(batch) != 1)}"
-    shapes = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in batch)
-    whole = not any(part.is_floating_point() for part in batch)
-    return (
-        f"model and guide do not run on {name}, called with {arguments} of shape {shapes}: {reason}; give "
-        f"{name} of the shape and dtype that both take{', such as floats by .float()' * whole}"
-    )
-
-
 def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Trace, Trace]:
     """The traces of the model and of the guide on one draw, with log densities."""
     with making_tensors_on(next((arg.device for arg in args if torch.is_tensor(arg)), None)):
@@ -192,11 +157,18 @@ def rescaled_to(model_trace: Trace, rows: int) -> int | None:
 def set_up(model: Program, guide: Program, batch: Batch) -> tuple[Callable[[Batch], int], float]:
     """Run the pair once; how many observations the totals of a batch are about, and a step's floating-point
     operations."""
-    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
-    with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
+    with counting_flops() as counter:
         full = rescaled_to(run_once(model, guide, batch), len(batch[0]))
     forward_and_backward = 3.0 * counter.get_total_flops()
     return (lambda b: len(b[0]) if full is None else full), forward_and_backward
+
+
+@contextmanager
+def counting_flops() -> Iterator[FlopCounterMode]:
+    """Count the floating-point operations of what runs inside, which is the forward pass of some programs."""
+    # With gradients, for without torch's counter fails on guides that return parameters, such as AutoDelta.
+    with torch.enable_grad(), quiet_about_hooks(), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -> Trace:
@@ -205,6 +177,32 @@ def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -
     with forked_streams(), evaluating(model, guide):
         model_trace, _ = traced_pair(model, guide, batch, name)
     return model_trace
+
+
+def check_observed(trace: Trace, first: Batch, data: Sequence[Any], name: str = "data") -> None:
+    """Refuse data, a row of which the model's distributions cannot have made.
+
+    Parameters
+    ----------
+    trace
+        Of the model on the batch ``first``.
+    first
+        Its arguments.
+    data
+        All rows of each argument: tensors, or arrays in files.
+    name
+        What a sentence calls them.
+
+    Raises
+    ------
+    ValueError
+        Naming value, row, site and remedy.
+    """
+    refuse_impossible(trace, name)
+    for part in observed_parts(trace, first) if data else ():
+        whole = data[part.part]
+        for chunk in row_chunks(whole):
+            part.refuse_impossible(whole[chunk], name, start=chunk.start)
 
 
 def float_dtype(model: Program, guide: Program) -> torch.dtype:

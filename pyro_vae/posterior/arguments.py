@@ -7,7 +7,7 @@ from typing import Any
 
 import xarray as xr
 
-from pyro_vae.arguments import check_numbers, check_programs, require_count
+from pyro_vae.arguments import check_numbers, check_programs, kind, require_count
 
 
 def check_request(
@@ -30,7 +30,7 @@ def check_request(
 def require_variables(name: str, dataset: Any, source: str, *variables: str) -> None:
     """Raise an error unless ``dataset`` has these variables; ``source`` makes such datasets."""
     if not isinstance(dataset, xr.Dataset):
-        raise TypeError(f"{name} is a {type(dataset).__name__}; give what {source} returns")
+        raise TypeError(f"{name} is {kind(dataset)}; give what {source} returns")
     missing = [
         variable for variable in variables if variable not in dataset and variable not in dataset.attrs
     ]
@@ -42,8 +42,7 @@ def require_tree(name: str, tree: Any, group: str = "posterior") -> None:
     """Raise an error unless ``tree`` is a DataTree with that group."""
     if not isinstance(tree, xr.DataTree):
         raise TypeError(
-            f"{name} is a {type(tree).__name__}; give a DataTree, such as from_pyro_svi or "
-            "reference_posterior returns"
+            f"{name} is {kind(tree)}; give a DataTree, such as from_pyro_svi or reference_posterior returns"
         )
     if group not in tree.children:
         groups = ", ".join(map(str, tree.children)) or "none"

@@ -97,7 +97,7 @@ def active_units(
     names: list[str] = []
     step = pair.observations if pair.whole else max(1, chunk // draws)
     for start in range(0, pair.observations, step):
-        with pair.evaluation(seed, start):
+        with pair.evaluation(seed, start, rows=min(step, pair.observations) * draws):
             part, names = _statistics(pair, tuple(arg[start : start + step] for arg in pair.args), draws)
         parts.append(part)
     moments = _Moments(*(np.concatenate(column) for column in zip(*parts, strict=True)))

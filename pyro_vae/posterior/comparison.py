@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import nn
 
+from pyro_vae.arguments import kind
 from pyro_vae.posterior.arguments import require_variables
 from pyro_vae.posterior.belief import MATERIAL_SHARE
 from pyro_vae.posterior.importance import diagnose
@@ -160,7 +161,7 @@ def answer(comparison: pd.DataFrame) -> str:
     its fits can go unseen.
     """
     if not isinstance(comparison, pd.DataFrame):
-        raise TypeError(f"comparison is a {type(comparison).__name__}; give what compare returns")
+        raise TypeError(f"comparison is {kind(comparison)}; give what compare returns")
     missing = [column for column in ("seeds", "diff", "decided") if column not in comparison]
     if missing or len(comparison) < 2:
         told = f"no column {missing[0]!r}" if missing else f"{len(comparison)} rows"

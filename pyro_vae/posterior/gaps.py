@@ -200,7 +200,7 @@ def _by_natural_gradients(
         white = torch.linalg.solve_triangular(tril, apart.permute(1, 2, 0), upper=False).permute(2, 0, 1)
         scale = found.normals.factor
     draws = found.normals.loc + torch.einsum("nij,snj->sni", scale, white)
-    log_q = torch.distributions.Normal(0.0, 1.0).log_prob(white).sum(-1)
+    log_q = torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(white).sum(-1)
     log_q = log_q - scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_weight = (posterior.log_density(draws) - log_q).numpy().T
     khat, evidence = pareto_khat(log_weight), logsumexp(log_weight, axis=1) - np.log(len(free))

@@ -219,7 +219,8 @@ def diagnose_refined(
 ) -> xr.Dataset:
     """:func:`diagnose` of refined Normals, for a pair that is ready in its own dtype."""
     parts, elsewhere, latent_dim = [], [], 0
-    with progress_bar(pair.observations, "refined evidence", enabled=progress) as show:
+    threads = pair.threads(min(chunk, draws * pair.observations))
+    with threads, progress_bar(pair.observations, "refined evidence", enabled=progress) as show:
         for rows in refine_rows(pair, seed=seed, chunk=min(chunk, ROWS), dispersed=DISPERSED):
             parts.append(evidence_columns(pair, rows, draws, seed))
             elsewhere.append(rows.elsewhere)

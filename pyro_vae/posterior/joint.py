@@ -18,9 +18,18 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
+from pyro_vae.guides.precision import exact_log_prob
+from pyro_vae.pairs.enumeration import by_chain_rule, enumerated
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.sites import check_sites, drawn_sites, in_data_plate, sample_sites, site_dims
+from pyro_vae.posterior.sites import (
+    DataPlate,
+    check_sites,
+    drawn_sites,
+    in_data_plate,
+    sample_sites,
+    site_dims,
+)
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]
@@ -102,51 +111,82 @@ def joint_draws(
 def _read(pair: Pair, *, predictive: bool) -> JointDraw:
     args = pair.tensors
     guide_trace = pair.run_guide(args, 1)
-    guide_sites, model_sites = (
-        drawn_sites(guide_trace),
-        sample_sites(pair.run_model(args, 1, given=guide_trace)),
-    )
-    latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
+    model_trace = pair.run_model(args, 1, given=guide_trace, discrete=enumerated if pair.summed else None)
+    guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
+    latents = {
+        name: site
+        for name, site in model_sites.items()
+        if not site["is_observed"] and name not in pair.summed
+    }
     observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
     check_sites(guide_sites, latents)
     real = {name: site for name, site in observed.items() if not site_is_factor(site)}
+    if pair.summed:
+        densities = _summed(pair, model_trace, [*latents, *observed])
+    else:
+        densities = {name: _by_observation(s, pair.plate) for name, s in (latents | observed).items()}
     found = JointDraw(
-        latents={name: in_front(site, site["value"]) for name, site in latents.items()},
-        observed={name: in_front(site, site["value"]) for name, site in real.items()},
-        log_prior=sum(float(_log_prob(site).sum()) for site in latents.values()),
+        latents={
+            name: in_front(guide_sites[name], site["value"], pair.plate) for name, site in latents.items()
+        },
+        observed={name: in_front(site, site["value"], pair.plate) for name, site in real.items()},
+        log_prior=sum(float(densities[name].sum()) for name in latents),
         log_guide=sum(float(_log_prob(site).sum()) for site in guide_sites.values()),
-        log_likelihood={name: _by_observation(site) for name, site in observed.items()},
-        log_priors={name: _by_observation(site) for name, site in latents.items()},
+        log_likelihood={name: densities[name] for name in observed},
+        log_priors={name: densities[name] for name in latents},
     )
     if not predictive:
         return found
+    if pair.summed:
+        guide_trace = pair.with_discrete(args, 1, guide_trace)
+        discrete = {name: guide_trace.nodes[name] for name in sorted(pair.summed)}
+        latents |= discrete
+        drawn = {name: in_front(site, site["value"], pair.plate) for name, site in discrete.items()}
+        found = replace(found, latents=found.latents | drawn)
     given = pair.run_model(args, 1, given=guide_trace, free=True).nodes
     alone = pair.run_model(args, 1, free=True).nodes
     return replace(
         found,
-        prior={name: in_front(site, alone[name]["value"]) for name, site in latents.items()},
-        replicates={name: in_front(site, given[name]["value"]) for name, site in real.items()},
+        prior={name: in_front(alone[name], alone[name]["value"], pair.plate) for name in latents},
+        replicates={name: in_front(given[name], given[name]["value"], pair.plate) for name in real},
     )
 
 
-def in_front(site: Any, value: Tensor) -> Tensor:
+def _summed(pair: Pair, trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Densities given the sites before, with enumerated latents summed out: of each observation where they
+    are, else of all together."""
+
+    def apart(term: Tensor) -> Tensor:
+        """What belongs to nobody in front of what belongs to each observation."""
+        if term.dim() >= -pair.plate.dim and term.shape[pair.plate.dim] == pair.observations:
+            each = term.detach().to("cpu", torch.float64).movedim(pair.plate.dim, 0)
+            return torch.cat([each.new_zeros(1), each.flatten(1).sum(1) if each.dim() > 1 else each])
+        shared = term.detach().to("cpu", torch.float64).sum()
+        return torch.cat([shared.reshape(1), shared.new_zeros(pair.observations)])
+
+    found = by_chain_rule(trace, pair.summed, names, apart)
+    local = {name: in_data_plate(trace.nodes[name], pair.plate) for name in names}
+    return {name: v[1:] if local[name] and not v[0] else v.sum() for name, v in found.items()}
+
+
+def in_front(site: Any, value: Tensor, plate: DataPlate) -> Tensor:
     """A site's value on the CPU, with the observation first if it is in their plate."""
     value = value.detach().cpu()
-    if not in_data_plate(site) or value.dim() <= site["fn"].event_dim:
+    if not in_data_plate(site, plate) or value.dim() - site["fn"].event_dim < -plate.dim:
         return value
-    return value.movedim(value.dim() - site["fn"].event_dim - 1, 0)
+    return value.movedim(value.dim() - site["fn"].event_dim + plate.dim, 0)
 
 
 def _log_prob(site: Any) -> Tensor:
-    density: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    density: Tensor = scale_and_mask(exact_log_prob(site["fn"], site["value"]), mask=site["mask"])
     return density.detach().to("cpu", torch.float64)
 
 
-def _by_observation(site: Any) -> Tensor:
+def _by_observation(site: Any, plate: DataPlate) -> Tensor:
     density = _log_prob(site)
-    if not in_data_plate(site) or density.dim() == 0:
+    if not in_data_plate(site, plate) or density.dim() < -plate.dim:
         return density.sum()
-    return density.movedim(-1, 0).flatten(1).sum(1) if density.dim() > 1 else density
+    return density.movedim(plate.dim, 0).flatten(1).sum(1) if density.dim() > 1 else density
 
 
 def joint_log_weights(pair: Pair, draws: int, seed: int, *, progress: bool) -> xr.DataArray:
@@ -199,7 +239,7 @@ def joint_groups(
         groups["observed_data"] = {site: value.numpy() for site, value in draw.observed.items()}
     with pair.evaluation(seed):
         sites = sample_sites(pair.run_model(pair.tensors, 1))
-    local = {name: in_data_plate(site) for name, site in sites.items()}
+    local = {name: in_data_plate(site, pair.plate) for name, site in sites.items()}
     shapes = {name: value.shape[2:] for name, value in groups["posterior"].items()}
     seen = {name: value.shape for name, value in groups["observed_data"].items()}
     shared = {name for name, inside in local.items() if not inside}

@@ -64,7 +64,7 @@ def _promises(pair: Pair, sites: dict[str, LocalSite], particles: int, seed: int
     parameters = [parameter for site in sites.values() for parameter in (site.shift, site.raw)]
     measured = []
     for repeat in range(REPEATS):
-        with pair.evaluation(seed, repeat), torch.enable_grad():
+        with pair.evaluation(seed, repeat, rows=particles * pair.observations), torch.enable_grad():
             gradients = torch.autograd.grad(_path_elbo(pair, sites, particles), parameters)
         measured.append(torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
     each = torch.stack(measured).double().cpu()
@@ -77,7 +77,7 @@ def _optimize(pair: Pair, sites: dict[str, LocalSite], steps: int, particles: in
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     schedule = CosineAnnealingLR(optimizer, max(steps, 1))
     for step in range(steps):
-        with pair.evaluation(seed, step), torch.enable_grad():
+        with pair.evaluation(seed, step, rows=particles * pair.observations), torch.enable_grad():
             loss = -_path_elbo(pair, sites, particles)
             gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):

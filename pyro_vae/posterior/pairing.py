@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from pyro_vae.arguments import kind
 from pyro_vae.posterior.belief import MATERIAL_SHARE, believed
 
 Array = NDArray[np.float64]
@@ -92,7 +93,7 @@ def measured(diagnostics: Mapping[str, Any], *, shared_model: bool = False) -> d
     measure = "elbo" if shared_model else "log_evidence"
     if not isinstance(diagnostics, Mapping) or isinstance(diagnostics, xr.Dataset):
         raise TypeError(
-            f"diagnostics is a {type(diagnostics).__name__}; give diagnostics by name of the guide, "
+            f"diagnostics is {kind(diagnostics)}; give diagnostics by name of the guide, "
             "{'softplus': ..., 'logvar': ...}"
         )
     if len(diagnostics) < 2:
@@ -141,7 +142,7 @@ def _by_seed(name: str, given: Any, measure: str) -> Array:
     fits = _fits(given)
     if not isinstance(fits, Sequence) or not all(isinstance(fit, Mapping) for fit in fits):
         raise TypeError(
-            f"diagnostics of '{name}' is a {type(given).__name__}; give what diagnose returns, a mapping "
+            f"diagnostics of '{name}' is {kind(given)}; give what diagnose returns, a mapping "
             f"with '{measure}', or a list of such, one for each seed"
         )
     if not fits:

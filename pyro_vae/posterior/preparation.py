@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,15 +14,27 @@ from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
+from pyro_vae.arguments import without_trace
 from pyro_vae.arrays import subsets
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.rows import as_rows, plain_parts
 from pyro_vae.copies import deep_copy
+from pyro_vae.guides.latents import LatentError
+from pyro_vae.pairs.enumeration import left_to_enumeration
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
+from pyro_vae.pairs.running import check_observed, counting_flops
+from pyro_vae.pairs.telling import told_better
 from pyro_vae.posterior.drawing import Block, Pair, StoreState
 from pyro_vae.posterior.joint import joint_pair
-from pyro_vae.posterior.sites import PairError, SharedLatentError, in_data_plate, sample_sites, shared_latent
+from pyro_vae.posterior.sites import (
+    DataPlate,
+    PairError,
+    SharedLatentError,
+    in_data_plate,
+    sample_sites,
+    shared_latent,
+)
 
 
 def prepare(
@@ -63,18 +76,58 @@ def prepare(
     for floats in subsets(whole):
         pair = _prepared(model, guide, data, dtypes, floats, errors)
         if pair is not None:
-            return pair
+            _refuse_impossible(pair)
+            return replace(pair, flops=_flops(pair))
         if any(isinstance(error, PairError) for error in errors):
             break
     told = [error for error in errors if isinstance(error, PairError)]
     if told:  # of the most tolerant way
         raise next((error for error in told if isinstance(error, SharedLatentError)), told[-1])
+    known = "" if isinstance(errors[0], LatentError) else told_better(errors[0], model, guide)
+    if known or isinstance(errors[0], LatentError):
+        raise ValueError(known or without_trace(errors[0])) from errors[0]
     reason = str(errors[0]).strip().split("\n")[0].rstrip(".")
     raise ValueError(
         "model and guide do not run on the first two observations of data: "
         f"{type(errors[0]).__name__}: {reason}; give data of the shape and dtype that both take, and each "
         "site one shape in both"
     ) from errors[0]
+
+
+def prepare_last(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+) -> Pair:
+    """:func:`prepare` for what looks for the observations at the last dim of each site.
+
+    Raises
+    ------
+    PairError
+        If their plate lies elsewhere; otherwise as :func:`prepare`.
+    """
+    pair = prepare(model, guide, data, dtypes=dtypes)
+    if pair.plate.dim != -1:
+        name = min(pair.plate.names, default="data")
+        raise PairError(
+            f"the plate '{name}' of the observations is at dim {pair.plate.dim}, and not at dim -1, where "
+            "they are looked for here; declare other dimensions by .to_event(), or ask diagnose and "
+            "from_pyro_svi, which take any dim"
+        )
+    return pair
+
+
+def _refuse_impossible(pair: Pair) -> None:
+    """Raise a ValueError if the model cannot have made a row of the data: its evidence would be nothing."""
+    first = tuple(arg[: None if pair.whole else 2] for arg in pair.args)
+    with pair.evaluation(0), pyro.validation_enabled(True):
+        try:
+            trace = replace(pair, layout="rows").run_model(first, 1)
+        except Exception:  # what runs only with the guide's draws says nothing here
+            return
+    check_observed(trace, first, pair.args)
 
 
 def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
@@ -93,8 +146,9 @@ def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: An
         for floats in subsets(whole)
         for candidate in _copies(model, guide, data, (torch.float64, None), floats)
     )
-    pair = joint_pair(candidates)
-    _refuse_other_dims(pair)
+    pair = joint_pair(_with_structure(candidate) for candidate in candidates)
+    pair = replace(pair, flops=_flops(pair))
+    _refuse_impossible(replace(pair, whole=True))
     return pair
 
 
@@ -114,19 +168,38 @@ def prepare_chosen(
     return index, prepare_joint(model, guide, data), True
 
 
-def _refuse_other_dims(pair: Pair) -> None:
-    """A plate over the observations at another dim than −1 is a slip, and no sign of shared latents."""
-    with pair.evaluation(0):
-        sites = sample_sites(pair.run_model(pair.tensors, 1))
-    if any(in_data_plate(site) for site in sites.values()):
-        return
-    for name, site in sites.items():
-        for frame in site["cond_indep_stack"]:
-            if frame.vectorized and frame.size == pair.observations > 1:
-                raise PairError(
-                    f"site '{name}' is in the plate '{frame.name}' of the {frame.size} observations at dim "
-                    f"{frame.dim}, not at dim -1, where they are looked for; give it dim=-1, or nothing"
-                )
+def _with_structure(pair: Pair) -> Pair:
+    """The pair with what is to be known of its programs: which latents are left to enumeration, and the plate
+    of the observations."""
+    single = replace(pair, layout="rows")
+    few = [_frames(single, rows) for rows in (1, 2)]
+    counts, found = ((1, 2), few) if None not in few else ((pair.observations,), [_frames(single, None)])
+    known = [each for each in found if each is not None]
+    if len(known) < len(counts):
+        return pair
+    last, summed = known[-1]
+    ours = [
+        {name for name, frame in frames.items() if frame.size == count}
+        for count, (frames, _) in zip(counts, known, strict=True)
+    ]
+    names = set.intersection(*ours)
+    dim = max((last[name].dim for name in names), default=-1)
+    plate = DataPlate(dim, frozenset(name for name in names if last[name].dim == dim))
+    nesting = max((-frame.dim for frame in last.values()), default=1)
+    return replace(pair, plate=plate, nesting=nesting, summed=summed)
+
+
+def _frames(pair: Pair, rows: int | None) -> tuple[dict[str, Any], frozenset[str]] | None:
+    """The plates of the model on some observations, and what it leaves to enumeration; None if it does not
+    run on them."""
+    try:
+        with pair.evaluation(0):
+            guide_trace, trace = pair.traces(tuple(arg[slice(0, rows)] for arg in pair.args), 1)
+    except Exception:  # whatever programs do with other data than they are made for
+        return None
+    found = [frame for site in sample_sites(trace).values() for frame in site["cond_indep_stack"]]
+    frames = {frame.name: frame for frame in found if frame.vectorized}
+    return frames, left_to_enumeration(trace, guide_trace)
 
 
 def _prepared(
@@ -138,7 +211,7 @@ def _prepared(
     errors: list[Exception],
 ) -> Pair | None:
     """The pair with the integers of some parts as floating point, if it runs on them."""
-    for candidate in _copies(model, guide, data, dtypes, floats):
+    for candidate in map(_with_structure, _copies(model, guide, data, dtypes, floats)):
         two = slice(0, min(2, candidate.observations))
         rows = _attempt(replace(candidate, layout="rows"), two, errors)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
@@ -165,7 +238,7 @@ def _note_shared(candidate: Pair, errors: list[Exception]) -> None:
     except Exception as error:
         errors.append(error)
         return
-    outside = [site["name"] for site in sites if not in_data_plate(site)]
+    outside = [site["name"] for site in sites if not in_data_plate(site, pair.plate)]
     if outside:
         errors.append(SharedLatentError(shared_latent(outside[0])))
 
@@ -178,6 +251,17 @@ def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[
     except Exception as error:
         errors.append(error)
         return None
+
+
+def _flops(pair: Pair) -> float:
+    """Of one row; infinite, and so all threads, where torch's counter does not get along with the programs."""
+    rows, draws = (pair.observations, 1) if pair.whole else (min(2, pair.observations), 3)
+    try:
+        with pair.evaluation(0), counting_flops() as counter:
+            pair.traces(tuple(arg[:rows] for arg in pair.args), draws)
+    except Exception:
+        return math.inf
+    return counter.get_total_flops() / (rows * draws)
 
 
 def _nesting(pair: Pair, observations: slice) -> int:

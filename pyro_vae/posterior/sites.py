@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pyro.poutine.util import site_is_subsample
@@ -15,6 +15,13 @@ class PairError(ValueError):
 
 class SharedLatentError(PairError):
     """A site lies outside of the plate of the observations: what it means is joint, and not of one."""
+
+
+class DataPlate(NamedTuple):
+    """The plate of the observations: where it lies, and its names; any at this dim if they are not known."""
+
+    dim: int = -1
+    names: frozenset[str] = frozenset()
 
 
 def coordinate_names(site: str, shape: Sequence[int]) -> list[str]:
@@ -66,9 +73,10 @@ def drawn_sites(trace: Any) -> dict[str, Any]:
     return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
 
 
-def in_data_plate(site: Any) -> bool:
-    """Whether a site is in the plate of the observations, at dim −1."""
-    return any(frame.dim == -1 for frame in site["cond_indep_stack"] if frame.vectorized)
+def in_data_plate(site: Any, plate: DataPlate = DataPlate()) -> bool:  # noqa: B008  # it is frozen
+    """Whether a site is in the plate of the observations."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.dim == plate.dim]
+    return any(not plate.names or frame.name in plate.names for frame in frames)
 
 
 def shared_latent(name: str) -> str:

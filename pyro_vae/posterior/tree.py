@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyro_vae.arguments import check_numbers
+from pyro_vae.arguments import check_numbers, kind
 from pyro_vae.posterior.arguments import check_request, require_tree
 from pyro_vae.posterior.drawing import CHUNK, Block, Pair
 from pyro_vae.posterior.joint import joint_groups
@@ -118,9 +118,9 @@ def from_pyro_svi(
     if not isinstance(name, str):
         raise TypeError(f"name is {name!r}; give text")
     if history is not None and not isinstance(history, xr.Dataset):
-        raise TypeError(f"history is a {type(history).__name__}; give fit.history")
+        raise TypeError(f"history is {kind(history)}; give fit.history")
     if calibration is not None and (not isinstance(calibration, xr.Dataset) or "pit" not in calibration):
-        raise TypeError(f"calibration is a {type(calibration).__name__}; give what calibrate(...) returns")
+        raise TypeError(f"calibration is {kind(calibration)}; give what calibrate(...) returns")
     index, pair, shared = prepare_chosen(model, guide, data, observations)
     if shared:
         joint, dims = joint_groups(pair, draws, seed, GROUPS, progress=progress)
@@ -256,7 +256,7 @@ def align_draws(
     [{'chain': 1, 'draw': 400}, {'chain': 1, 'draw': 400}]
     """
     if not isinstance(trees, Mapping) or isinstance(trees, xr.DataTree):
-        raise TypeError(f"trees is a {type(trees).__name__}; give trees by name, {{'guide': tree}}")
+        raise TypeError(f"trees is {kind(trees)}; give trees by name, {{'guide': tree}}")
     if not trees:
         raise ValueError("trees is empty; give at least one tree by name")
     check_numbers(seed=seed)

@@ -14,11 +14,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     The content goes to a temporary file in the same folder, is forced to the disk, and takes the name by a
     rename, which is forced to the disk too. The temporary file is always a new one: where its name is taken,
     by a link for example that somebody has put there, the name goes and what it points to stays as it is.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written (a full disk, a read-only folder); the old file is as it was.
+    Raises OSError if it cannot be written (a full disk, a read-only folder); the old file is as it was.
 
     Examples
     --------

@@ -31,12 +31,7 @@ ROOM = 2**31
 
 def check_bytes(content: bytes) -> None:
     """Read everything in an HDF5 file, if it keeps the rules: what it names lies in itself, once, and it
-    declares no more numbers than it holds.
-
-    Raises
-    ------
-    Exception
-        Of any kind, if it does not, or cannot be read.
+    declares no more numbers than it holds. Raises Exception of any kind, if it does not, or cannot be read.
     """
     with h5py.File(io.BytesIO(content), "r") as file:
         _check_group(file, len(content), 0)

@@ -27,14 +27,9 @@ def trust(content: bytes) -> None:
 
 
 def require_harmless(content: bytes, path: Path) -> None:
-    """See that the HDF5 library can be given these bytes of a file.
-
-    Raises
-    ------
-    ValueError
-        If they are not what this package writes (see :mod:`pyro_vae.storage.hdf5_rules`), or reading them
-        does not end, or ends the process that does.
-    """
+    """See that the HDF5 library can be given these bytes of a file. Raises ValueError if they are not what
+    this package writes (see :mod:`pyro_vae.storage.hdf5_rules`), or reading them does not end, or ends the
+    process that does."""
     digest = checksum(content)
     if digest not in _VERDICTS:
         inspect_files([path])

@@ -16,14 +16,9 @@ def locked(target: Path) -> Iterator[None]:
     """Hold a folder, or a file that may not exist yet, for writing, for this block.
 
     The lock is the kernel's (``flock``) on a file of its own: it is released when the process ends, in
-    whatever way, so that nothing is left to clean up after a crash.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process, or another thread, holds it.
-    OSError
-        If there cannot be a file beside it, or in it if it is a folder.
+    whatever way, so that nothing is left to clean up after a crash. Raises BlockingIOError if another
+    process, or another thread, holds it; OSError if there cannot be a file beside it, or in it if it is a
+    folder.
 
     Examples
     --------

@@ -39,13 +39,8 @@ def write_netcdf(content: "xr.Dataset | xr.DataTree", path: Path) -> str:
 
 
 def read_dataset(path: Path, sha256: str) -> "xr.Dataset":
-    """Read a data set, if the file bears this checksum.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such file, or it is not the one that was written: then HDF5 never sees it.
-    """
+    """Read a data set, if the file bears this checksum. Raises FileNotFoundError or ValueError if there is no
+    such file, or it is not the one that was written: then HDF5 never sees it."""
     return dataset_from(read_bytes(path, sha256), path)
 
 

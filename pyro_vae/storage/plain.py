@@ -17,6 +17,7 @@ SEAL = "sha256"
 def pack(value: Any, name: str) -> bytes:
     """The bytes of a safetensors file that holds ``value``: None, numbers, text, tensors, and lists, tuples
     and dictionaries of these. Structure and numbers are JSON in its header; ``unpack`` gives back equal bits.
+    Raises TypeError if there is anything else in it, by its place.
 
     Parameters
     ----------
@@ -24,11 +25,6 @@ def pack(value: Any, name: str) -> bytes:
         What to write.
     name
         What to call it in a message.
-
-    Raises
-    ------
-    TypeError
-        If there is anything else in it, by its place.
 
     Examples
     --------
@@ -47,13 +43,7 @@ def pack(value: Any, name: str) -> bytes:
 
 
 def unpack(content: bytes) -> Any:
-    """What :func:`pack` was given.
-
-    Raises
-    ------
-    ValueError
-        If these are not bytes of its making.
-    """
+    """What :func:`pack` was given. Raises ValueError if these are not bytes of its making."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

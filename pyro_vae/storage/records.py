@@ -36,7 +36,9 @@ def write_record(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path, schema: int, *, strict: bool = True) -> dict[str, Any]:
-    """Read what :func:`write_record` wrote, without the checksum and the schema.
+    """Read what :func:`write_record` wrote, without the checksum and the schema. Raises FileNotFoundError if
+    there is no such file; ValueError if it is no JSON object, of another schema, or not the one that was
+    written.
 
     Parameters
     ----------
@@ -47,13 +49,6 @@ def read_record(path: Path, schema: int, *, strict: bool = True) -> dict[str, An
     strict
         Whether it must have its checksum. Who changes a record by hand, to use it as a configuration, takes
         the checksum out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no JSON object, of another schema, or not the one that was written.
     """
     content = parse_json(read_bytes(path, at_most=LONGEST), path)
     check_schema(content, schema, path)
@@ -71,12 +66,8 @@ def read_record(path: Path, schema: int, *, strict: bool = True) -> dict[str, An
 
 
 def check_schema(content: Any, schema: int, path: Path) -> None:
-    """See that a file's content is of the version that can be read.
-
-    Raises
-    ------
-    ValueError
-        If it is of another; a newer one is named.
+    """See that a file's content is of the version that can be read. Raises ValueError if it is of another; a
+    newer one is named.
 
     Examples
     --------
@@ -96,13 +87,7 @@ def check_schema(content: Any, schema: int, path: Path) -> None:
 
 
 def parse_json(content: bytes, path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises
-    ------
-    ValueError
-        If it is none, whatever is wrong with it.
-    """
+    """What a JSON file holds. Raises ValueError if it is none, whatever is wrong with it."""
     try:
         return json.loads(content)
     except RecursionError:
@@ -112,15 +97,8 @@ def parse_json(content: bytes, path: Path) -> Any:
 
 
 def read_bytes(path: Path, sha256: str | None = None, *, at_most: int | None = None) -> bytes:
-    """A whole file, if it is the one that bears this checksum.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is another, is too long, or cannot be read.
-    """
+    """A whole file, if it is the one that bears this checksum. Raises FileNotFoundError if there is no such
+    file; ValueError if it is another, is too long, or cannot be read."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.arguments import kind
 from pyro_vae.guides import scales
 from pyro_vae.guides.heads import raw_value
 from pyro_vae.models.networks import ACTIVATIONS
@@ -234,7 +235,7 @@ class StudyConfig:
         10
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"values is a {type(values).__name__}; give settings by name, {{'epochs': 10}}")
+            raise TypeError(f"values is {kind(values)}; give settings by name, {{'epochs': 10}}")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:

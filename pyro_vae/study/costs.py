@@ -12,12 +12,8 @@ BYTES_PER_WEIGHT = 16
 
 
 def check_counts(seeds: int, guides: int, draws: int) -> None:
-    """Refuse numbers of seeds and draws that nobody can wait for.
-
-    Raises
-    ------
-    ValueError
-        By the name of the number, with what it would cost.
+    """Refuse numbers of seeds and draws that nobody can wait for. Raises ValueError by the name of the
+    number, with what it would cost.
 
     Examples
     --------
@@ -43,7 +39,8 @@ def check_counts(seeds: int, guides: int, draws: int) -> None:
 def check_weights(
     hidden: Sequence[int], latent_dim: int, features: int | None = None, outputs: int = 1
 ) -> None:
-    """Refuse networks that do not fit into a memory.
+    """Refuse networks that do not fit into a memory. Raises ValueError with the number of weights, and the
+    bytes that they take.
 
     Parameters
     ----------
@@ -51,11 +48,6 @@ def check_weights(
         As in :class:`~pyro_vae.study.config.StudyConfig`.
     features, outputs
         Of an observation, if they are known yet, and parameters of the likelihood for each.
-
-    Raises
-    ------
-    ValueError
-        With the number of weights, and the bytes that they take.
 
     Examples
     --------

@@ -17,11 +17,8 @@ Task = TypeVar("Task")
 
 def runs_elsewhere() -> bool:
     """Whether ``joblib.parallel_config`` asks for more than one process, or for a cluster of whatever size.
-
-    Raises
-    ------
-    ValueError
-        If it asks for threads: fits of one process share Pyro's parameter store and torch's random stream.
+    Raises ValueError if it asks for threads: fits of one process share Pyro's parameter store and torch's
+    random stream.
 
     Examples
     --------

@@ -1,26 +1,24 @@
-"""The job from data to report, and the parts of it that can be done again on a run that exists."""
+"""The job from data to report: begun, resumed, followed."""
 
 import dataclasses
 import logging
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pyro_vae.report.html import render_page
-from pyro_vae.report.pictures import draw_figures
-from pyro_vae.report.readings import read_findings_aloud, read_together
-from pyro_vae.run_folder import RunFolder, claim, now, open_run, writing
-from pyro_vae.storage.atomic import write_whole
+from pyro_vae.arguments import kind, require_path
+from pyro_vae.run_folder import RunFolder, claim, open_run, writing
 from pyro_vae.study.account import told
+from pyro_vae.study.completion import (
+    check_data,
+    draw_report,
+    examine_and_write,
+    note_result,
+    says_how_to_go_on,
+)
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.fits import fit_as_follower, no_more_fits
-from pyro_vae.study.parts import Parts
-from pyro_vae.study.phases import Material, examine, fit_missing, prepare
-from pyro_vae.study.result import Study, require_path, require_study
-from pyro_vae.study.saved import write_findings
+from pyro_vae.study.phases import Material, fit_missing, prepare
+from pyro_vae.study.result import Study
 from pyro_vae.svi import NonFiniteError
 
 logger = logging.getLogger(__name__)
@@ -95,7 +93,7 @@ def run_study(
     config = StudyConfig() if config is None else config
     if not isinstance(config, StudyConfig):
         hint = f"StudyConfig({config!r})" if isinstance(config, str) else "StudyConfig(...)"
-        raise TypeError(f"config is a {type(config).__name__}; give {hint}")
+        raise TypeError(f"config is {kind(config)}; give {hint}")
     if out is not None:
         require_path("out", out)
     material = prepare(config)
@@ -122,7 +120,7 @@ def run_study(
         read=material.account,
         overwrite=overwrite,
     )
-    with claimed as folder, _says_how_to_go_on(folder):
+    with claimed as folder, says_how_to_go_on(folder):
         return _carry_out(material, folder, options)
 
 
@@ -177,8 +175,9 @@ def resume_study(
     --------
     ``resume_study("runs/digits").answer``
     """
+    require_path("folder", folder)
     run = open_run(folder)
-    with writing(run), _says_how_to_go_on(run):
+    with writing(run), says_how_to_go_on(run):
         run.tidy()
         record = run.read_record()
         if record["result"].get("status") == "done":
@@ -188,13 +187,13 @@ def resume_study(
                 logger.warning("the run is made whole again: %s", error)
             else:
                 if not run.report.is_file():
-                    _draw_report(study, run)
+                    draw_report(study, run)
                 return study
         material = prepare(StudyConfig.from_record(record["config"]), device=str(record["device"]))
-        _check_data(material, record, run)
+        check_data(material, record, run)
         if record["result"].get("status") == "clearing":
             run.clear()
-        _note(material, run, "running")
+        note_result(material, run, {"status": "running"})
         return _carry_out(material, run, _Options(progress, checkpoint_seconds, distributed))
 
 
@@ -210,118 +209,6 @@ def follow_study(config: StudyConfig) -> None:
     fit_as_follower(config, material.train, material.held_out, material.device)
 
 
-def diagnose_again(
-    study: Study, *, draws: int | None = None, gap_observations: int | None = None, progress: bool = True
-) -> Study:
-    """Diagnose the fits of a finished run once more, and write diagnostics, comparison and report anew.
-
-    Until everything is measured the run stays what it was: whoever interrupts it has the old diagnosis, and
-    may ask for another.
-
-    Parameters
-    ----------
-    study
-        From :meth:`Study.load`.
-    draws, gap_observations
-        As in :class:`StudyConfig`; by default those of the run.
-    progress
-        As in :func:`run_study`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the data are not where they were or the fits do not suit them.
-    """
-    require_study(study)
-    asked = {"draws": draws, "gap_observations": gap_observations}
-    changes = {name: value for name, value in asked.items() if value is not None}
-    config = dataclasses.replace(study.config, **changes)  # type: ignore[arg-type]
-    folder = RunFolder(study.folder)
-    with writing(folder), _says_how_to_go_on(folder):
-        record = folder.read_record()
-        material = prepare(config, device=str(record["device"]))
-        _check_data(material, record, folder)
-        return _examine_and_write(material, folder, study.findings.guides, study.failures, progress)
-
-
-def report_again(study: Study) -> Path:
-    """Draw figures and page of a run anew from what lies in its folder; returns the page's path."""
-    require_study(study)
-    folder = RunFolder(study.folder)
-    with writing(folder):
-        try:
-            return _draw_report(study, folder)
-        except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            raise ValueError(
-                f"the run in {folder.root} cannot be drawn ({error!r:.80}); its files do not fit together: "
-                "it is damaged or foreign"
-            ) from error
-
-
-def _draw_report(study: Study, folder: RunFolder) -> Path:
-    folder.figures.mkdir(exist_ok=True)
-    page = render_page(
-        title=f"pyro-vae: {study.config.data}",
-        findings=study.findings,
-        verdict=study.verdict,
-        readings=read_together(read_findings_aloud(study.findings)),
-        pictures=draw_figures(folder.figures, study.findings),
-        command=study.config.command(out=study.folder),
-        config=dataclasses.asdict(study.config),
-        record=folder.read_record(),
-    )
-    write_whole(folder.report, page.encode(errors="backslashreplace"))
-    return folder.report
-
-
-def _check_data(material: Material, record: Mapping[str, Any], folder: RunFolder) -> None:
-    if (record.get("read") or {}).get("program") != material.account.get("program"):
-        raise ValueError(
-            f"the program {material.config.program} is not the one that the run in {folder.root} was made "
-            "with; put it back as it was, or make a new run"
-        )
-    if record.get("data") != material.checksum:
-        raise ValueError(
-            f"the data {material.config.data!r} are not those that the run in {folder.root} was made with; "
-            "put them back, or make a new run"
-        )
-
-
-def _note(material: Material, folder: RunFolder, status: str) -> None:
-    """Say in the record how far the run is."""
-    folder.write_record(
-        dataclasses.asdict(material.config),
-        material.device,
-        {"status": status, **_begun(folder)},
-        data=material.checksum,
-        read=material.account,
-    )
-
-
-def _begun(folder: RunFolder) -> dict[str, Any]:
-    """When the run was begun, as its record has it; of an older run nothing."""
-    started = folder.read_record()["result"].get("started")
-    return {"started": started} if isinstance(started, str) else {}
-
-
-@contextmanager
-def _says_how_to_go_on(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except (KeyboardInterrupt, OSError) as error:
-        untouched = f"the run in {folder.root} is as it was"
-        resumable = f"`pyro-vae resume {shlex.quote(str(folder.root))}` goes on with it"
-        error.add_note(untouched if _is_whole(folder) else resumable)
-        raise
-
-
-def _is_whole(folder: RunFolder) -> bool:
-    try:
-        return folder.report.is_file() and folder.read_record()["result"].get("status") == "done"
-    except (OSError, ValueError):
-        return False
-
-
 def _carry_out(material: Material, folder: RunFolder, options: _Options) -> Study:
     """Everything that is not there yet."""
     failures = fit_missing(
@@ -334,36 +221,4 @@ def _carry_out(material: Material, folder: RunFolder, options: _Options) -> Stud
     guides = [name for name in material.config.arms if name not in failures]
     if not guides:
         raise NonFiniteError(f"no guide could be fitted: {next(iter(failures.values()))}")
-    return _examine_and_write(material, folder, guides, failures, options.progress)
-
-
-def _examine_and_write(
-    material: Material, folder: RunFolder, guides: Sequence[str], failures: Mapping[str, str], progress: bool
-) -> Study:
-    config = material.config
-    parts = Parts(folder.parts, {"draws": config.draws, "gap_observations": config.gap_observations})
-    findings = examine(material, folder, guides, failures, parts, progress=progress)
-    study = Study(config, folder.root, findings)
-    _note(material, folder, "diagnosing")  # from here on `resume` ends it, with the parts that are measured
-    folder.report.unlink(missing_ok=True)
-    files = write_findings(folder, findings)
-    result = {
-        "status": "done",
-        "answer": study.answer,
-        "verdict": study.verdict.as_dict(),
-        "image_shape": findings.image_shape,
-        "failures": dict(findings.failures),
-        **_begun(folder),
-        "finished": now(),
-    }
-    folder.write_record(
-        dataclasses.asdict(config),
-        material.device,
-        result,
-        data=material.checksum,
-        read=material.account,
-        files=files,
-    )
-    parts.clear()
-    _draw_report(study, folder)
-    return study
+    return examine_and_write(material, folder, guides, failures, options.progress)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pyro_vae import data as data_sets
 from pyro_vae.devices import resolve_device
 from pyro_vae.models import likelihoods
@@ -22,9 +24,10 @@ from pyro_vae.study.costs import check_weights
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair, split_data
-from pyro_vae.study.parts import Parts
 from pyro_vae.study.program import check_program, source_checksum
-from pyro_vae.svi import Fit
+from pyro_vae.study.saved import Parts
+from pyro_vae.study.sentences import each_once
+from pyro_vae.svi import Fit, NonFiniteError
 from pyro_vae.svi.state.saved import HISTORY, settle
 
 if TYPE_CHECKING:
@@ -150,22 +153,32 @@ def examine(
     measured: dict[str, list[dict[str, xr.Dataset]]] = {name: [] for name in fits}
     first = {name: by_seed[0] for name, by_seed in fits.items()}
     total = sum(map(len, fits.values()))
-    with progress_bar(total, "diagnosing", enabled=progress) as show:
+    with each_once(), progress_bar(total, "diagnosing", enabled=progress) as show:
         for seed in range(config.seeds):
             for name, by_seed in fits.items():
                 measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
                 measured[name].append(parts.get(f"{name}-{seed}", measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
+    gaps = _gaps(material, first, parts, progress)
+    run_away = {
+        name: told for name in fits if (told := _not_finite(name, fits[name], measured[name], gaps.get(name)))
+    }
+    if len(run_away) == len(fits):
+        raise NonFiniteError("; ".join(run_away.values()))
+    for name, told in run_away.items():
+        logger.warning("left out: %s", told)
+        del fits[name], measured[name]
+        gaps.pop(name, None)
     posteriors = {
-        name: posterior_tree(fitted, held_out, name, measured[name][0]["calibration"])
-        for name, fitted in first.items()
+        name: posterior_tree(by_seed[0], held_out, name, measured[name][0]["calibration"])
+        for name, by_seed in fits.items()
     }
     return Findings(
         histories={name: [fitted.history for fitted in by_seed] for name, by_seed in fits.items()},
         posteriors=posteriors,
-        gaps=_gaps(material, first, parts, progress),
+        gaps=combine(gaps, "gaps").isel(seed=0, drop=True) if gaps else None,
         image_shape=held_out.image_shape if _observe_rows(posteriors, held_out) else None,
-        failures=failures,
+        failures={**failures, **run_away},
         **{measure: combine(measured, measure) for measure in (*MEASURES, *REFINED)},
     )
 
@@ -177,14 +190,42 @@ def _observe_rows(posteriors: "Mapping[str, xr.DataTree]", held_out: data_sets.D
     return all(array[0].size == held_out.x.shape[1] for array in first)
 
 
-def _gaps(material: Material, first: Mapping[str, Fit], parts: Parts, progress: bool) -> "xr.Dataset | None":
-    """By guide, where its first fit loses; ``None`` if not asked."""
+def _not_finite(
+    name: str,
+    fits: Sequence[Fit],
+    measured: "Sequence[Mapping[str, xr.Dataset]]",
+    gaps: "Sequence[Mapping[str, xr.Dataset]] | None",
+) -> str:
+    """Which number of a guide's fits is not finite, in a sentence; empty if all of them are."""
+    for seed, (fitted, measures) in enumerate(zip(fits, measured, strict=True)):
+        numbers = {
+            "ELBO": measures["diagnostics"]["elbo"],
+            "refined ELBO": measures["refined"]["elbo"],
+            "log evidence": measures["refined"]["log_evidence"],
+        }
+        if gaps is not None and seed == 0:
+            numbers["ELBO of the best q"] = gaps[0]["gaps"]["elbo_local"]
+        for what, values in numbers.items():
+            bad = int((~np.isfinite(values)).sum())
+            if bad:
+                loss = float(fitted.history["validation"][-1])
+                return (
+                    f"{name}, seed {seed}: the {what} of {bad} of {values.size} held-out observations is not "
+                    f"finite, with a held-out loss of {loss:.4g} nats; the fit has run away: try a smaller lr"
+                )
+    return ""
+
+
+def _gaps(
+    material: Material, first: Mapping[str, Fit], parts: Parts, progress: bool
+) -> "dict[str, list[dict[str, xr.Dataset]]]":
+    """By guide, where its first fit loses; nothing if not asked."""
     if material.config.gap_observations == 0:
-        return None
+        return {}
     gaps: dict[str, list[dict[str, xr.Dataset]]] = {}
     with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
         for name, fitted in first.items():
             measure = functools.partial(fit_gaps, fitted, material.held_out, material.config)
             gaps[name] = [parts.get(f"{name}-gaps", measure)]
             show(len(gaps), name)
-    return combine(gaps, "gaps").isel(seed=0, drop=True)
+    return gaps

@@ -1,13 +1,13 @@
 """What a study found."""
 
 import html
-import os
 import shlex
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from pyro_vae.arguments import kind, require_path
 from pyro_vae.report.findings import Findings
 from pyro_vae.report.verdict import Verdict, reach_verdict
 from pyro_vae.run_folder import open_run
@@ -111,10 +111,4 @@ class Study:
 def require_study(study: Any) -> None:
     """Raise a TypeError unless ``study`` is one."""
     if not isinstance(study, Study):
-        raise TypeError(f"study is a {type(study).__name__}; give a Study, such as Study.load(folder)")
-
-
-def require_path(name: str, path: Any) -> None:
-    """Raise a TypeError unless ``path`` can be one."""
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{name} is {path!r}; give the path of a folder")
+        raise TypeError(f"study is {kind(study)}; give a Study, such as Study.load(folder)")

@@ -1,7 +1,10 @@
-"""The findings of a run in its folder: written, and read back."""
+"""The findings of a run in its folder, written and read back; and the parts of a diagnosis that is under way,
+so that an interruption costs one of them and not all."""
 
 import functools
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +13,7 @@ from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.inspection import inspect_files
 from pyro_vae.storage.netcdf import read_dataset, read_tree, write_netcdf
+from pyro_vae.storage.records import read_record, write_record
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.shapes import check_findings, fitted_guides, read_image_shape
 from pyro_vae.svi.state.saved import HISTORY, read_history
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 OPTIONAL = ("gaps", *REFINED)
+
+PARTS_SCHEMA = 1
 
 Content = TypeVar("Content")
 
@@ -49,13 +55,8 @@ def write_findings(folder: RunFolder, findings: Findings) -> dict[str, str]:
 
 def read_findings(folder: RunFolder, record: Mapping[str, Any]) -> Findings:
     """Read what :func:`write_findings` wrote, as somebody else's: nothing is read that the record does not
-    name, nothing is believed that does not suit it.
-
-    Raises
-    ------
-    ValueError
-        If the run has not come to its end, or a file is missing, damaged or foreign.
-    """
+    name, nothing is believed that does not suit it. Raises ValueError if the run has not come to its end, or
+    a file is missing, damaged or foreign."""
     result, files = record["result"], record.get("files", {})
     config = StudyConfig.from_record(record["config"])
     if result.get("status") != "done":
@@ -107,3 +108,34 @@ def _complete(path: Path, read: Callable[[], Content]) -> Content:
 
 def _noted(files: Mapping[str, Any], folder: RunFolder, path: Path) -> str:
     return str(files.get(path.relative_to(folder.root).as_posix()))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A folder of named data sets that were made in a certain way."""
+
+    folder: Path
+    asked: Mapping[str, Any]
+    """How, in plain values; what was made otherwise is made again."""
+
+    def get(self, name: str, make: "Callable[[], Mapping[str, xr.Dataset]]") -> "dict[str, xr.Dataset]":
+        """The data sets of this name, as they were kept; or made, kept and read back, so that the two do not
+        differ."""
+        import xarray as xr
+
+        path, note = self.folder / f"{name}.nc", self.folder / f"{name}.json"
+        try:
+            kept = read_record(note, PARTS_SCHEMA)
+            if kept["asked"] != dict(self.asked):
+                raise ValueError("it was made otherwise")
+            tree = read_tree(path, str(kept["content"]))
+        except (FileNotFoundError, ValueError, KeyError):
+            self.folder.mkdir(exist_ok=True)
+            content = write_netcdf(xr.DataTree.from_dict(dict(make())), path)
+            write_record(note, {"schema": PARTS_SCHEMA, "asked": dict(self.asked), "content": content})
+            tree = read_tree(path, content)
+        return {str(key): child.to_dataset() for key, child in tree.children.items()}
+
+    def clear(self) -> None:
+        """Remove them all."""
+        shutil.rmtree(self.folder, ignore_errors=True)

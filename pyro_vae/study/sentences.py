@@ -1,12 +1,13 @@
-"""What fits say about their engine: once in a study, wherever it is said."""
+"""What fits and diagnoses say in the log: once in a study, wherever it is said."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-SPEAKERS = ("pyro_vae.svi.loop", "pyro_vae.svi.engines.many_steps")
-"""Loggers of what is true of a model and not of a seed, so that every fit of a study would say it again."""
+SPEAKERS = ("pyro_vae.svi.loop", "pyro_vae.svi.engines.many_steps", "pyro_vae.guides.refined")
+"""Loggers of what is true of a model and not of a seed, or of many batches alike, so that every fit of a
+study would say it again."""
 
 
 @dataclass(frozen=True)

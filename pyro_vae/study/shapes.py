@@ -40,13 +40,8 @@ LARGEST_SIDE = 65_536
 
 
 def fitted_guides(config: StudyConfig, result: Mapping[str, Any], path: Path) -> list[str]:
-    """The guides of a run that is done, as its record at ``path`` tells.
-
-    Raises
-    ------
-    ValueError
-        If it tells it in a way that no run does.
-    """
+    """The guides of a run that is done, as its record at ``path`` tells. Raises ValueError if it tells it in
+    a way that no run does."""
     failures = result.get("failures", {})
     if not isinstance(failures, dict) or any(not isinstance(text, str) for text in failures.values()):
         raise ValueError(f"{path} has failures that are no text; it is damaged or foreign")
@@ -54,12 +49,7 @@ def fitted_guides(config: StudyConfig, result: Mapping[str, Any], path: Path) ->
 
 
 def read_image_shape(given: Any, path: Path) -> tuple[int, ...] | None:
-    """The shape of an image as a record at ``path`` tells it.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
+    """The shape of an image as a record at ``path`` tells it. Raises ValueError if it is none.
 
     Examples
     --------
@@ -81,13 +71,8 @@ def read_image_shape(given: Any, path: Path) -> tuple[int, ...] | None:
 
 
 def check_findings(findings: Findings, config: StudyConfig, guides: Sequence[str], folder: Path) -> None:
-    """See that findings that were read from a folder are those of such a study.
-
-    Raises
-    ------
-    ValueError
-        If not, by the first thing that is missing or different.
-    """
+    """See that findings that were read from a folder are those of such a study. Raises ValueError if not, by
+    the first thing that is missing or different."""
     sizes = {"guide": len(guides), "seed": config.seeds}
     if config.program is None:
         sizes["latent"] = config.latent_dim

@@ -5,7 +5,7 @@ from typing import Any
 
 from pyro.optim import PyroOptim
 
-from pyro_vae.arguments import check_numbers
+from pyro_vae.arguments import check_numbers, kind
 from pyro_vae.svi.engines.choice import ENGINES
 from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.objectives.pyro_elbo import as_objective
@@ -35,11 +35,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     if schedule is not None and not callable(schedule):
         raise TypeError(
-            f"schedule is a {type(schedule).__name__}; give a function of the optimizer that makes one, such "
+            f"schedule is {kind(schedule)}; give a function of the optimizer that makes one, such "
             "as lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 100)"
         )
     if not isinstance(callbacks, Sequence):
-        raise TypeError(f"callbacks is a {type(callbacks).__name__}; give a list, [callback]")
+        raise TypeError(f"callbacks is {kind(callbacks)}; give a list, [callback]")
     for i, callback in enumerate(callbacks):
         if not callable(callback):
             raise TypeError(f"callbacks[{i}] is {callback!r}; give a function of an EpochRecord")

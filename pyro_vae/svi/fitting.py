@@ -17,7 +17,7 @@ from pyro_vae.arguments import check_programs
 from pyro_vae.batches.batches import Batch, Batches, DrawnAnew, as_batches
 from pyro_vae.batches.rows import as_tensors
 from pyro_vae.batches.shares import share_of
-from pyro_vae.devices import resolve_device
+from pyro_vae.devices import resolve_device, threads_for
 from pyro_vae.pairs.isolation import Program, isolated, training_mode
 from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import may_hold_integers, meant_as_floats
@@ -25,11 +25,12 @@ from pyro_vae.pairs.parameters import bound, pending_values, start_of, unbound
 from pyro_vae.pairs.placement import placed
 from pyro_vae.pairs.reminding import remember
 from pyro_vae.pairs.running import check_support, float_dtype, run_once, support_check
+from pyro_vae.pairs.support import refuse_impossible
 from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_options
 from pyro_vae.svi.engines.choice import chain_of, check_engine
 from pyro_vae.svi.engines.optimizers import Optimization
-from pyro_vae.svi.engines.steps import Task, threads_for
+from pyro_vae.svi.engines.steps import Task
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
 from pyro_vae.svi.objectives.augmented import Augmented
@@ -264,14 +265,15 @@ def _task_of(
 ) -> tuple[Task, float]:
     """What the steps work on, and the floating-point operations of one. The pair runs for the first time."""
     first = share.first() if batches is share else batches.first()
+    anew = isinstance(how.objective, Augmented)
     drawn = how.objective.batch(first) if isinstance(how.objective, Augmented) else first
-    plate = check_minibatches(*pair, batches, drawn)
+    plate = check_minibatches(*pair, batches, drawn, anew=anew)
     if plate is not None:
         how = dataclasses.replace(how, objective=WholeData(how.objective, plate, batches.observations))
     task, flops = how.of(*pair, share.first(), ranks)
     if held_out is not None:
         with torch.no_grad():
-            run_once(*pair, held_out, "validation")
+            refuse_impossible(run_once(*pair, held_out, "validation"), "validation")
     return task, flops
 
 

@@ -17,6 +17,7 @@ from pyro_vae.pairs.parameters import copy_tensors, named_tensors, restore_tenso
 from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Steps, Taken, Task
 from pyro_vae.svi.engines.updates import restore_optimizer
 from pyro_vae.svi.history import EpochRecord, Recorder
+from pyro_vae.svi.nonfinite import NonFiniteError
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ class Loop:
             if self.stopping is not None:
                 self.stopping.note(record.validation, self.tensors())
             save()
+        if self.step and self._bad_in_a_row == self.step:
+            raise NonFiniteError(
+                f"none of the steps was finite ({self.step}), and the parameters are those of the start; try "
+                "a smaller lr, data scaled to unit size, or other starting values"
+            )
 
     @property
     def engine(self) -> str:
@@ -69,12 +75,14 @@ class Loop:
         return self.chain[0].name
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers, persistent or not, which early stopping takes back together."""
+        """Parameters and buffers, persistent or not, which early stopping takes back together; of modules
+        that plain functions call, too."""
         model, guide = self.task.model, self.task.guide
         named = named_tensors(model, guide, pyro.get_param_store().get_state())
         known = {id(tensor) for tensor in named.values()}
-        buffers = [buffer for module in modules_of(model, guide) for buffer in module.buffers()]
-        others = [buffer for buffer in buffers if id(buffer) not in known]
+        modules = [*modules_of(model, guide), *self.task.called]
+        buffers = {id(buffer): buffer for module in modules for buffer in module.buffers()}
+        others = [buffer for key, buffer in buffers.items() if key not in known]
         return named | {f"buffer.{i}": buffer for i, buffer in enumerate(others)}
 
     def state(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.poutine import Trace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.heads import HasRawParameters, ScaleHead
 from pyro_vae.pairs.isolation import Program, owner
+from pyro_vae.pairs.support import refuse_impossible
 
 REMEDY = (
     "try a smaller lr, max_norm=10.0 to clip gradients, data scaled to unit size, "
@@ -38,6 +40,8 @@ def explain(
         with _raw_outputs(guide) as raws:
             guide_trace = poutine.trace(guide).get_trace(*batch)
         culprit = _bad_latent(guide_trace, guide, raws)
+        if not culprit and (data := _impossible(model, guide_trace, batch)):
+            return f"step {step}: {data}"
         if not culprit:
             culprit = _bad_density(model, guide_trace, batch) or _bad_gradient(gradients)
             extreme = _most_extreme(guide_trace, guide, raws)
@@ -89,6 +93,17 @@ def _bad_latent(trace: Trace, guide: Program, raws: list[Tensor]) -> str:
         if torch.is_tensor(draw) and draw.is_floating_point() and not bool(torch.isfinite(draw).all()):
             where = _first(~torch.isfinite(draw))
             return f"the draw of the guide's site {name!r} is {float(draw[where]):.3g} at {_place(where)}"
+    return ""
+
+
+def _impossible(model: Program, guide_trace: Trace, batch: tuple[Any, ...]) -> str:
+    """Which row of the data has no density, where the data are to blame; else nothing."""
+    with pyro.validation_enabled(True):
+        try:
+            trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+            refuse_impossible(trace, "a batch of data")
+        except ValueError as error:  # of the data, or of a parameter, which is told as such
+            return str(error) if str(error).startswith("a batch of data holds") else ""
     return ""
 
 

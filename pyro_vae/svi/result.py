@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro.params.param_store import StateDict
 
-from pyro_vae.arguments import check_programs
+from pyro_vae.arguments import check_programs, require_path
 from pyro_vae.guides.refined import Covariance, Refined
 from pyro_vae.pairs.isolation import Program, empty_store, owner
 from pyro_vae.pairs.parameters import bound, held_beside, in_store, named_tensors
@@ -177,6 +176,5 @@ def _names(model: Program, guide: Program) -> str:
 
 
 def _folder(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path is {path!r}; give the path of a folder")
+    require_path("path", path)
     return Path(path)

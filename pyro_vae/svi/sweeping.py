@@ -1,5 +1,6 @@
 """``sweep``: the fits of many seeds of one pair, on threads where that is faster."""
 
+import dataclasses
 import difflib
 import functools
 import logging
@@ -15,12 +16,13 @@ import torch
 from torch import fx
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.arguments import check_numbers, check_programs, parameters_of
+from pyro_vae.arguments import check_numbers, check_programs, kind, parameters_of
 from pyro_vae.arrays import is_mapped
 from pyro_vae.batches.batches import ArrayBatches, Batch
 from pyro_vae.batches.rows import as_tensors
-from pyro_vae.devices import forked_streams, resolve_device
+from pyro_vae.devices import forked_streams, resolve_device, threads_for
 from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, training_mode
+from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import meant_as_floats
 from pyro_vae.pairs.parameters import bound
 from pyro_vae.pairs.running import check_support, float_dtype
@@ -30,10 +32,11 @@ from pyro_vae.svi.engines.choice import build_pays
 from pyro_vae.svi.engines.many_steps import MOST_BUILDS, NativeSteps
 from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.engines.optimizers import Optimization
-from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken, threads_for
+from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken
 from pyro_vae.svi.fitting import fit, fit_length
 from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
+from pyro_vae.svi.objectives.whole_data import WholeData
 from pyro_vae.svi.result import Fit
 
 logger = logging.getLogger(__name__)
@@ -109,14 +112,12 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
 def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
     """Whatever can be said before the first fit, however the fits will run."""
     if not callable(make_pair) or isinstance(make_pair, torch.nn.Module):
-        raise TypeError(
-            f"make_pair is a {type(make_pair).__name__}; give a function that makes a model and a guide"
-        )
+        raise TypeError(f"make_pair is {kind(make_pair)}; give a function that makes a model and a guide")
     if "seed" in options:
         raise TypeError("sweep takes seeds, one for each fit, and not seed")
     if options.get("checkpoint") is not None:
         raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
-    if not isinstance(seeds, Iterable):
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes):
         raise TypeError(f"seeds is {seeds!r}; give one seed for each fit, such as range({seeds!r})")
     seeds = list(seeds)
     if not seeds:
@@ -214,6 +215,7 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
     tensors = tuple(part.to(dtype) if i in floats else part for i, part in enumerate(whole))
     check_support(pairs[0][0], data, "data")
     how = Optimization(**{name: options[name] for name in OF_OPTIMIZATION & {*options} if options[name]})
+    how = _about_all_data(how, pairs[0], ArrayBatches(tensors, batch_size, seeds[0]))
     started, cores, stop = time.perf_counter(), torch.get_num_threads(), threading.Event()
 
     def begun(seed: int, pair: tuple[Program, Program]) -> _SeedFit:
@@ -245,6 +247,16 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
     return [one.result(rate) for one in fits]
 
 
+def _about_all_data(how: Optimization, pair: tuple[Program, Program], batches: ArrayBatches) -> Optimization:
+    """The same for minibatches that the pair takes for all data, as :func:`fit` has it; or an error where
+    they would mean something else."""
+    with isolated(*pair, state=empty_store(), seed=batches.seed):
+        plate = check_minibatches(*pair, batches, batches.first())
+    if plate is None:
+        return how
+    return dataclasses.replace(how, objective=WholeData(how.objective, plate, batches.observations))
+
+
 def _check_that_threads_can(seeds: list[int], data: Any, options: dict[str, Any]) -> None:
     if len(seeds) < 2:
         raise CannotError(f"there are {len(seeds)} of them")
@@ -265,7 +277,7 @@ def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
         torch.manual_seed(seed)
         pair = make_pair()
     if not isinstance(pair, tuple) or len(pair) != 2:
-        raise TypeError(f"make_pair made a {type(pair).__name__}; let it return a model and a guide")
+        raise TypeError(f"make_pair made {kind(pair)}; let it return a model and a guide")
     check_programs(model=pair[0], guide=pair[1])
     return pair
 

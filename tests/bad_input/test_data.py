@@ -32,12 +32,12 @@ CASES = (
     Case("a pickle", lambda: data.load("model.pkl"), ValueError, "'model.pkl'", ".npy, .npz"),
     Case("digits from a folder", lambda: data.load("digits", root="."), ValueError, "root", "neither"),
     Case("digits in part", lambda: data.load("digits", part="train"), ValueError, "part", "neither"),
-    Case("no such part", lambda: data.load("mnist", part="valid"), ValueError, "part='valid'", '"test"'),  # type: ignore[arg-type]
+    Case("no such part", lambda: data.load("mnist", part="valid"), ValueError, "part is 'valid'", '"test"'),  # type: ignore[arg-type]
     Case(
         "root without files",
         lambda: data.load("mnist", root="docs"),
         FileNotFoundError,
-        "root='docs'",
+        "root is 'docs'",
         "train-images",
     ),
     Case("root a number", lambda: data.load("mnist", root=3), TypeError, "root is 3", "folder"),  # type: ignore[arg-type]
@@ -45,21 +45,25 @@ CASES = (
         "label of digits",
         lambda: data.load("digits", label="y"),
         ValueError,
-        "label='y'",
+        "label is 'y'",
         "brings its labels",
     ),
     Case(
         "likelihood unknown", lambda: data.load("digits", likelihood="gauss"), ValueError, "'gauss'", "normal"
     ),
     Case(
-        "likelihood a number", lambda: data.load("digits", likelihood=1), ValueError, "likelihood=1", "normal"
+        "likelihood a number",
+        lambda: data.load("digits", likelihood=1),
+        ValueError,
+        "likelihood is 1",
+        "normal",
     ),  # type: ignore[arg-type]
     Case(
         "arguments alone",
         lambda: data.load("digits", likelihood_args={"total_count": 16}),
         ValueError,
-        "likelihood_args={'total_count': 16}",
-        "name it",
+        "likelihood_args is {'total_count': 16}",
+        "give likelihood",
     ),
     Case(
         "arguments unknown",
@@ -80,28 +84,28 @@ CASES = (
     Case("x of text", lambda: ramp(x=np.array([["a"]])), TypeError, "dtype <U1", "numbers"),
     Case("x flat", lambda: ramp(x=ROWS[:, 0]), ValueError, "x has shape (6,)", ARRAY),
     Case("y too short", lambda: ramp(y=np.zeros(3)), ValueError, "y has 3 labels", "6 observations"),
-    Case("image_shape", lambda: ramp(image_shape=(3, 3)), ValueError, "image_shape=(3, 3)", "2 features"),
-    Case("columns", lambda: ramp(columns=("a",)), ValueError, "columns=('a',)", "2 features"),
+    Case("image_shape", lambda: ramp(image_shape=(3, 3)), ValueError, "image_shape is (3, 3)", "2 features"),
+    Case("columns", lambda: ramp(columns=("a",)), ValueError, "columns is ('a',)", "2 features"),
     Case("no images", lambda: ramp().images, ValueError, "no image_shape", "not images"),
-    Case("split all", lambda: split(ramp(), 1.0), ValueError, "held_out=1.0", "empty"),
-    Case("split none", lambda: split(ramp(), 0), ValueError, "held_out=0", "empty"),
-    Case("split more", lambda: split(ramp(), 6), ValueError, "held_out=6", "empty"),
-    Case("split negative", lambda: split(ramp(), -0.2), ValueError, "held_out=-0.2", "empty"),
-    Case("split 3.5", lambda: split(ramp(), 3.5), ValueError, "held_out=3.5", "share between 0 and 1"),
-    Case("split NaN", lambda: split(ramp(), np.nan), ValueError, "held_out=nan", "share between 0 and 1"),
-    Case("split text", lambda: split(ramp(), "0.2"), TypeError, "held_out='0.2'", "share between 0 and 1"),  # type: ignore[arg-type]
-    Case("split bool", lambda: split(ramp(), True), TypeError, "held_out=True", "share between 0 and 1"),
-    Case("split seed", lambda: split(ramp(), seed=-1), ValueError, "seed=-1", "at least 0"),
-    Case("split seed text", lambda: split(ramp(), seed="a"), ValueError, "seed='a'", "integer"),  # type: ignore[arg-type]
-    Case("split an array", lambda: split(ROWS), TypeError, "data is a ndarray", "DataSet(name, x)"),  # type: ignore[arg-type]
+    Case("split all", lambda: split(ramp(), 1.0), ValueError, "held_out is 1.0", "empty"),
+    Case("split none", lambda: split(ramp(), 0), ValueError, "held_out is 0", "empty"),
+    Case("split more", lambda: split(ramp(), 6), ValueError, "held_out is 6", "empty"),
+    Case("split negative", lambda: split(ramp(), -0.2), ValueError, "held_out is -0.2", "empty"),
+    Case("split 3.5", lambda: split(ramp(), 3.5), ValueError, "held_out is 3.5", "share between 0 and 1"),
+    Case("split NaN", lambda: split(ramp(), np.nan), ValueError, "held_out is nan", "share between 0 and 1"),
+    Case("split text", lambda: split(ramp(), "0.2"), TypeError, "held_out is '0.2'", "share between 0 and 1"),  # type: ignore[arg-type]
+    Case("split bool", lambda: split(ramp(), True), TypeError, "held_out is True", "share between 0 and 1"),
+    Case("split seed", lambda: split(ramp(), seed=-1), ValueError, "seed is -1", "at least 0"),
+    Case("split seed text", lambda: split(ramp(), seed="a"), ValueError, "seed is 'a'", "integer"),  # type: ignore[arg-type]
+    Case("split an array", lambda: split(ROWS), TypeError, "data is an ndarray", "DataSet(name, x)"),  # type: ignore[arg-type]
     Case(
-        "standardize an array", lambda: standardize(ROWS), TypeError, "data is a ndarray", "DataSet(name, x)"
+        "standardize an array", lambda: standardize(ROWS), TypeError, "data is an ndarray", "DataSet(name, x)"
     ),  # type: ignore[arg-type]
     Case(
         "standardize like an array",
         lambda: standardize(ramp(), like=ROWS),
         TypeError,
-        "like is a ndarray",
+        "like is an ndarray",
         "DataSet(name, x)",
     ),  # type: ignore[arg-type]
     Case(
@@ -122,7 +126,7 @@ CASES = (
     ),
     Case("binarize NaN", lambda: binarize(ROWS * np.nan), ValueError, "intensities holds nan", "[0, 1]"),
     Case("binarize a list", lambda: binarize([0.5, "a"]), TypeError, "intensities", "numbers in [0, 1]"),  # type: ignore[arg-type]
-    Case("binarize seed", lambda: binarize(ROWS * 0, seed=-1), ValueError, "seed=-1", "at least 0"),
+    Case("binarize seed", lambda: binarize(ROWS * 0, seed=-1), ValueError, "seed is -1", "at least 0"),
     Case("dynamic bytes", lambda: DynamicBinarization(ROWS), ValueError, "intensities holds 2", "divide by"),
     Case("dynamic text", lambda: DynamicBinarization("mnist"), TypeError, "intensities", "numbers in [0, 1]"),  # type: ignore[arg-type]
     Case(
@@ -220,11 +224,11 @@ def test_wrong_arguments_for_a_file(tmp_path: Path) -> None:
     array = tmp_path / "mine.npy"
     np.save(array, ROWS + 0.5)
     cases = (
-        Case("label", lambda: data.load(frame, label="c"), ValueError, "label='c'", "['a', 'b']"),
+        Case("label", lambda: data.load(frame, label="c"), ValueError, "label is 'c'", "['a', 'b']"),
         Case(
             "label a number", lambda: data.load(frame, label=1), TypeError, "label is 1", "name of a column"
         ),  # type: ignore[arg-type]
-        Case("label of an array", lambda: data.load(array, label="a"), ValueError, "label='a'", "arrays"),
+        Case("label of an array", lambda: data.load(array, label="a"), ValueError, "label is 'a'", "arrays"),
         Case("root", lambda: data.load(frame, root=tmp_path), ValueError, "root", "leave them out"),
         Case("part", lambda: data.load(frame, part="test"), ValueError, "part", "leave them out"),
         Case(

@@ -119,7 +119,7 @@ VAES = (
     ),
     Case("x of 5 columns", lambda: vae()(torch.zeros(4, 5)), ValueError, "(4, 5)", "(n, 3)"),
     Case("x flat", lambda: vae()(torch.zeros(3)), ValueError, "x has shape (3,)", "(n, 3)"),
-    Case("x an array", lambda: vae()(np.zeros((4, 3))), TypeError, "x is a ndarray", "torch.as_tensor"),
+    Case("x an array", lambda: vae()(np.zeros((4, 3))), TypeError, "x is an ndarray", "torch.as_tensor"),
     Case("x a list", lambda: vae()([[0.0] * 3]), TypeError, "x is a list", "torch.as_tensor"),
     Case(
         "z too long",
@@ -208,7 +208,7 @@ OTHERS = (
     Case("exact of all", lambda: PPCA.fit_exact(X, 3), ValueError, "latent_dim is 3", "1…D−1"),
     Case("exact of constant data", lambda: PPCA.fit_exact(X, 1), ValueError, "rank 0", "no variance is left"),
     Case("exact of NaN", lambda: PPCA.fit_exact(X / 0, 1), ValueError, "x", "finite"),
-    Case("exact of an array", lambda: PPCA.fit_exact(np.eye(3), 1), TypeError, "x is a ndarray", "tensor"),  # type: ignore[arg-type]
+    Case("exact of an array", lambda: PPCA.fit_exact(np.eye(3), 1), TypeError, "x is an ndarray", "tensor"),  # type: ignore[arg-type]
     Case("exact of whole numbers", lambda: PPCA.fit_exact(torch.eye(3).long(), 1), TypeError, "x", "float"),
     Case("mixture of 0", lambda: MixturePrior(2, 0), ValueError, "components is 0", POSITIVE),
     Case("mixture of 1.5", lambda: MixturePrior(2, 1.5), ValueError, "components is 1.5", POSITIVE),  # type: ignore[arg-type]

@@ -79,10 +79,10 @@ OTHERS = (
         "split of an array",
         lambda: split_data(np.eye(3), 0.2),
         TypeError,
-        "data is a ndarray",
+        "data is an ndarray",
         "DataSet(name, x)",
     ),  # type: ignore[arg-type]
-    Case("pair of an array", lambda: pair(np.eye(3)), TypeError, "data is a ndarray", "DataSet(name, x)"),
+    Case("pair of an array", lambda: pair(np.eye(3)), TypeError, "data is an ndarray", "DataSet(name, x)"),
     Case(
         "pair of no map", lambda: pair(data.load("digits"), scale="lgvar"), ValueError, "'lgvar'", "'logvar'"
     ),

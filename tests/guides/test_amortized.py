@@ -629,11 +629,6 @@ def two_plates(x):
         pyro.sample("w", dist.Normal(0.0, 1.0))
 
 
-def nested_plate(x):
-    with pyro.plate("data", len(x), dim=-1), pyro.plate("words", 4, dim=-2):
-        pyro.sample("w", dist.Normal(0.0, 1.0))
-
-
 def sequential(x):
     for i in pyro.plate("data", len(x)):
         pyro.sample(f"z{i}", dist.Normal(0.0, 1.0))
@@ -648,9 +643,11 @@ learned = nn.Parameter(torch.tensor(2.0))
 
 REFUSED = {
     "outside": (outside, "latent 'w' sits outside the plate of the observations.*AutoGuideList"),
-    "two plates": (two_plates, r"the latents sit in 2 plates \(data, words\)"),
-    "nested plate": (nested_plate, r"latent 'w' sits in plate .*'words' \(dim -2\).*\.to_event"),
-    "other dim": (with_latent(lambda x: dist.Normal(0.0, 1.0), dim=-2), r"'data' \(dim -2\).*at dim -1"),
+    "two plates": (two_plates, "latent 'w' sits outside the plate of the observations.*globals='AutoNormal'"),
+    "undeclared": (
+        with_latent(lambda x: dist.Normal(torch.zeros(4, 1), 1.0)),
+        r"latent 'z' has batch shape \(4, 5\) .* by a plate",
+    ),
     "sequential": (sequential, "latent 'z0' sits in a sequential plate"),
     "none": (observed, "the model has no latent variable"),
     "discrete": (

@@ -61,7 +61,9 @@ def test_init_scale_must_be_a_positive_number(init_scale):
 
 
 def test_init_scale_must_be_a_scale_of_the_map():
-    with pytest.raises(ValueError, match=r"init_scale is 5.0, and the scales of Bounded\(low=0.1, high=1.0\)"):
+    with pytest.raises(
+        ValueError, match=r"init_scale is 5.0, and the scales of Bounded\(low=0.1, high=1.0\)"
+    ):
         ScaleHead(5, 3, scales.get("bounded", low=0.1, high=1.0), 5.0)
 
 

@@ -42,7 +42,9 @@ def test_a_larger_raw_is_no_smaller_scale(name: str, a: float, b: float) -> None
 
 @settings(deadline=None)
 @given(NAMES, RAWS, DTYPES)
-def test_sigma_is_the_exponential_of_its_log_to_the_last_bit(name: str, raw: float, dtype: torch.dtype) -> None:
+def test_sigma_is_the_exponential_of_its_log_to_the_last_bit(
+    name: str, raw: float, dtype: torch.dtype
+) -> None:
     scale_map, value = scales.get(name), number(raw, dtype)
     assert torch.equal(scale_map(value), scale_map.log_scale(value).exp())
 
@@ -83,7 +85,9 @@ def test_log_prob_is_the_formula(loc: float, log_scale: float, eps: float) -> No
 
 @settings(deadline=None)
 @given(LOCS, LOG_SCALES, LOCS, LOG_SCALES)
-def test_kl_is_at_least_zero_and_zero_to_itself(loc: float, log_scale: float, other: float, log_other: float) -> None:
+def test_kl_is_at_least_zero_and_zero_to_itself(
+    loc: float, log_scale: float, other: float, log_other: float
+) -> None:
     q = LogScaleNormal(number(loc), number(log_scale))
     p = LogScaleNormal(number(other), number(log_other))
     assert kl_divergence(q, p) >= 0
@@ -106,4 +110,6 @@ def test_a_draw_knows_its_density(loc: float, log_scale: float, seed: int) -> No
     log_prob = q.log_prob(q.rsample())
     torch.manual_seed(seed)
     eps = torch.randn((), dtype=F64)
-    assert log_prob.item() == pytest.approx(float(-eps**2 / 2 - log_scale - 0.5 * math.log(2 * math.pi)), rel=1e-12)
+    assert log_prob.item() == pytest.approx(
+        float(-(eps**2) / 2 - log_scale - 0.5 * math.log(2 * math.pi)), rel=1e-12
+    )

@@ -124,7 +124,9 @@ def test_several_and_constrained_latents(covariance):
     assert (low < median["rate"]).all() and (median["rate"] < high).all()
     assert (refined.refinement.elbo > refined.refinement.elbo_before).all()
     # by Pyro's own ELBO, which runs the program
-    loss = [Trace_ELBO(num_particles=2000, vectorize_particles=True).loss(mixed, g, x) for g in (refined, guide)]
+    loss = [
+        Trace_ELBO(num_particles=2000, vectorize_particles=True).loss(mixed, g, x) for g in (refined, guide)
+    ]
     assert loss[0] < loss[1]
     assert -loss[0] == pytest.approx(float(refined.refinement.elbo.sum()), abs=0.5)
     draws = Predictive(mixed, guide=refined, num_samples=5)(x)

@@ -1,7 +1,6 @@
 import math
 import pickle
 
-import mpmath
 import pyro.distributions as dist
 import pytest
 import torch
@@ -10,7 +9,8 @@ from torch.distributions import kl_divergence
 from torch.testing import assert_close
 
 from pyro_vae.guides import LogScaleNormal
-from pyro_vae.models.densities import LocationScale, LogitBinomial, LogMeanNegativeBinomial, LogRatePoisson
+from pyro_vae.models.counts import LogitBinomial, LogMeanNegativeBinomial, LogRatePoisson
+from pyro_vae.models.densities import LocationScale
 
 
 def standard_normal(dtype=torch.float64):
@@ -112,62 +112,3 @@ def test_kl_to_another_family_is_left_to_sampling():
         kl_divergence(
             dist.Normal(0.0, 1.0), LocationScale(standard_student(), torch.zeros(()), torch.zeros(()))
         )
-
-
-def test_poisson_equals_torch_and_survives_a_rate_that_underflows():
-    log_rate, counts = torch.randn(50), torch.arange(50.0)
-    assert_close(LogRatePoisson(log_rate).log_prob(counts), dist.Poisson(log_rate.exp()).log_prob(counts))
-    tiny = torch.tensor(-300.0, dtype=torch.float32, requires_grad=True)
-    log_prob = LogRatePoisson(tiny).log_prob(torch.tensor(2.0))
-    log_prob.backward()
-    assert log_prob.item() == pytest.approx(-600 - math.log(2))
-    assert tiny.grad.item() == pytest.approx(2.0)
-
-
-def test_binomial_equals_torch_and_sums_to_one():
-    logits = torch.linspace(-60, 60, 41)[:, None].requires_grad_()
-    counts = torch.arange(17.0)
-    ours = LogitBinomial(16, logits).log_prob(counts)
-    expected = dist.Binomial(16, logits=logits).log_prob(counts)
-    assert_close(ours, expected)
-    assert_close(ours.exp().sum(-1), torch.ones(41))
-    (gradient,) = torch.autograd.grad(ours.sum(), logits)
-    assert_close(gradient, (counts - 16 * logits.sigmoid()).sum(-1, keepdim=True).detach())
-
-
-def exact_negative_binomial(log_mean, log_r, x):
-    """The log probability with 60 digits."""
-    with mpmath.workdps(60):
-        mean, r = mpmath.exp(log_mean), mpmath.exp(log_r)
-        gammas = mpmath.loggamma(r + x) - mpmath.loggamma(r) - mpmath.loggamma(x + 1)
-        return float(gammas + r * mpmath.log(r / (r + mean)) + x * mpmath.log(mean / (r + mean)))
-
-
-LOG_R = [-20.0, -3.0, 0.0, 2.0, 4.6, 4.7, 8.0, 14.0, 20.0, 35.0]
-
-
-@pytest.mark.parametrize("log_mean", [-8.0, 0.0, 3.0, 7.0])
-@pytest.mark.parametrize(
-    ("dtype", "largest", "tolerance"),
-    # log 1000! alone is 5,912, which float32 rounds to 5e-4
-    [(torch.float64, 1000.0, 1e-11), (torch.float32, 40.0, 2e-5)],
-)
-def test_negative_binomial_is_accurate_from_r_near_zero_to_the_poisson(log_mean, dtype, largest, tolerance):
-    counts = torch.tensor([0.0, 1.0, 3.0, largest], dtype=dtype)
-    for log_r in LOG_R:
-        raw = torch.tensor(log_r, dtype=dtype, requires_grad=True)
-        ours = LogMeanNegativeBinomial(torch.tensor(log_mean, dtype=dtype), raw).log_prob(counts)
-        exact = torch.tensor([exact_negative_binomial(log_mean, log_r, x) for x in counts.tolist()])
-        assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
-        (gradient,) = torch.autograd.grad(ours.sum(), raw)
-        assert gradient.isfinite()
-
-
-def test_negative_binomial_moments_and_limit():
-    log_mean, log_r = torch.randn(5), torch.randn(5)
-    ours = LogMeanNegativeBinomial(log_mean, log_r)
-    assert_close(ours.mean, log_mean.exp())
-    assert_close(ours.variance, log_mean.exp() + (2 * log_mean - log_r).exp())
-    counts = torch.arange(5.0)
-    beyond = LogMeanNegativeBinomial(log_mean, torch.tensor(1000.0)).log_prob(counts)
-    assert_close(beyond, LogRatePoisson(log_mean).log_prob(counts))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import pyro_vae
 from pyro_vae.guides import AmortizedNormal
+from pyro_vae.svi import Checkpoint
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
@@ -135,3 +136,64 @@ def test_a_function_without_the_parameters_of_its_fit_says_so(caplog: pytest.Log
     assert any("pyro.param('a') of guide starts from its initial value" in m for m in caplog.messages)
     assert all("with fit.parameters():" in m for m in caplog.messages)
     pyro.clear_param_store()
+
+
+class StoppedError(Exception):
+    """Where a fit is interrupted."""
+
+
+def running_statistics(seed: int) -> tuple[Pair, nn.BatchNorm1d]:
+    """A decoder that only its closure and pyro.module know."""
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm1d(8)
+    decoder = nn.Sequential(nn.Linear(2, 8), norm, nn.Linear(8, 6))
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = decoder(z.reshape(-1, 2)).reshape(*z.shape[:-1], 6)
+            pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        a = pyro.param("a", torch.zeros(6, 2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ a, 1.0).to_event(1))
+
+    return (model, guide), norm
+
+
+def test_a_checkpoint_has_the_running_statistics_of_modules_in_functions(tmp_path: Path) -> None:
+    def stop(record: Any) -> None:
+        if record.epoch == 2:
+            raise StoppedError
+
+    pair, whole = running_statistics(0)
+    expected = fit(*pair, epochs=5)
+    with pytest.raises(StoppedError):
+        fit(
+            *running_statistics(0)[0],
+            epochs=5,
+            checkpoint=Checkpoint(tmp_path / "state", 0),
+            callbacks=[stop],
+        )
+    pair, resumed = running_statistics(1)  # in another process, with other starting values
+    again = fit(*pair, epochs=5, checkpoint=tmp_path / "state")
+    assert torch.equal(resumed.running_mean, whole.running_mean)
+    assert torch.equal(resumed.running_var, whole.running_var)
+    assert (again.history["loss"] == expected.history["loss"]).all()
+
+
+def test_early_stopping_takes_back_the_running_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+    monkeypatch.setattr("pyro_vae.svi.loop.Loop.loss_on", lambda *_: next(losses))
+    pair, norm = running_statistics(0)
+    seen = []
+    fit(
+        *pair,
+        epochs=4,
+        validation=X,
+        patience=2,
+        callbacks=[lambda _: seen.append(norm.running_mean.clone())],
+    )
+    assert torch.equal(norm.running_mean, seen[1])

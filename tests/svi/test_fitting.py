@@ -14,8 +14,8 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_vae.devices import WORTH_A_SECOND_THREAD, threads_for
 from pyro_vae.svi import ELBO, EpochRecord, NonFiniteError, fit
-from pyro_vae.svi.engines.steps import WORTH_A_SECOND_THREAD, threads_for
 from tests.svi.pairs import PAIRS, Decoder, Encoder, Pair, functions, observations, tutorial
 
 

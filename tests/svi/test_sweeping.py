@@ -5,9 +5,12 @@ from typing import Any
 
 import joblib
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.nn import PyroModule
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
@@ -163,3 +166,35 @@ def test_arguments_are_checked() -> None:
         sweep(maker(amortized), [-1, 2], observations())
     with pytest.raises(ValueError, match="lr is 0"):
         sweep(maker(amortized), [1, 2], observations(), lr=0)
+
+
+def regression() -> Any:
+    class Regression(PyroModule):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal((x * w).sum(-1), 0.5), obs=y)
+
+    model = Regression()
+    return Pair(model, AutoDiagonalNormal(model, init_scale=0.1))
+
+
+@needs_compiler
+def test_a_global_latent_on_minibatches_is_that_of_each_fit() -> None:
+    x = torch.randn(48, 3)
+    data = (x, x.sum(-1))
+    assert_seeds_are_fits(regression, data)
+
+
+@needs_compiler
+def test_parameters_for_the_rows_of_a_batch_are_refused_by_a_sweep() -> None:
+    def pair() -> Any:
+        def model(x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        return Pair(model, AutoNormal(model))
+
+    with pytest.raises(ValueError, match="parameters of its own for each row of latent 'z'"):
+        sweep(maker(pair), [0, 1], torch.randn(40), engine="native", **OPTIONS)

@@ -12,6 +12,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
+from pyro_vae.guides.precision import exact_log_prob
+
 class Placement(Messenger):
     """Gives latents the values ``biject_to(support)(u)``, and keeps log |dz/du|.
 
@@ -94,9 +96,9 @@ def log_joint(
                 f"poutine.condition(model, data={{'{name}': ...}}), or marginalize it in the model"
             )
         if any(frame.dim == -1 for frame in site["cond_indep_stack"] if frame.vectorized):
-            log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+            log_prob = scale_and_mask(exact_log_prob(site["fn"], site["value"]), mask=site["mask"])
             front = rows_in_front(site, log_prob, len(next(iter(free.values()))))
-            total = front.reshape(len(front), -1).sum(-1)
+            total = front.reshape(len(front), -1).sum(-1).to(prior.dtype)
             if site["is_observed"]:
                 likelihood = likelihood + total
             else:

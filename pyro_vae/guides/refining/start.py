@@ -15,8 +15,8 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from pyro_vae.guides.latents.sites import LocalSite
 from pyro_vae.guides.refining.steps import Normals
-from pyro_vae.guides.sites import LocalSite
 
 Sites = tuple[LocalSite, ...]
 

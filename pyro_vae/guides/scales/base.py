@@ -13,6 +13,7 @@ from pyro_vae.arguments import brief
 from pyro_vae.guides.precision import at_least_float32
 from pyro_vae.guides.scales.constraint import ScaleConstraint, new_constraint_type
 
+
 class ScaleMap(Transform):
     r"""A map :math:`g` from an unconstrained ``raw`` to a scale :math:`\sigma = g(\text{raw}) > 0` that knows
     its own logarithm.

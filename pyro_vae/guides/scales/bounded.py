@@ -9,6 +9,7 @@ from torch.nn.functional import logsigmoid
 from pyro_vae.arguments import positive_number
 from pyro_vae.guides.scales.base import ScaleMap
 
+
 def _low_and_high(low: float, high: float) -> tuple[float, float]:
     """Both as floats, if 0 < low < high < ∞."""
     low, high = (

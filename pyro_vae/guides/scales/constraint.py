@@ -5,6 +5,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
+
 class _Map(Protocol):
     """What a constraint asks of its scale map."""
 

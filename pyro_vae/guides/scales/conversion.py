@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
+from pyro_vae.arguments import kind
 from pyro_vae.guides.scales.base import ScaleMap
 from pyro_vae.guides.scales.registry import get
+
 
 def convert(head: nn.Linear, source: str | ScaleMap, target: str | ScaleMap) -> nn.Linear:
     """Rewrite the last linear layer of a trained encoder so that its guide is the same under another map.
@@ -44,7 +46,7 @@ def convert(head: nn.Linear, source: str | ScaleMap, target: str | ScaleMap) -> 
     """
     if not isinstance(head, nn.Linear):
         raise TypeError(
-            f"head is a {type(head).__name__}; give the nn.Linear whose output is raw"
+            f"head is {kind(head)}; give the nn.Linear whose output is raw"
         )
     source, target = get(source), get(target)
     # Without initialization: it would draw from the caller's random stream.

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from pyro_vae.guides.scales.base import ScaleMap
 
+
 class ExpLinear(ScaleMap):
     """The variance is exp(raw) for raw < 0 and 1 + raw otherwise; σ(0) = 1.
 

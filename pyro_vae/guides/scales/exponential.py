@@ -5,6 +5,7 @@ from torch import Tensor
 
 from pyro_vae.guides.scales.base import ScaleMap
 
+
 class LogVar(ScaleMap):
     """raw is the log of the variance: σ = exp(raw/2), log σ = raw/2.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_vae.arguments import brief, positive_number
 from pyro_vae.guides.scales.base import ScaleMap
 
+
 class Floor(ScaleMap):
     """σ = map(raw) + min_scale, with log σ by log-add-exp.
 

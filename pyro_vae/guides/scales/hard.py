@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_vae.arguments import positive_number
 from pyro_vae.guides.scales.base import ScaleMap
 
+
 class Clamp(ScaleMap):
     """σ = max(raw, low): the hard constraint, with no gradient below ``low``.
 

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.arguments import brief
+from pyro_vae.arguments import kind, brief
 
 _VALUES_AT_ONCE = 4_194_304
 
@@ -88,7 +88,7 @@ class Likelihood(ABC):
         ValueError: x holds 0.5 in row 1, column 1. A Bernoulli likelihood needs 0 or 1: binarize the data...
         """
         if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}: give a tensor, torch.as_tensor({name}).")
+            raise TypeError(f"{name} is {kind(x)}; give a tensor, torch.as_tensor({name})")
         size = max(1, _VALUES_AT_ONCE // max(1, x[:1].numel()))
         for start in range(0, len(x), size):
             rows = x[start : start + size]

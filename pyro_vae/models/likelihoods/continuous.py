@@ -17,7 +17,6 @@ from pyro_vae.models.likelihoods.dispersion import (
     Dispersion,
     dispersion_parameter,
     require_dispersion,
-
     with_zero_dispersion,
 )
 from pyro_vae.models.scale_map import LogScale, ScaleMap

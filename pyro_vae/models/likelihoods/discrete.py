@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_vae.arguments import positive_number
-from pyro_vae.models.densities import LogitBinomial, LogMeanNegativeBinomial, LogRatePoisson
+from pyro_vae.models.counts import LogitBinomial, LogMeanNegativeBinomial, LogRatePoisson
 from pyro_vae.models.likelihoods.base import Likelihood
 from pyro_vae.models.likelihoods.dispersion import (
     Dispersion,
     dispersion_parameter,
     require_dispersion,
-
     with_zero_dispersion,
 )
 

@@ -109,7 +109,7 @@ def _group(pair: Pair, part: RefinedRows, draws: int, seed: int, rows: NDArray[n
             for i in rows[left].tolist()
         ]
         now = proposal.part(torch.from_numpy(left))
-        with evaluating_model(pair):
+        with evaluating_model(pair, rows=min(part.density.chunk, times * draws * len(left))):
             weighted = weigh(part.density, now, times * draws, generators, place[left], like)
         if number == 0:
             own = _of_the_normals(now, weighted)

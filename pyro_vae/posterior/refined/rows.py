@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.devices import making_tensors_on
+from pyro_vae.guides.latents.plates import ObservationPlate
+from pyro_vae.guides.latents.sites import LocalSite
 from pyro_vae.guides.refined import STEPS, STOP, Covariance, local_sites
 from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import POINTS, Refinement, refined_normals
-from pyro_vae.guides.sites import LocalSite, ObservationPlate
 from pyro_vae.posterior.drawing import Pair
 from pyro_vae.posterior.refined.dispersion import Elsewhere, refined_from_elsewhere, sample_of
 
@@ -49,7 +50,7 @@ class RefinedRows(NamedTuple):
     @property
     def latent_dim(self) -> int:
         """Numbers in the latents of an observation."""
-        return sum(site.event_shape.numel() for site in self.latents[0])
+        return sum(site.numbers for site in self.latents[0])
 
 
 def refine_rows(
@@ -73,7 +74,7 @@ def refine_rows(
     for start in range(0, pair.observations, rows):
         block = slice(start, min(start + rows, pair.observations))
         args = _rows(pair, block)
-        with pair.evaluation(seed, start):
+        with pair.evaluation(seed, start, rows=min(chunk, len(args[0]) * 2 * sum(sizes.values()))):
             with store.scope(pair.guide_state), making_tensors_on(args[0].device):
                 begin = starting_normals(pair.guide, latents[0], args, {}, full=covariance == "full")
             with store.scope(pair.model_state):
@@ -96,7 +97,8 @@ def _rows(pair: Pair, block: slice) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def evaluating_model(pair: Pair, seed: int = 0) -> Iterator[None]:
-    """The model of a pair can be run: its parameters are in place, and nothing outside moves."""
-    with pair.evaluation(seed), pyro.get_param_store().scope(pair.model_state):
+def evaluating_model(pair: Pair, seed: int = 0, *, rows: int | None = None) -> Iterator[None]:
+    """The model of a pair can be run, as in :meth:`~pyro_vae.posterior.drawing.Pair.evaluation`; its
+    parameters are in place, too."""
+    with pair.evaluation(seed, rows=rows), pyro.get_param_store().scope(pair.model_state):
         yield

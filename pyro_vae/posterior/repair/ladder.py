@@ -14,7 +14,7 @@ from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
-from pyro_vae.posterior.preparation import prepare, select
+from pyro_vae.posterior.preparation import prepare_last, select
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
 from pyro_vae.posterior.truth.reference import draws_tree
 from pyro_vae.progress import progress_bar
@@ -116,7 +116,12 @@ def repair(
         module.requires_grad_(False)  # a copy; only latents and proposals move
     ladder = Ladder(pair, draws, seed, chunk, chains, warmup)
     here = making_tensors_on(torch.device("cpu"))  # whatever the user's default is; the model has its own
-    with here, progress_bar(len(index), "believable posteriors", enabled=progress) as show:
+    rows = min(chunk, draws * len(index))
+    with (
+        here,
+        pair.threads(rows),
+        progress_bar(len(index), "believable posteriors", enabled=progress) as show,
+    ):
         ladder.stand()
         for group in ladder.groups():
             for step in ladder.climb(group, steps):
@@ -128,11 +133,11 @@ def repair(
 
 def ready(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
     """The pair in its own precision, or in double where single cannot tell the densities apart."""
-    pair = prepare(model, guide, data, dtypes=(None,))
+    pair = prepare_last(model, guide, data, dtypes=(None,))
     block = pair.block(slice(0, pair.observations if pair.whole else 1), slice(0, 3), 0)
     resolution = torch.finfo(next(iter(block.latents.values())).dtype).eps
     largest = float(torch.maximum(block.log_prior.abs(), block.reconstruction.abs()).max())
-    return pair if largest * resolution < FINEST else prepare(model, guide, data)
+    return pair if largest * resolution < FINEST else prepare_last(model, guide, data)
 
 
 def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:

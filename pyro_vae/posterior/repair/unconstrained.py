@@ -119,12 +119,12 @@ class UnconstrainedPosterior:
 
     def log_density(self, free: Tensor) -> Tensor:
         """log p(x, z) + log |dz/du| at coordinates, in nats, (draws, observations): unnormalized."""
-        with self.evaluation():
+        with self.evaluation(draws=len(free)):
             return self.local(self._as_seen(free), self._places).double().cpu()
 
     def value_and_gradient(self, free: Tensor) -> tuple[Tensor, Tensor]:
         """The density at coordinates, and its gradient with respect to them."""
-        with self.evaluation():
+        with self.evaluation(draws=len(free)):
             return self.within(free)
 
     def within(self, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ class UnconstrainedPosterior:
         """Normals by natural-gradient steps from these (observations, size), (observations, size, size), or
         from standard deviations (observations, size)."""
         start = Normals(self._as_seen(loc), self._as_seen(tril))
-        with self.evaluation():
+        with self.evaluation(draws=2 * self.size):
             found = refined_normals(self.local, start, steps=steps, stop=stop, rows=self._places)
         normals = Normals(*(part.double().cpu() for part in found.normals))
         elbo, before = found.elbo.double().cpu(), found.elbo_before.double().cpu()
@@ -147,7 +147,7 @@ class UnconstrainedPosterior:
         rows, parts = torch.from_numpy(self.rows), []
         for start in range(0, draws, self._draws_at_once):
             count = min(self._draws_at_once, draws - start)
-            with self.pair.evaluation(*key, start):
+            with self.pair.evaluation(*key, start, rows=count * self.pair.observations):
                 nodes = self.pair.run_model(self.pair.tensors, count, free=True).nodes
             values = {
                 site: self.pair.value(nodes[site], count, self.pair.observations) for site in self.sizes
@@ -156,9 +156,14 @@ class UnconstrainedPosterior:
         return torch.cat(parts)
 
     @contextmanager
-    def evaluation(self, *key: int) -> Iterator[None]:
-        """The density can be computed: the model's parameters are in place, and nothing outside moves."""
-        with self.pair.evaluation(*(key or (0,))), pyro.get_param_store().scope(self.pair.model_state):
+    def evaluation(self, *key: int, draws: int = 1) -> Iterator[None]:
+        """The density can be computed for so many draws of each observation at once: the model's parameters
+        are in place, and nothing outside moves."""
+        rows = min(draws * len(self.rows), self.local.chunk)
+        with (
+            self.pair.evaluation(*(key or (0,)), rows=rows),
+            pyro.get_param_store().scope(self.pair.model_state),
+        ):
             yield
 
     @property

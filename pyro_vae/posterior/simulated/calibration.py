@@ -9,12 +9,12 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from pyro_vae.arguments import require_count
+from pyro_vae.arguments import kind, require_count
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.streams import first_rows, is_stream
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.drawing import CHUNK
-from pyro_vae.posterior.preparation import as_parts, prepare
+from pyro_vae.posterior.preparation import as_parts, prepare_last
 from pyro_vae.posterior.simulated.pairs import example, joint, ranks, simulate, transforms
 from pyro_vae.posterior.simulated.uniformity import uniform_p
 from pyro_vae.posterior.sites import coordinate_names
@@ -101,7 +101,7 @@ def calibrate(
     array([0.6])
     """
     if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"n is a {type(n).__name__}; give the number of simulations, and data by data=")
+        raise TypeError(f"n is {kind(n)}; give the number of simulations, and data by data=")
     if n < 2:
         raise ValueError(f"n is {n}; simulate at least 2 observations, and 1000 is a good number")
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
@@ -113,20 +113,20 @@ def calibrate(
     parts = as_parts(data)
     rows = np.arange(n) % parts[0].shape[0]
     repeated = tuple(part[rows] if isinstance(part, Tensor) else read_rows(part, rows) for part in parts)
-    if prepare(model, guide, data).whole:
+    if prepare_last(model, guide, data).whole:
         raise ValueError(
             "the guide has parameters for each observation; calibrate needs one that takes new data"
         )
-    pair = prepare(model, guide, repeated)
+    pair = prepare_last(model, guide, repeated)
     blocks, joints, exact, names = [], [], True, []
     for start in range(0, n, chunk):
         block = slice(start, min(start + chunk, n))
-        with pair.evaluation(seed, start):
+        with pair.evaluation(seed, start, rows=chunk):
             made = simulate(pair, block)
             found = transforms(pair, made)
             exact = found is not None
             blocks.append(ranks(pair, made, draws, chunk) if found is None else found)
-        with pair.evaluation(seed, start, 1):
+        with pair.evaluation(seed, start, 1, rows=chunk):
             joints.append(np.stack(joint(pair, made, joint_draws, chunk)))
         names = [
             name for site, value in made.truth.items() for name in coordinate_names(site, value.shape[1:])

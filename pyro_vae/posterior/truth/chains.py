@@ -56,8 +56,9 @@ def nuts(
     values = {}
     for name, site in sites.items():
         value = torch.stack([chain[name] for chain in by_chain]).cpu()
-        inside = in_data_plate(site)
-        values[name] = value.movedim(value.dim() - site["fn"].event_dim - 1, 2) if inside else value
+        inside = in_data_plate(site, pair.plate)
+        axis = value.dim() - site["fn"].event_dim + pair.plate.dim
+        values[name] = value.movedim(axis, 2) if inside else value
     return values, divergences
 
 

@@ -96,7 +96,9 @@ def reference_posterior(
     if knows and method != "nuts" and not joint:
         return draws_tree(_exact(pair, draws, seed), index, "exact", seed)
     values, divergences = nuts(pair, draws, warmup, chains, seed, progress=progress)
-    shared = [name for name, site in latent_sites(pair).items() if joint and not in_data_plate(site)]
+    shared = [
+        name for name, site in latent_sites(pair).items() if joint and not in_data_plate(site, pair.plate)
+    ]
     tree = draws_tree(values, index, "nuts", seed, shared)
     convergence = convergence_of(tree).assign_attrs(divergences=divergences)
     require_convergence(convergence, chains)

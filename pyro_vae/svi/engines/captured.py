@@ -59,13 +59,8 @@ class CapturedSteps(EagerSteps):
         return self._captured_for(batch).replay
 
     def graph(self, batch: Batch) -> fx.GraphModule:
-        """The graph for batches like this one, for those who make something else of it.
-
-        Raises
-        ------
-        CannotError
-            If there is none.
-        """
+        """The graph for batches like this one, for those who make something else of it. Raises CannotError if
+        there is none."""
         return self._captured_for(batch).graph
 
     @property

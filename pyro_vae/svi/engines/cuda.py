@@ -27,13 +27,8 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], None], together: int = 1) -> Callable[[], None]:
         """What repeats the tensor operations of ``work`` on the same memory, ``together`` times at one start.
-        ``work`` itself is run a few times before, and its effects are kept.
-
-        Raises
-        ------
-        CannotError
-            If the work cannot be recorded: for instance if it waits for the device's answer.
-        """
+        ``work`` itself is run a few times before, and its effects are kept. Raises CannotError if the work
+        cannot be recorded: for instance if it waits for the device's answer."""
         try:
             recorded = torch.cuda.CUDAGraph()
             with torch.cuda.device(self.device):

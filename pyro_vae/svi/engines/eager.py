@@ -27,13 +27,8 @@ class EagerSteps:
         self._update: Update | None = None
 
     def gradients(self, batch: Batch) -> Gradients:  # noqa: ARG002
-        """What computes the gradients for batches like this one, all that it takes made ready.
-
-        Raises
-        ------
-        CannotError
-            If there is nothing that does.
-        """
+        """What computes the gradients for batches like this one, all that it takes made ready. Raises
+        CannotError if there is nothing that does."""
         return self.by_pyro
 
     def by_pyro(self, batch: Batch) -> Sequence[Tensor]:
@@ -43,12 +38,7 @@ class EagerSteps:
 
     def take(self, ahead: Ahead, plan: Plan) -> Taken:
         """Take one step: gradients, guard, clip, update. What is not finite never reaches the parameters.
-
-        Raises
-        ------
-        NonFiniteError
-            If it is the third step in a row that is not finite.
-        """
+        Raises NonFiniteError if it is the third step in a row that is not finite."""
         batch, task = ahead.peek(), self.task
         if batch is None:
             return Taken([], 0)

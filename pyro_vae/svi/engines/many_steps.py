@@ -91,13 +91,7 @@ class ManySteps:
 
     def prepare(self, tensors: Batch, sizes: Sequence[int]) -> None:
         """Have a function for batches of each of these sizes, made from the graph as it is now and compared
-        with it.
-
-        Raises
-        ------
-        CannotError
-            If there cannot be one, or its numbers are not the graph's.
-        """
+        with it. Raises CannotError if there cannot be one, or its numbers are not the graph's."""
         batches = {size: tuple(x[:size] for x in tensors) for size in sizes}
         graphs = {size: self.captured.graph(batch) for size, batch in batches.items()}
         new = [size for size in sizes if self._functions.get(size, (None, None))[0] is not graphs[size]]
@@ -119,13 +113,7 @@ class ManySteps:
             self._functions[size] = graphs[size], function
 
     def make(self, graph: fx.GraphModule, batch: Batch) -> StepFunction:
-        """Make the function for batches like this one.
-
-        Raises
-        ------
-        CannotError
-            If there cannot be one.
-        """
+        """Make the function for batches like this one. Raises CannotError if there cannot be one."""
         raise NotImplementedError
 
     @torch.no_grad()

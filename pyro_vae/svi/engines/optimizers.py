@@ -3,18 +3,21 @@
 import copy
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from pyro_vae.arguments import kind
 from pyro_vae.batches.batches import Batch
 from pyro_vae.guides.heads import raw_parameters
 from pyro_vae.pairs.isolation import Program, owner
+from pyro_vae.pairs.modes import meeting_modules
 from pyro_vae.pairs.parameters import trainable_parameters
 from pyro_vae.pairs.running import set_up
 from pyro_vae.svi.engines.steps import CannotError, Task
@@ -42,7 +45,10 @@ class Optimization:
         operations of a step."""
         ranks = OneProcess() if ranks is None else ranks
         drawn = self.objective.batch(first) if isinstance(self.objective, Augmented) else first
-        count, flops = set_up(model, guide, drawn)
+        called: list[nn.Module] = []
+        functions = owner(model) is None or owner(guide) is None
+        with meeting_modules(called.append) if functions else nullcontext():
+            count, flops = set_up(model, guide, drawn)
         if isinstance(self.objective, WholeData):
             count = self.objective.count
         parameters = trainable_parameters(model, guide, pyro.get_param_store().get_state())
@@ -52,7 +58,16 @@ class Optimization:
         made = make_optimizer(self.optimizer, parameters, guide, self.lr, self.lr_multiplier)
         schedule = make_schedule(self.schedule, made)
         task = Task(
-            model, guide, self.objective, parameters, made, schedule, self.max_norm, count, ranks=ranks
+            model,
+            guide,
+            self.objective,
+            parameters,
+            made,
+            schedule,
+            self.max_norm,
+            count,
+            ranks=ranks,
+            called=called,
         )
         return task, flops
 
@@ -76,7 +91,7 @@ def make_optimizer(
     plain = [parameter for parameter in parameters.values() if id(parameter) not in slopes]
     made = factory([{"params": plain}] if plain else [], lr=lr)
     if not isinstance(made, Optimizer):
-        raise TypeError(f"optimizer made a {type(made).__name__}; let it return a torch.optim.Optimizer")
+        raise TypeError(f"optimizer made {kind(made)}; let it return a torch.optim.Optimizer")
     if isinstance(made, torch.optim.LBFGS):
         raise TypeError(
             "optimizer made an LBFGS, which runs the loss several times in a step, with one noise; give an "
@@ -105,9 +120,7 @@ def make_schedule(
     """Make the schedule, where there is one."""
     made = None if factory is None else factory(optimizer)
     if made is not None and not isinstance(made, LRScheduler):
-        raise TypeError(
-            f"schedule made a {type(made).__name__}; let it return a torch.optim.lr_scheduler.LRScheduler"
-        )
+        raise TypeError(f"schedule made {kind(made)}; let it return a torch.optim.lr_scheduler.LRScheduler")
     if isinstance(made, ReduceLROnPlateau):
         raise TypeError(
             "schedule made a ReduceLROnPlateau, which waits for a loss, and schedules advance by the step; "

@@ -51,7 +51,8 @@ class RecordedFunction:
     KL, learning rates) lies in tables there, and the step counts for itself where it is. So the host starts
     one recording per step, and looks at the results once per call. A step whose loss or gradient is not
     finite changes no parameter and is counted; after ``most_bad`` of them in a row the rest of a call does
-    nothing. The optimizer's state is the one that its own steps would have left.
+    nothing. The optimizer's state is the one that its own steps would have left. Raises CannotError if the
+    optimizer is another one.
 
     Parameters
     ----------
@@ -72,11 +73,6 @@ class RecordedFunction:
     fuse
         Compile what a step computes by inductor, which makes few kernels of many small ones; takes ten to
         thirty seconds.
-
-    Raises
-    ------
-    CannotError
-        If the optimizer is another one.
     """
 
     def __init__(

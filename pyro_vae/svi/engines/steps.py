@@ -1,13 +1,13 @@
 """What takes the steps of a fit: one protocol for every engine."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -15,11 +15,6 @@ from pyro_vae.batches.batches import Batch, GatheredEpoch
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.parallel.ranks import OneProcess
-
-WORTH_A_SECOND_THREAD = 100e6
-"""Floating-point operations of a step, forward and backward. Below, threads cost more to wait for each other
-than they save; on a machine that does other work as well they wait up to twenty times as long as the step
-takes."""
 
 
 class CannotError(Exception):
@@ -42,6 +37,8 @@ class Task:
     """Observations that the totals of a batch are about: the batch's rows, or the full data where a plate
     rescales to it."""
     ranks: OneProcess = field(default_factory=OneProcess)
+    called: Sequence[nn.Module] = ()
+    """Modules that plain functions call: their buffers belong to the fit as well."""
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
     """Holds back other threads while Pyro runs, where there are others."""
     kl_weight: Tensor = field(init=False)
@@ -164,22 +161,3 @@ class Steps(Protocol):
         CannotError
             If the two cannot be brought together.
         """
-
-
-@contextmanager
-def threads_for(flops: float) -> Iterator[None]:
-    """Use one thread inside where a step of ``flops`` operations is small; then as many as before.
-
-    Examples
-    --------
-    >>> with threads_for(1e6):
-    ...     torch.get_num_threads()
-    1
-    """
-    before = torch.get_num_threads()
-    try:
-        if flops < WORTH_A_SECOND_THREAD:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)

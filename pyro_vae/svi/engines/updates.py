@@ -118,13 +118,8 @@ def _fused_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Update:
 
 
 def guarded_adam(optimizer: Optimizer, parameters: Sequence[Tensor]) -> GuardedUpdate:
-    """Adam's update for a device that is told nothing by the host.
-
-    Raises
-    ------
-    CannotError
-        If the optimizer is not torch's fused Adam.
-    """
+    """Adam's update for a device that is told nothing by the host. Raises CannotError if the optimizer is not
+    torch's fused Adam."""
     if not is_plain_fused_adam(optimizer):
         raise CannotError(f"its optimizer is {type(optimizer).__name__}, and not Adam with fused=True")
     groups = _groups(optimizer, parameters)

@@ -75,13 +75,8 @@ class Exchange:
 
     def sum(self, rows: int, outputs: Sequence[Tensor]) -> int:
         """Sum loss, KL, reconstruction and gradients, if they are given, into the terms after the first;
-        returns the sum of the rows.
-
-        Raises
-        ------
-        RankError
-            Here and in the other exchanges: if a rank has failed, or is lost.
-        """
+        returns the sum of the rows. Raises RankError here and in the other exchanges: if a rank has failed,
+        or is lost."""
         self._buffer.zero_()
         self.terms[0].fill_(rows)
         if outputs:

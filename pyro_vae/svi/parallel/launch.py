@@ -39,13 +39,8 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def join_group(device: torch.device) -> Store:
-    """Make the process group that the environment tells of; returns a store of the group.
-
-    Raises
-    ------
-    ValueError
-        If it tells of none, or of more ranks on this machine than it has GPUs: NCCL needs one for each.
-    """
+    """Make the process group that the environment tells of; returns a store of the group. Raises ValueError
+    if it tells of none, or of more ranks on this machine than it has GPUs: NCCL needs one for each."""
     missing = [name for name in ENVIRONMENT if name not in os.environ]
     if missing:
         raise ValueError(
@@ -86,13 +81,7 @@ def tell(turn: int, word: str) -> None:
 
 
 def hear(turn: int) -> str:
-    """Wait for the word of a turn.
-
-    Raises
-    ------
-    RankError
-        If none comes.
-    """
+    """Wait for the word of a turn. Raises RankError if none comes."""
     key = f"pyro_vae/said/{turn}"
     store, rank, _ = _meeting_place()
     try:

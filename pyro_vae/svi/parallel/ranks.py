@@ -48,15 +48,8 @@ class OneProcess:
         """Make parameters and buffers what they are on rank 0.
 
         ``rescaled`` says that a batch's totals are about the full data (a subsampled plate), so that those of
-        the ranks are averaged and not summed.
-
-        Raises
-        ------
-        ValueError
-            If the objective cannot be computed in shares.
-        RankError
-            If the ranks have made different pairs, or one has failed.
-        """
+        the ranks are averaged and not summed. Raises ValueError if the objective cannot be computed in
+        shares; RankError if the ranks have made different pairs, or one has failed."""
 
     def sharing(self) -> AbstractContextManager[object]:
         """What must hold while the gradients of a share are computed or captured."""
@@ -79,12 +72,8 @@ class OneProcess:
 
     def agree(self, validation: float) -> float:
         """After an epoch: the validation loss and the buffers of rank 0, and whether parameters are equal.
-
-        Raises
-        ------
-        RankError
-            If they are not: a callback, a hook or an optimizer that draws has changed them on one rank.
-        """
+        Raises RankError if they are not: a callback, a hook or an optimizer that draws has changed them on
+        one rank."""
         return validation
 
 
@@ -248,15 +237,8 @@ class PlateScale(Messenger):
 @contextmanager
 def joined(distributed: bool, device: torch.device) -> Iterator[OneProcess]:
     """The ranks of a fit, for this block: those of an initialized process group, or of the environment that
-    ``torchrun`` makes.
-
-    Raises
-    ------
-    ValueError
-        If there is neither, or the device is one that ranks cannot use.
-    RankError
-        If another rank fails.
-    """
+    ``torchrun`` makes. Raises ValueError if there is neither, or the device is one that ranks cannot use;
+    RankError if another rank fails."""
     if not distributed:
         yield OneProcess()
         return

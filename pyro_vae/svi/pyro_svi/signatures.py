@@ -28,12 +28,8 @@ class Call(NamedTuple):
 
 
 def take_apart(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-    """The parts of ``program(*args, **kwargs)``.
-
-    Raises
-    ------
-    UnknownArgumentError
-        For an argument of a kind that is not known.
+    """The parts of ``program(*args, **kwargs)``. Raises UnknownArgumentError for an argument of a kind that
+    is not known.
 
     Examples
     --------

@@ -12,6 +12,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vae.arguments import check_programs
 from pyro_vae.svi.pyro_svi.capturing import CapturedLoss
 from pyro_vae.svi.pyro_svi.entries import Entry
 from pyro_vae.svi.pyro_svi.updates import make_plan, take_each_step
@@ -77,6 +78,7 @@ class SVI(pyro.infer.SVI):
     """
 
     def __init__(self, model: Any, guide: Any, optim: Any, loss: Any, *args: Any, **kwargs: Any) -> None:
+        check_programs(model=model, guide=guide)
         super().__init__(model, guide, _as_pyro(optim), loss, *args, **kwargs)  # type: ignore[no-untyped-call]
         self._steps: CapturedLoss | None = None
         self._losses: CapturedLoss | None = None

@@ -82,14 +82,9 @@ class FitState:
         return self.loop.position == 0 or not self.generators
 
     def restore(self, found: dict[str, Any], steps: int) -> None:
-        """Go back to where a state was taken, in a fit that is to end at step ``steps``.
-
-        Raises
-        ------
-        ValueError
-            If it is another fit's, with the rest of a sentence about its checkpoint. What was restored by
-            then stays so.
-        """
+        """Go back to where a state was taken, in a fit that is to end at step ``steps``. Raises ValueError if
+        it is another fit's, with the rest of a sentence about its checkpoint. What was restored by then stays
+        so."""
         other = difference(found["identity"], self.identity)
         if other is not None:
             raise ValueError(f"is of another fit: {other}; name another file, or remove it to begin anew")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.arguments import kind
 from pyro_vae.batches.batches import Batches
 from pyro_vae.pairs.parameters import copy_tensors, restore_tensors
 from pyro_vae.storage.atomic import write_whole
@@ -65,9 +66,7 @@ def as_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     if not isinstance(checkpoint, str | Path):
-        raise TypeError(
-            f"checkpoint is a {type(checkpoint).__name__}; give the path of a file, or a Checkpoint"
-        )
+        raise TypeError(f"checkpoint is {kind(checkpoint)}; give the path of a file, or a Checkpoint")
     return Checkpoint(checkpoint)
 
 

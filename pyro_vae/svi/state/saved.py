@@ -64,12 +64,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], record: FitRecord, histor
 
 def settle(folder: Path) -> None:
     """Give the files that ``fit.json`` speaks of their names, where a process was killed before it could.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no ``fit.json``, or it is damaged.
-    """
+    Raises FileNotFoundError or ValueError if there is no ``fit.json``, or it is damaged."""
     _, files = _read_record(folder)
     for name in (PARAMETERS, HISTORY):
         new = folder / f"{name}{NEW}"
@@ -79,15 +74,8 @@ def settle(folder: Path) -> None:
 
 
 def read(folder: Path) -> SavedFit:
-    """Read what :func:`write` wrote.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If a file is damaged or of a newer schema.
-    """
+    """Read what :func:`write` wrote. Raises FileNotFoundError if a file is missing; ValueError if a file is
+    damaged or of a newer schema."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -140,13 +128,7 @@ def _no_fit(folder: Path, name: str) -> FileNotFoundError:
 
 def load_into(tensors: Mapping[str, Tensor], model: Program, guide: Program) -> dict[str, Tensor]:
     """Load saved tensors into the modules of a pair; returns those of ``pyro.param`` statements, by their
-    names there.
-
-    Raises
-    ------
-    ValueError
-        If names or shapes differ from what is saved.
-    """
+    names there. Raises ValueError if names or shapes differ from what is saved."""
     pending = {
         name.removeprefix("store."): value for name, value in tensors.items() if name.startswith("store.")
     }

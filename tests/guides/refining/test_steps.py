@@ -100,7 +100,9 @@ class Curved(torch.nn.Module):
             pyro.sample("x", dist.Poisson((2 * self.net(z)).exp()).to_event(1), obs=x)
 
 
-@given(size=st.integers(1, 5), seed=st.integers(0, 10**6), scale=st.floats(1e-3, 3.0), far=st.floats(0.0, 3.0))
+@given(
+    size=st.integers(1, 5), seed=st.integers(0, 10**6), scale=st.floats(1e-3, 3.0), far=st.floats(0.0, 3.0)
+)
 @settings(max_examples=8, deadline=None)
 def test_the_elbo_of_no_observation_falls(size, seed, scale, far):
     model, x = Curved(size, seed), torch.poisson(3 * torch.ones(8, 6))

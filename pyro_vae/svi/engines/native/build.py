@@ -83,12 +83,7 @@ def _built(source: str, key: str, folder: Path, names: Sequence[str]) -> Any:
 
 def key_of(source: str) -> str:
     """A digest of all that decides what is built, and how fast it is: source, flags, compiler, processor.
-
-    Raises
-    ------
-    CannotError
-        If there is no C++ compiler.
-    """
+    Raises CannotError if there is no C++ compiler."""
     command = [*_compiler(), *_flags()]
     decisive = "\0".join([source, *command, _version(command[0]), _processor()])
     return _digest(decisive.encode(errors="surrogateescape"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.optim import Adam, Optimizer
 
+from pyro_vae.devices import WORTH_A_SECOND_THREAD
 from pyro_vae.svi.engines.functions import StepTerms
 from pyro_vae.svi.engines.native.build import load
 from pyro_vae.svi.engines.native.call import Call
@@ -16,7 +17,7 @@ from pyro_vae.svi.engines.native.emitter import emit
 from pyro_vae.svi.engines.native.lowering import lower
 from pyro_vae.svi.engines.native.pace import Pace
 from pyro_vae.svi.engines.optimizers import constant_rates
-from pyro_vae.svi.engines.steps import WORTH_A_SECOND_THREAD, CannotError
+from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.engines.updates import adam_states
 
 

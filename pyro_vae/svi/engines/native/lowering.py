@@ -64,13 +64,8 @@ _UNCHANGED = frozenset(("{0}", "{0} * T(1.0)", "{0} / T(1.0)", "{0} + T(0.0)", "
 
 
 def lower(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> Program:
-    """The operations of ``graph(*parameters, kl_weight, *batch)`` for batches shaped like ``batch``.
-
-    Raises
-    ------
-    CannotError
-        By name, for an operation, argument, dtype or layout that is not known.
-    """
+    """The operations of ``graph(*parameters, kl_weight, *batch)`` for batches shaped like ``batch``. Raises
+    CannotError by name, for an operation, argument, dtype or layout that is not known."""
     return _Lowering(graph, parameters, batch).program()
 
 
