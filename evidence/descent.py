@@ -66,9 +66,11 @@ def descend(
     *,
     start: float = START,
     beta2: float = BETA2,
+    cosine: bool = False,
 ) -> Path:
     """Minimize the negative ELBO of standard deviations ``truth`` from σ = ``start``, with rates ``lr`` that
-    broadcast to them; ``beta2`` is how much of the mean squared gradient Adam keeps at each step."""
+    broadcast to them, and go to zero by a cosine if asked to; ``beta2`` is how much of the mean squared
+    gradient Adam keeps at each step."""
     generator = np.random.default_rng(seed)
     shape = torch.broadcast_shapes(truth.shape, lr.shape)
     raw = rule.scale_map.inv(torch.full(shape, start, dtype=torch.float64))
@@ -83,7 +85,8 @@ def descend(
         first.lerp_(gradient, 1 - BETA1)
         second.lerp_(gradient.square(), 1 - beta2)
         size = (second / (1 - beta2**step)).sqrt() + EPSILON
-        proposed = raw - lr * (first / (1 - BETA1**step)) / size
+        rate = lr * (0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if cosine else 1.0)
+        proposed = raw - rate * (first / (1 - BETA1**step)) / size
         invalid += proposed <= 0
         raw = rule.project(proposed)
         log_scale = rule.scale_map.log_scale(raw)

@@ -13,7 +13,15 @@ import pandas as pd
 
 from evidence import claims
 from evidence.experiment import Results
-from evidence.experiments import constraints, equivalence, mechanism, precision, published, real_data, truth
+from evidence.experiments import (
+    constraints,
+    equivalence,
+    mechanism,
+    precision,
+    published,
+    real_data,
+    truth,
+)
 from evidence.statistics import differences, interval
 
 __all__ = ["PAGE", "TABLES", "read_results", "with_tables", "write_page"]
@@ -21,6 +29,8 @@ __all__ = ["PAGE", "TABLES", "read_results", "with_tables", "write_page"]
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "why_log_variance.md"
 EARLY_RATE = 1e-2
+LONG = "long"
+"""The runs of :mod:`evidence.long`, which are no experiment: hours, made where there is time."""
 BLOCK = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -174,45 +184,58 @@ def precision_table(results: Results) -> str:
 def constraints_table(results: Results) -> str:
     """Final gap, and latents lost."""
     summary: Any = constraints.by_way(results["constraints"])
-    parts = []
-    for start in truth.STARTS:
-        header = [f"from σ = {start:g}", *(f"rate {rate:g}" for rate in constraints.RATES)]
-        header += [f"after {constraints.EARLY:,} steps, rate {EARLY_RATE:g}", "σ ≤ 0 proposed, same rate"]
-        rows = []
-        for name in (*constraints.MAPS, *constraints.CONSTRAINED):
-            if (name, start) not in summary.index:
-                continue  # left out for lack of time
-            cells = []
-            for rate in constraints.RATES:
-                line = summary.loc[name, start, rate]
-                dead = f" ({_share(line['dead'])} dead)" if line["dead"] > 0 else ""
-                cells.append(_small(line["gap"]) + dead)
-            line = summary.loc[name, start, EARLY_RATE]
-            proposed = _share(line["ever_invalid"]) if line["ever_invalid"] > 0 else ""
-            rows.append([f"`{name}`", *cells, _small(line["early_gap"]), proposed])
-        parts.append(_markdown(header, rows))
-    return "\n".join(parts)
+    ways = (*constraints.MAPS, *constraints.CONSTRAINED)
+    return "\n".join(
+        _gaps_and_losses(
+            summary.xs((start, schedule), level=("start", "schedule")), ways, f"σ = {start:g}, {schedule}"
+        )
+        for schedule in constraints.SCHEDULES
+        for start in truth.STARTS
+    )
+
+
+def _gaps_and_losses(summary: Any, ways: Iterable[str], title: str) -> str:
+    header = [f"from {title}", *(f"rate {rate:g}" for rate in constraints.RATES)]
+    header += [f"after {constraints.EARLY:,} steps, rate {EARLY_RATE:g}", "σ ≤ 0 proposed, same rate"]
+    rows = []
+    for name in ways:
+        if name not in summary.index:
+            continue  # left out for lack of time
+        cells = []
+        for rate in constraints.RATES:
+            line = summary.loc[name, rate]
+            dead = f" ({_share(line['dead'])} dead)" if line["dead"] > 0 else ""
+            cells.append(_small(line["gap"]) + dead)
+        line = summary.loc[name, EARLY_RATE]
+        proposed = _share(line["ever_invalid"]) if line["ever_invalid"] > 0 else ""
+        rows.append([f"`{name}`", *cells, _small(line["early_gap"]), proposed])
+    return _markdown(header, rows)
 
 
 def real_data_table(results: Results) -> str:
-    """Paired differences and gaps."""
+    """Paired differences, what they exclude, and what the encoder lacks."""
     table = results["real_data"]
     found: Any = real_data.table_of_differences(table)
     rows = []
     for (data, name), fits in table.groupby(["data", "map"], sort=False):
         mean = fits.mean(numeric_only=True)
-        told, decided = "", ""
+        told, within = "", ""
         if (data, name) in found.index:
             line = found.loc[(data, name)]
             told = _signed(line["difference"], line["low"], line["high"])
-            decided = "yes" if line["decided"] else "no"
-        reliability = f"{_share(mean['khat_bad'])}, {_share(mean['khat_local_bad'])}"
-        gaps = [f"{mean['approximation']:.2f}", f"{mean['amortization']:.2f}"]
-        rows.append(
-            [data, f"`{name}`", f"{mean['log_evidence']:.2f}", told, decided, *gaps, reliability, len(fits)]
-        )
-    header = ["data", "map", "evidence", "difference to `logvar`", "decided", "approximation gap"]
-    return _markdown([*header, "amortization gap", "k̂ bad: encoder, best q", "seeds"], rows)
+            within = f"{_outcome(line)} (±{line['margin']:g})"
+        khat = f"{_share(mean['khat_bad'])}, {_share(mean['khat_refined_bad'])}"
+        evidence, gap = f"{mean['log_evidence']:.2f}", f"{mean['gap']:.2f}"
+        rows.append([data, f"`{name}`", evidence, told, within, gap, khat, len(fits)])
+    header = ["data", "map", "evidence", "difference to `logvar`", "equivalent (margin)", "encoder's gap"]
+    return _markdown([*header, "k̂ bad: encoder, refined", "seeds"], rows)
+
+
+def _outcome(line: Any) -> str:
+    """What an interval says about its margin and about zero."""
+    if line["equivalent"]:
+        return "yes, though not equal" if line["decided"] else "yes"
+    return "no: different" if line["decided"] else "open"
 
 
 def mechanism_table(results: Results) -> str:
@@ -249,9 +272,29 @@ def mechanism_table(results: Results) -> str:
     return f"{seen}\n{speeds}"
 
 
+def guides_table(results: Results) -> str:
+    """Families under three maps: encoder beside refined."""
+    table = results["guides"]
+    rows = []
+    for (family, name), fits in table.groupby(["family", "map"], sort=False):
+        mean: Any = fits.groupby("who").mean(numeric_only=True)
+        encoder, refined = mean.loc["encoder"], mean.loc["refined"]
+        cells = [f"{refined['log_evidence']:.2f}"]
+        cells += [f"{encoder['gap']:.2f}, {refined['gap']:.2f}"]
+        cells += [f"{_share(encoder[c])}, {_share(refined[c])}" for c in ("khat_bad", "coverage")]
+        cells += [f"{encoder['fit_seconds']:.1f}, {encoder['seconds']:.1f}, {refined['seconds']:.1f}"]
+        rows.append([family, f"`{name}`", *cells])
+    header = ["guide", "map", "evidence", "gap: encoder, refined", "k̂ bad", "90% intervals cover"]
+    return _markdown([*header, "seconds: fit, encoder, refined"], rows)
+
+
 def published_table(results: Results) -> str:
     """Test NLL here and elsewhere."""
     rows = []
+    for _, r in results.get(LONG, pd.DataFrame()).iterrows():
+        what = f"{'VAE' if r['particles'] == 1 else 'IWAE'}, k = {r['particles']}"
+        nll = f"**{r['nll']:.2f}** ± {1.96 * r['nll_se']:.2f}"
+        rows.append([f"here, `{r['map']}`", what, f"{r['steps']:,}, batch {published.BATCH}", nll, ""])
     for _, r in results["published"].iterrows():
         what = f"{r['objective']}, k = {r['particles']}"
         nll = f"**{r['nll']:.2f}** ± {1.96 * r['nll_se']:.2f}"
@@ -282,6 +325,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "real_data": real_data_table,
     "mechanism": mechanism_table,
     "published": published_table,
+    "guides": guides_table,
 }
 
 if __name__ == "__main__":

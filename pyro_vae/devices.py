@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 WORTH_A_SECOND_THREAD = 100e6
-"""Floating-point operations of what is computed at once, such as a step of a fit, forward and backward. Below,
-threads cost more to wait for each other than they save; on a machine that does other work as well they wait
-up to twenty times as long as the step takes."""
+"""Floating-point operations of what is computed at once, such as a step of a fit, forward and backward.
+Below, threads cost more to wait for each other than they save; on a machine that does other work as well they
+wait up to twenty times as long as the step takes."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -76,7 +76,7 @@ def forked_streams() -> AbstractContextManager[None]:
 
 @contextmanager
 def threads_for(flops: float) -> Iterator[None]:
-    """Use one thread inside where the ``flops`` operations that are done at once are few; then as many as before.
+    """Use one thread inside where the ``flops`` operations done at once are few; then as many as before.
 
     Examples
     --------

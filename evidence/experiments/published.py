@@ -17,8 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_vae
 from evidence.experiment import Effort, Job, Results, Row, float32
-from evidence.experiments.real_data import binarized_batches
-from pyro_vae.data import binarize, load
+from pyro_vae.data import DynamicBinarization, binarize, load
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder
 from pyro_vae.plots.style import COLORS, WIDTH, bare
@@ -70,8 +69,9 @@ def train_and_test(objective: str, particles: int, scale: str, root: Path, effor
         fitted = pyro_vae.fit(
             model,
             guide,
-            binarized_batches(train, BATCH),
+            DynamicBinarization(train),
             steps=steps,
+            batch_size=BATCH,
             lr=LR,
             schedule=lambda optimizer: CosineAnnealingLR(optimizer, steps),
             objective=ELBO() if objective == "VAE" else IWAE(particles),

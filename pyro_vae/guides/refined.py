@@ -141,6 +141,7 @@ class Refined(NormalsGuide):
         """Part of ``repr``."""
         return f"steps={self.steps}, stop={self.stop:g}, {super().extra_repr()}"
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def local_parameters(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The parameters of the refined Normals: ``loc``, ``log_scale`` and, with full covariance, ``tril``."""

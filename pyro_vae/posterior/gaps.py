@@ -22,7 +22,8 @@ from pyro_vae.posterior.drawing import CHUNK, Pair
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
 from pyro_vae.posterior.local import ROUNDS, LocalSite, fit_local, local_sites
 from pyro_vae.posterior.pareto import evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.repair.climbing import LARGEST_KHAT, ROWS, Ladder
+from pyro_vae.posterior.repair.climbing import ROWS, Ladder
+from pyro_vae.posterior.repair.judging import LARGEST_KHAT
 from pyro_vae.posterior.repair.ladder import ready
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
@@ -37,6 +38,7 @@ PROMISED = 0.01
 """Nats that another natural-gradient step promises where q* counts as found."""
 
 
+@torch.inference_mode(mode=False)
 def inference_gaps(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -122,11 +124,11 @@ def inference_gaps(
         for group in ladder.groups():
             values = {site: value[:, group] for site, value in ladder.values.items()}
             posterior, free = UnconstrainedPosterior.of(pair, group, values, min(chunk, ROWS), ladder.graphs)
-            start = _normals_of_the_guide(sites, posterior, group)
-            if start is None:
+            with posterior.evaluation():
+                start = _normals_of_the_guide(sites, posterior, group)
+                found = None if start is None else _by_natural_gradients(posterior, start, free, steps)
+            if found is None:
                 found = _by_stochastic_gradients(pair, group, draws, seed, steps, particles, chunk)
-            else:
-                found = _by_natural_gradients(posterior, start, free, steps)
             for name, values_of_group in zip(columns, found, strict=True):
                 columns[name][group] = values_of_group
             for _ in ladder.climb(group, ("resample", "local")):

@@ -106,6 +106,7 @@ def log_weights(
     )
 
 
+@torch.inference_mode(mode=False)
 def diagnose(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -254,7 +254,7 @@ def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[
 
 
 def _flops(pair: Pair) -> float:
-    """Of one row; infinite, and so all threads, where torch's counter does not get along with the programs."""
+    """Of one row; infinite, and so all threads, where torch's counter cannot run the programs."""
     rows, draws = (pair.observations, 1) if pair.whole else (min(2, pair.observations), 3)
     try:
         with pair.evaluation(0), counting_flops() as counter:

@@ -44,6 +44,8 @@ from pyro_vae.svi.state.fit_state import identity_of
 from pyro_vae.svi.state.resuming import Checkpoint, open_checkpoint
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def fit(
     model: Program,
     guide: Program,

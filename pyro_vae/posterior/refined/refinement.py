@@ -129,6 +129,7 @@ class RefinedPosterior(NormalsGuide):
         )
 
 
+@torch.inference_mode(mode=False)
 def refine(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -23,6 +23,7 @@ FINEST = 1e-3
 """Nats that the rounding of a density may come to; computations are in double precision where it is more."""
 
 
+@torch.inference_mode(mode=False)
 def repair(
     model: Callable[..., Any],
     guide: Callable[..., Any],

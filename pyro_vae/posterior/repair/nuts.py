@@ -64,7 +64,8 @@ def whitened_nuts(
             by_chain.append(unit.from_white(sampler.get_samples()["v"].detach()))
         divergences += sum(len(found) for found in sampler.diagnostics()["divergences"].values())
     free = torch.stack(by_chain)
-    log_density = posterior.log_density(free.flatten(0, 1)).unflatten(0, free.shape[:2])
+    with posterior.evaluation():
+        log_density = posterior.log_density(free.flatten(0, 1)).unflatten(0, free.shape[:2])
     return Chains(free, *_agreement(torch.cat([free, log_density[..., None]], dim=-1)), divergences)
 
 
@@ -73,7 +74,7 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, white: Tensor, posterior: UnconstrainedPosterior, unit: Proposal) -> Tensor:
-        value, gradient = posterior.within(unit.from_white(white)[None])
+        value, gradient = posterior.value_and_gradient(unit.from_white(white)[None])
         context.save_for_backward(torch.einsum("nij,ni->nj", unit.tril, gradient[0]))
         return -value.sum()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 from pyro import poutine
@@ -19,6 +20,7 @@ from pyro_vae.posterior.tree import library_attrs
 from pyro_vae.posterior.truth.chains import convergence_of, latent_sites, nuts, require_convergence
 
 
+@torch.inference_mode(mode=False)
 def reference_posterior(
     model: Callable[..., Any],
     data: Any,
