@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import COLORS, GREY, WIDTH, bare, by_name, guide_colors
 from pyro_vae.posterior.pairing import Diagnostics, paired_differences
 
@@ -31,7 +32,7 @@ def plot_evidence(
     first, second = pairs["first"].values, pairs["second"].values
     pairs = pairs.isel(pair=[i for i in range(len(first)) if order[first[i]] < order[second[i]]])
     rows, seeds = pairs.sizes["pair"], pairs.sizes["seed"]
-    figure = Figure(figsize=(WIDTH, 1.4 + 0.6 * rows), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 1.4 + 0.6 * rows), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color=GREY, lw=1, ls=":")
     labels = []
@@ -85,7 +86,7 @@ def plot_khat(
     low = min(-0.5, float(finite.min(initial=0.0)))
     high = max(1.2, float(finite.max(initial=1.0)))
     bins = np.linspace(low, high, 41)
-    figure = Figure(figsize=(WIDTH, 0.9 + 1.3 * len(pooled)), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 0.9 + 1.3 * len(pooled)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(pooled), 1, sharex=True, sharey=True))
     for axes, (name, khat) in zip(panels, pooled.items(), strict=True):
         # infinities are answers, not gaps: they go into the outermost bins
