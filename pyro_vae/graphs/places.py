@@ -1,4 +1,5 @@
-"""Which line of the user's own program is the reason: where a traceback or the running code left it."""
+"""Find the line of the user's own program that is the reason: where a traceback or the running code left
+it."""
 
 import linecache
 import os

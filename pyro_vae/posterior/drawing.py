@@ -53,37 +53,26 @@ Layout = Literal["broadcast", "rows"]
 
 @dataclass(frozen=True)
 class Block:
-    """Some draws for some observations. Densities are in nats, of shape (draws, observations).
-
-    Attributes
-    ----------
-    observations, draws
-        Which ones.
-    latents
-        By site name, of shape (draws, observations, ...).
-    observed
-        What the model was conditioned on, by site name, of shape (observations, ...).
-    log_prior, log_guide
-        log p(z) and log q(z|x).
-    log_likelihood
-        log p(x|z) by observed site, and what ``pyro.factor`` adds.
-    log_priors
-        log p(z) by latent site, each given those before it.
-    prior, replicates
-        Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
-        observations, ...); empty unless asked for.
-    """
+    """Some draws for some observations. Densities are in nats, of shape (draws, observations)."""
 
     observations: slice
     draws: slice
+    """Which ones."""
     latents: dict[str, Tensor]
+    """By site name, of shape (draws, observations, ...)."""
     observed: dict[str, Tensor]
+    """What the model was conditioned on, by site name, of shape (observations, ...)."""
     log_prior: Tensor
     log_guide: Tensor
+    """log p(z) and log q(z|x)."""
     log_likelihood: dict[str, Tensor]
+    """log p(x|z) by observed site, and what ``pyro.factor`` adds."""
     log_priors: dict[str, Tensor] = field(default_factory=dict)
+    """log p(z) by latent site, each given those before it."""
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
+    """Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
+    observations, ...); empty unless asked for."""
 
     @property
     def reconstruction(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Making a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
+"""Make a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_vae.arguments import without_trace
+from pyro_vae.arguments import kind, without_trace
 from pyro_vae.arrays import subsets
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.rows import as_rows, plain_parts
 from pyro_vae.copies import deep_copy
 from pyro_vae.guides.latents import LatentError
+from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.enumeration import left_to_enumeration
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
@@ -316,7 +317,13 @@ def _evaluation_copy(
     # copying an autoguide takes its model away, from the original too
     for part, twin_part, saved in zip(autoguides, _autoguides(twin_module), models, strict=True):
         part._model, part.master = saved
-        twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
+        if part._model is not None:
+            twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model)
+        elif isinstance(part, LocalGuide):
+            raise ValueError(
+                f"the guide, {kind(part)}, was unpickled, which leaves its model behind; make it anew for the"
+                " model, and give it the other's state_dict"
+            )
     return twin
 
 

@@ -1,4 +1,4 @@
-"""How a run comes to its end, once or anew: fits are measured, findings written, figures and page drawn."""
+"""End a run, once or anew: measure its fits, write the findings, draw figures and page."""
 
 import dataclasses
 import shlex
@@ -12,7 +12,8 @@ from pyro_vae.report.pictures import draw_figures
 from pyro_vae.report.readings import read_findings_aloud, read_together
 from pyro_vae.run_folder import RunFolder, now, writing
 from pyro_vae.storage.atomic import write_whole
-from pyro_vae.study.phases import Material, examine, prepare
+from pyro_vae.study.material import Material, load_material
+from pyro_vae.study.phases import examine
 from pyro_vae.study.result import Study, require_study
 from pyro_vae.study.saved import Parts, write_findings
 
@@ -141,7 +142,7 @@ def diagnose_again(
     folder = RunFolder(study.folder)
     with writing(folder), says_how_to_go_on(folder):
         record = folder.read_record()
-        material = prepare(config, device=str(record["device"]))
+        material = load_material(config, device=str(record["device"]))
         check_data(material, record, folder)
         return examine_and_write(material, folder, study.findings.guides, study.failures, progress)
 

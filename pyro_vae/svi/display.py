@@ -1,4 +1,4 @@
-"""What people see of a fit: its curve, and the small table that a notebook shows."""
+"""Show a fit: its curve, and the small table of a notebook."""
 
 import html
 import math

@@ -200,13 +200,8 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
 
     The generated function runs without Python's lock, so threads share the cores with nothing to wait for.
     Pyro runs before, when the graph is captured and compared with Pyro for every seed, and when it is
-    compared again; threads take turns then.
-
-    Raises
-    ------
-    CannotError
-        If a seed cannot be fitted by native steps alone.
-    """
+    compared again; threads take turns then. Raises CannotError if a seed cannot be fitted by native steps
+    alone."""
     _check_that_threads_can(seeds, data, options)
     pairs = [seeded_pair(make_pair, seed) for seed in seeds]
     dtype, batch_size = float_dtype(*pairs[0]), options.get("batch_size", 128)

@@ -1,4 +1,4 @@
-"""Is there a better optimum elsewhere? Refinement of a sample of observations from dispersed starts."""
+"""Look for a better optimum elsewhere: refine a sample of observations from dispersed starts."""
 
 from __future__ import annotations
 
@@ -24,19 +24,13 @@ BETTER = 0.25
 
 
 class Elsewhere(NamedTuple):
-    """What dispersed starts found, for some observations.
-
-    Attributes
-    ----------
-    rows
-        Which ones, counted within their block.
-    gain
-        By how many nats the best ELBO from elsewhere exceeds that from the guide: (rows,), negative where the
-        guide's was the best.
-    """
+    """What dispersed starts found, for some observations."""
 
     rows: Tensor
+    """Which ones, counted within their block."""
     gain: Tensor
+    """By how many nats the best ELBO from elsewhere exceeds that from the guide: (rows,), negative where the
+    guide's was the best."""
 
 
 def sample_of(observations: int, size: int, seed: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Refinement of a pair that is ready, block by block, with the density at hand for what comes next."""
+"""Refine a pair that is ready, block by block, with the density at hand for what comes next."""
 
 from __future__ import annotations
 
@@ -25,27 +25,18 @@ Latents = tuple[tuple[LocalSite, ...], ObservationPlate]
 
 
 class RefinedRows(NamedTuple):
-    """Some observations, refined.
-
-    Attributes
-    ----------
-    observations
-        Which ones.
-    latents
-        Of the model, and their plate.
-    density
-        Their log p(x, u), for use within :func:`evaluating_model`.
-    refinement
-        What the steps came to.
-    elsewhere
-        What dispersed starts found for those that were to be started from elsewhere, too.
-    """
+    """Some observations, refined."""
 
     observations: slice
+    """Which ones."""
     latents: Latents
+    """Of the model, and their plate."""
     density: LocalDensity
+    """Their log p(x, u), for use within :func:`evaluating_model`."""
     refinement: Refinement
+    """What the steps came to."""
     elsewhere: Elsewhere
+    """What dispersed starts found for those that were to be started from elsewhere, too."""
 
     @property
     def latent_dim(self) -> int:

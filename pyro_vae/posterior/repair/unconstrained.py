@@ -58,13 +58,8 @@ class UnconstrainedPosterior:
     ) -> tuple[UnconstrainedPosterior, Tensor]:
         """The posterior of these observations, and draws of theirs (draws, len(rows), ...) as coordinates.
 
-        ``graphs`` are those of the densities of other observations of the same model.
-
-        Raises
-        ------
-        PairError
-            If a latent is discrete.
-        """
+        ``graphs`` are those of the densities of other observations of the same model. Raises PairError if a
+        latent is discrete."""
         if not pair.whole:
             pair = replace(pair, args=_chosen(pair.args, rows))
             rows = np.arange(len(rows))

@@ -1,4 +1,4 @@
-"""Pyro's NUTS on the latents of all observations, and whether its chains agree."""
+"""Run Pyro's NUTS on the latents of all observations, and see whether its chains agree."""
 
 from __future__ import annotations
 

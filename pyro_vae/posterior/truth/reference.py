@@ -1,4 +1,4 @@
-"""Draws from the true posterior: exact where the model knows it, by NUTS elsewhere."""
+"""Draw from the true posterior: exactly where the model knows it, by NUTS elsewhere."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ class NativeFunction:
     max_norm
         Clips the norm of the whole gradient.
     most_bad
-        As many steps in a row that are not finite end a run; the random stream is then where they left it.
+        This number of steps in a row that are not finite ends a run; the random stream is then where they
+        left it.
     threads
         By default one for a step so small that threads would cost more to wait for each other, else torch's
         number or one, whichever the clock says (:class:`~pyro_vae.svi.engines.native.pace.Pace`).
@@ -104,7 +105,7 @@ class NativeFunction:
 
     @property
     def steps_per_call(self) -> int:
-        """As many take about a tenth of a second; Python handles an interrupt only between calls."""
+        """Steps of one call: a tenth of a second, for Python handles an interrupt only between calls."""
         return self._pace.steps
 
     def run(

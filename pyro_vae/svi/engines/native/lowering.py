@@ -1,5 +1,5 @@
-"""From a captured graph to a :class:`~pyro_vae.svi.engines.native.program.Program`; what is not known is
-refused by name before anything runs."""
+"""Lower a captured graph to a :class:`~pyro_vae.svi.engines.native.program.StepProgram`; refuse by name what
+is not known, before anything runs."""
 
 import math
 import operator
@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from pyro_vae.svi.engines.native.formulas import FORMULAS, MASKS, fill_in
 from pyro_vae.svi.engines.native.operations import Operations
-from pyro_vae.svi.engines.native.program import Buffer, Program, View
+from pyro_vae.svi.engines.native.program import Buffer, StepProgram, View
 from pyro_vae.svi.engines.steps import CannotError
 
 aten = torch.ops.aten
@@ -63,7 +63,7 @@ _UNCHANGED = frozenset(("{0}", "{0} * T(1.0)", "{0} / T(1.0)", "{0} + T(0.0)", "
 """Formulas that change no number."""
 
 
-def lower(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> Program:
+def lower(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> StepProgram:
     """The operations of ``graph(*parameters, kl_weight, *batch)`` for batches shaped like ``batch``. Raises
     CannotError by name, for an operation, argument, dtype or layout that is not known."""
     return _Lowering(graph, parameters, batch).program()
@@ -80,7 +80,7 @@ class _Lowering:
         self.noise: list[Buffer] = []
         self.constants: dict[str, View] = {}
 
-    def program(self) -> Program:
+    def program(self) -> StepProgram:
         _check_inputs(self.parameters, self.batch)
         parameters = [Buffer("parameter", i, p.numel()) for i, p in enumerate(self.parameters)]
         data = [Buffer("data", i, x.numel()) for i, x in enumerate(self.batch)]
@@ -98,7 +98,7 @@ class _Lowering:
                 self.values[node] = self._call(node)
             else:
                 outputs = [self.operations.stored(self.values[output]) for output in node.args[0]]
-        return Program(
+        return StepProgram(
             self.dtype,
             tuple(parameters),
             tuple(data),
