@@ -10,8 +10,10 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
+from pyro_vae.arguments import kind
 from pyro_vae.batches.rows import as_rows
 from pyro_vae.copies import deep_copy
+from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.posterior.evaluation.drawing import Pair, StoreState
 from pyro_vae.posterior.evaluation.selection import device_of
@@ -54,7 +56,13 @@ def _evaluation_copy(
     # copying an autoguide takes its model away, from the original too
     for part, twin_part, saved in zip(autoguides, _autoguides(twin_module), models, strict=True):
         part._model, part.master = saved
-        twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
+        if part._model is not None:
+            twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model)
+        elif isinstance(part, LocalGuide):
+            raise ValueError(
+                f"the guide, {kind(part)}, was unpickled, which leaves its model behind; make it anew for the"
+                " model, and give it the other's state_dict"
+            )
     return twin
 
 
