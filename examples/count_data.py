@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import pyro_vae
+from pyro_vae import plots
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
 
@@ -74,6 +75,10 @@ def main() -> None:
             print(f"inverse dispersion r per column: {r.min():.2f} to {r.max():.2f}, median {r.median():.2f}")
 
     print(pyro_vae.compare(diagnostics).to_string())
+
+    figure = plots.plot_evidence(diagnostics)
+    figure.savefig("count_data.png")
+    print("picture: count_data.png")
 
 
 if __name__ == "__main__":

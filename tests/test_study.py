@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def test_the_record_says_what_was_asked_and_what_ran_it(study: Study) -> None:
     assert record["schema"] == 1
     assert record["config"]["scales"] == ["logvar", "logstd", "softplus"]
     assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    begun, finished = (datetime.fromisoformat(record["result"].pop(name)) for name in ("started", "finished"))
+    assert begun <= finished <= datetime.now(UTC)
     assert record["result"] == {
         "status": "done",
         "answer": study.answer,
