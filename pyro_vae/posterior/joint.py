@@ -82,7 +82,7 @@ class JointDraw:
         return sum(float(value.sum()) for value in self.log_likelihood.values())
 
 
-def joint_pair(candidates: Iterator[Pair]) -> Pair:
+def joint_pair(candidates: Iterator[Pair], *, predictive: bool = False) -> Pair:
     """The first candidate that runs on all of the data at once.
 
     Raises
@@ -94,7 +94,7 @@ def joint_pair(candidates: Iterator[Pair]) -> Pair:
     for candidate in candidates:
         pair = replace(candidate, layout="rows", whole=True)
         try:
-            next(joint_draws(pair, 1, 0))
+            next(joint_draws(pair, 1, 0, predictive=predictive))
         except Exception as error:
             last = error
         else:

@@ -122,7 +122,7 @@ def from_pyro_svi(
         raise TypeError(f"history is {kind(history)}; give fit.history")
     if calibration is not None and (not isinstance(calibration, xr.Dataset) or "pit" not in calibration):
         raise TypeError(f"calibration is {kind(calibration)}; give what calibrate(...) returns")
-    index, pair, shared = prepare_chosen(model, guide, data, observations)
+    index, pair, shared = prepare_chosen(model, guide, data, observations, predictive=True)
     if shared:
         joint, dims = joint_groups(pair, draws, seed, GROUPS, progress=progress)
         return _tree(_with_integers(joint, pair), dims, index, name, seed, history, calibration)

@@ -40,6 +40,7 @@ def prepare(
     data: Any,
     *,
     dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+    predictive: bool = False,
 ) -> Pair:
     """Make a pair ready: copies in evaluation mode and float64, and the fastest right way to run them.
 
@@ -53,16 +54,26 @@ def prepare(
     - ``broadcast`` with all observations at once, for guides with parameters of their own for each
       observation (Pyro's autoguides).
 
-    Integers are tried as they are, and then as floating point. ``dtypes`` are tried in this order with two
-    modules; None is their own. Raises PairError if a latent is missing in one of the two programs or lies
-    outside the observation plate; TypeError if the data are neither tensors nor arrays; ValueError if the
-    data are empty or not finite, or the pair does not run on them; the pair's own error is the cause."""
+    ``predictive`` asks for a pair that also draws from the prior, whose constants may be of another dtype
+    than the data. Integers are tried as they are, and then as floating point. ``dtypes`` are tried in
+    this order with two modules; None is their own.
+
+    Raises
+    ------
+    PairError
+        If a latent is missing in one of the two programs or lies outside the observation plate.
+    TypeError
+        If the data are neither tensors nor arrays.
+    ValueError
+        If the data are empty or not finite, or the pair does not run on them; the pair's own error is the
+        cause.
+    """
     parts = as_parts(data)
     data = parts if len(parts) > 1 or isinstance(data, tuple) else parts[0]
     errors: list[Exception] = []
     whole = [i for i, part in enumerate(parts) if not is_floating(part)]
     for floats in subsets(whole):
-        pair = _prepared(model, guide, data, dtypes, floats, errors)
+        pair = _prepared(model, guide, data, dtypes, floats, errors, predictive)
         if pair is not None:
             _refuse_impossible(pair)
             return replace(pair, flops=_flops(pair))
@@ -113,9 +124,16 @@ def _refuse_impossible(pair: Pair) -> None:
     check_observed(trace, first, pair.args)
 
 
-def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
-    """Make a pair ready whose latents are shared by the observations: it runs on all of them at once. Raises
-    PairError or TypeError or ValueError as :func:`prepare`."""
+def prepare_joint(
+    model: Callable[..., Any], guide: Callable[..., Any], data: Any, *, predictive: bool = False
+) -> Pair:
+    """Make a pair ready whose latents are shared by the observations: it runs on all of them at once.
+
+    Raises
+    ------
+    PairError, TypeError, ValueError
+        As :func:`prepare`.
+    """
     parts = as_parts(data)
     data = parts if len(parts) > 1 or isinstance(data, tuple) else parts[0]
     whole = [i for i, part in enumerate(parts) if not is_floating(part)]
@@ -124,26 +142,31 @@ def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: An
         for floats in subsets(whole)
         for candidate in copied_pairs(model, guide, data, (torch.float64, None), floats)
     )
-    pair = joint_pair(_with_structure(candidate) for candidate in candidates)
+    pair = joint_pair(map(_with_structure, candidates), predictive=predictive)
     pair = replace(pair, flops=_flops(pair))
     _refuse_impossible(replace(pair, whole=True))
     return pair
 
 
 def prepare_chosen(
-    model: Callable[..., Any], guide: Callable[..., Any], data: Any, observations: Sequence[int] | None
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    observations: Sequence[int] | None,
+    *,
+    predictive: bool = False,
 ) -> tuple[NDArray[np.int64], Pair, bool]:
     """Make a pair ready for some observations: which they are, the pair, and whether it has latents that all
     observations share; then it is on all of the data."""
     index, subset = select(data, observations)
     try:
-        return index, prepare(model, guide, subset), False
+        return index, prepare(model, guide, subset, predictive=predictive), False
     except SharedLatentError as error:
         if observations is not None:
             raise ValueError(
                 "observations names some of the data, but all of them share latents; leave it out"
             ) from error
-    return index, prepare_joint(model, guide, data), True
+    return index, prepare_joint(model, guide, data, predictive=predictive), True
 
 
 def _with_structure(pair: Pair) -> Pair:
@@ -187,19 +210,20 @@ def _prepared(
     dtypes: Sequence[torch.dtype | None],
     floats: Collection[int],
     errors: list[Exception],
+    predictive: bool,
 ) -> Pair | None:
     """The pair with the integers of some parts as floating point, if it runs on them."""
     for candidate in map(_with_structure, copied_pairs(model, guide, data, dtypes, floats)):
         two = slice(0, min(2, candidate.observations))
-        rows = _attempt(replace(candidate, layout="rows"), two, errors)
-        broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
+        rows = _attempt(replace(candidate, layout="rows"), two, errors, predictive)
+        broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors, predictive)
         if broadcast is not None and (rows is None or _agree(broadcast[1], rows[1])):
             # two observations may be all there are, and the guide's parameters theirs alone
             return replace(broadcast[0], whole=rows is None and candidate.observations <= 2)
         if rows is not None:
             return rows[0]
         together = replace(candidate, layout="broadcast", whole=True)
-        whole = _attempt(together, slice(0, candidate.observations), errors)
+        whole = _attempt(together, slice(0, candidate.observations), errors, predictive)
         if whole is not None:
             return whole[0]
         _note_shared(candidate, errors)
@@ -221,11 +245,13 @@ def _note_shared(candidate: Pair, errors: list[Exception]) -> None:
         errors.append(SharedLatentError(shared_latent(outside[0])))
 
 
-def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[Pair, Block] | None:
+def _attempt(
+    pair: Pair, observations: slice, errors: list[Exception], predictive: bool
+) -> tuple[Pair, Block] | None:
     """Try a way of running on a few observations. Users' programs can fail with anything."""
     try:
         pair = replace(pair, nesting=_nesting(pair, observations))
-        return pair, pair.block(observations, slice(0, 3), seed=0)
+        return pair, pair.block(observations, slice(0, 3), seed=0, predictive=predictive)
     except Exception as error:
         errors.append(error)
         return None
