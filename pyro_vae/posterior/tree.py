@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pyro_vae.arguments import check_numbers, kind
 from pyro_vae.older_arviz import teach_older_arviz
 from pyro_vae.posterior.arguments import check_request, require_tree
-from pyro_vae.posterior.drawing import CHUNK, Block, Pair
+from pyro_vae.posterior.evaluation.block import Block
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare_chosen
+from pyro_vae.posterior.evaluation.sites import sample_sites, site_dims
 from pyro_vae.posterior.joint import joint_groups
-from pyro_vae.posterior.preparation import prepare_chosen
-from pyro_vae.posterior.sites import sample_sites, site_dims
 from pyro_vae.version import __version__
 
 Array = NDArray[Any]
