@@ -148,6 +148,8 @@ def lost_columns(x: NDArray[Any]) -> list[int]:
 
 
 def _real(part: Tensor, name: str) -> Tensor:
+    if part.is_meta:
+        raise TypeError(f"{name} is a tensor of the meta device, without values; give one with values")
     if part.is_complex():
         raise TypeError(f"{name} is a tensor of dtype {part.dtype}, complex; give numbers that are real")
     if part.is_nested:

@@ -18,17 +18,17 @@ from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare_joint
+from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
 from pyro_vae.posterior.local import ROUNDS, LocalSite, fit_local, local_sites
 from pyro_vae.posterior.pareto import evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.preparation import prepare_joint
 from pyro_vae.posterior.repair.climbing import ROWS, Ladder
 from pyro_vae.posterior.repair.judging import LARGEST_KHAT
 from pyro_vae.posterior.repair.ladder import ready, together_ladder
 from pyro_vae.posterior.repair.together import Together
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
-from pyro_vae.posterior.sites import SharedLatentError
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]

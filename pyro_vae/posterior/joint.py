@@ -21,9 +21,8 @@ from torch.distributions import biject_to
 
 from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.pairs.enumeration import by_chain_rule, enumerated
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.sites import (
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import (
     DataPlate,
     PairError,
     check_sites,
@@ -32,6 +31,7 @@ from pyro_vae.posterior.sites import (
     sample_sites,
     site_dims,
 )
+from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]
@@ -82,7 +82,7 @@ class JointDraw:
         return sum(float(value.sum()) for value in self.log_likelihood.values())
 
 
-def joint_pair(candidates: Iterator[Pair]) -> Pair:
+def joint_pair(candidates: Iterator[Pair], *, predictive: bool = False) -> Pair:
     """The first candidate that runs on all of the data at once.
 
     Raises
@@ -94,7 +94,7 @@ def joint_pair(candidates: Iterator[Pair]) -> Pair:
     for candidate in candidates:
         pair = replace(candidate, layout="rows", whole=True)
         try:
-            next(joint_draws(pair, 1, 0))
+            next(joint_draws(pair, 1, 0, predictive=predictive))
         except Exception as error:
             last = error
         else:
@@ -186,13 +186,8 @@ def _summed(pair: Pair, trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def joint_coordinates(latents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Coordinates on the reals of the values of some sites, on the CPU in float64.
-
-    Raises
-    ------
-    PairError
-        If one is discrete.
-    """
+    """Coordinates on the reals of the values of some sites, on the CPU in float64. Raises PairError if one is
+    discrete."""
     free = {}
     for name, site in latents.items():
         try:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vae.pairs.isolation import owner
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.sites import sample_sites
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import sample_sites
 
 LEARNING_RATE = 0.1
 """In units of the standard deviations at the start of a round."""

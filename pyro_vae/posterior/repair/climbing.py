@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.guides.refining.captured import Graphs
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.pareto import khat_threshold
 from pyro_vae.posterior.repair.edges import Edge, look_beyond
 from pyro_vae.posterior.repair.judging import LARGEST_KHAT, Verdict, judged

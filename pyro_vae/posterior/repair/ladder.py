@@ -13,12 +13,13 @@ from pyro_vae.arguments import require_count
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare_joint, prepare_last
+from pyro_vae.posterior.evaluation.selection import select
+from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
-from pyro_vae.posterior.preparation import prepare_joint, prepare_last, select
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
 from pyro_vae.posterior.repair.together import SITE, Together
-from pyro_vae.posterior.sites import SharedLatentError
 from pyro_vae.posterior.truth.reference import draws_tree
 from pyro_vae.progress import progress_bar
 
