@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pyro_vae.arguments import check_numbers, kind
+from pyro_vae.older_arviz import teach_older_arviz
 from pyro_vae.posterior.arguments import check_request, require_tree
 from pyro_vae.posterior.evaluation.block import Block
 from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
@@ -176,6 +177,7 @@ def _tree(
     """The groups as ArviZ has them."""
     import arviz_base
 
+    teach_older_arviz()
     log_prior = groups.pop("log_prior")
     attrs: dict[str, Any] = {group: library_attrs() for group in groups if group != "observed_data"}
     attrs["/"] = {"model_name": name, "seed": seed}
