@@ -42,12 +42,12 @@ html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
-html_sidebars = {"*": []}  # top pages need no second list of pages; those of the API do
+html_sidebars = {"*": [], "notebooks/*": []}  # top pages need no second list of pages; those of the API do
 # the whole of MathJax 3 with its fonts in one file, from a wheel, so that formulas need no network
 mathjax_path = "tex-svg.js"
 html_static_path = ["_static", str(files("mathjax") / "static/mathjax/es5" / mathjax_path)]

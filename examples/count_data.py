@@ -69,7 +69,7 @@ def main() -> None:
         model.init_output(torch.from_numpy(train.x))
         guide = AmortizedNormal(model, LogCounts(MLPEncoder(features, [64])), init_scale=0.3)
         pyro_vae.fit(model, guide, train.x, epochs=args.epochs, lr=3e-3)
-        diagnostics[name] = pyro_vae.diagnose(model, guide, held_out.x, draws=args.draws)
+        diagnostics[name] = pyro_vae.diagnose(model, guide, held_out.x, draws=args.draws, refined=True)
         if name == "negative-binomial":
             r = model.observation.dispersion.detach().exp()
             print(f"inverse dispersion r per column: {r.min():.2f} to {r.max():.2f}, median {r.median():.2f}")

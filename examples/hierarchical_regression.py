@@ -13,9 +13,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import Trace_ELBO
 from pyro.optim import ClippedAdam
 
+from pyro_vae import SVI
 from pyro_vae.guides import AutoNormal
 
 TRUE_INTERCEPT, TRUE_SLOPE, TRUE_NOISE = 1.0, -0.5, 0.3

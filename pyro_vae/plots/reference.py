@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
-from pyro_vae.posterior.sites import coordinate_names
+from pyro_vae.posterior.evaluation.sites import coordinate_names
 
 INTERVAL = (0.05, 0.95)
 APART = 0.17

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pyro_vae.pairs.isolation import Program
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.evaluation.preparation import prepare
 from pyro_vae.svi.sweeping import seeded_pair
 
 ROWS_TRIED = 8

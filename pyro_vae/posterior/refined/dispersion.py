@@ -14,7 +14,7 @@ from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refining.density import LocalDensity
 from pyro_vae.guides.refining.placement import coordinates_of
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.evaluation.drawing import Pair
 
 PRIOR_STARTS = 3
 """How many draws from the prior an observation starts from, beside the posterior of a neighbour."""

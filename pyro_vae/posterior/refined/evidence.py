@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.guides.refining.density import LocalDensity
 from pyro_vae.guides.refining.steps import Normals
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.refined.rows import RefinedRows, evaluating_model
 from pyro_vae.posterior.repair.proposals import Proposal, matched

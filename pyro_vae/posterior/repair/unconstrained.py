@@ -20,8 +20,8 @@ from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.placement import placed_values, read_coordinates, rows_in_front
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.sites import PairError
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import PairError
 
 Draws = dict[str, Tensor]
 

@@ -14,8 +14,8 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from pyro_vae.pairs.isolation import isolated
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.sites import drawn_sites, sample_sites
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import drawn_sites, sample_sites
 
 Array = NDArray[np.float64]
 
