@@ -69,7 +69,7 @@ def main() -> None:
     print(f"told {FEWEST} times or more: {len(told)} of {len(rows)} cases")
     outside = [row for row in told if _outside(row[3]["covered"], row[3]["intervals"])]
     print(
-        f"  coverage outside of {LOW:.0%} to {HIGH:.0%} by more than two standard errors: {len(outside)} cases"
+        f"  coverage outside of {LOW:.0%} to {HIGH:.0%} by more than two of its errors: {len(outside)} cases"
     )
     for *case, found in outside:
         print(f"    d, width, draws = {case}: {found['covered']:.3f} of {found['intervals']}")

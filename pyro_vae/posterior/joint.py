@@ -21,9 +21,8 @@ from torch.distributions import biject_to
 
 from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.pairs.enumeration import by_chain_rule, enumerated
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.sites import (
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import (
     DataPlate,
     PairError,
     check_sites,
@@ -32,6 +31,7 @@ from pyro_vae.posterior.sites import (
     sample_sites,
     site_dims,
 )
+from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]
@@ -42,34 +42,24 @@ AT_ONCE = 50
 
 @dataclass(frozen=True)
 class JointDraw:
-    """One draw of all latents together. Densities are in nats, of everything.
-
-    Attributes
-    ----------
-    latents, observed
-        By site; those in the plate of the observations have it in front.
-    log_prior, log_guide
-        log p(z) and log q(z).
-    log_likelihood
-        By observed site, (observations,) where it is in their plate, else one number.
-    log_priors
-        The same by latent site.
-    free
-        Coordinates u of the latents, z = ``biject_to(support)(u)``, in the shapes of their sites; empty
-        unless asked for.
-    prior, replicates
-        Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for.
-    """
+    """One draw of all latents together. Densities are in nats, of everything."""
 
     latents: dict[str, Tensor]
     observed: dict[str, Tensor]
+    """By site; those in the plate of the observations have it in front."""
     log_prior: float
     log_guide: float
+    """log p(z) and log q(z)."""
     log_likelihood: dict[str, Tensor]
+    """By observed site, (observations,) where it is in their plate, else one number."""
     log_priors: dict[str, Tensor]
+    """The same by latent site."""
     free: dict[str, Tensor] = field(default_factory=dict)
+    """Coordinates u of the latents, z = ``biject_to(support)(u)``, in the shapes of their sites; empty unless
+    asked for."""
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
+    """Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for."""
 
     @property
     def log_weight(self) -> float:
@@ -82,7 +72,7 @@ class JointDraw:
         return sum(float(value.sum()) for value in self.log_likelihood.values())
 
 
-def joint_pair(candidates: Iterator[Pair]) -> Pair:
+def joint_pair(candidates: Iterator[Pair], *, predictive: bool = False) -> Pair:
     """The first candidate that runs on all of the data at once.
 
     Raises
@@ -94,7 +84,7 @@ def joint_pair(candidates: Iterator[Pair]) -> Pair:
     for candidate in candidates:
         pair = replace(candidate, layout="rows", whole=True)
         try:
-            next(joint_draws(pair, 1, 0))
+            next(joint_draws(pair, 1, 0, predictive=predictive))
         except Exception as error:
             last = error
         else:
@@ -186,13 +176,8 @@ def _summed(pair: Pair, trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def joint_coordinates(latents: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Coordinates on the reals of the values of some sites, on the CPU in float64.
-
-    Raises
-    ------
-    PairError
-        If one is discrete.
-    """
+    """Coordinates on the reals of the values of some sites, on the CPU in float64. Raises PairError if one is
+    discrete."""
     free = {}
     for name, site in latents.items():
         try:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_vae.report.findings import Findings
-from pyro_vae.report.readings import read_findings_aloud
+from pyro_vae.report.readings import Reading, read_findings_aloud, read_together
 
 GUIDES = ["logvar", "softplus"]
 
@@ -67,3 +67,13 @@ def test_bounds_of_the_evidence_are_those_of_the_refined_guides():
         assert "lies between -9.20 and -9.00 nats per observation: it is known to within 0.20" in told[0]
     alone = read_findings_aloud(dataclasses.replace(findings(), calibration=wider))
     assert any("between -8.20 and -8.00" in reading.sentence for reading in alone)
+
+
+def test_what_is_said_of_many_guides_is_said_once() -> None:
+    active = {"a": 8, "b": 6, "c": 8}
+    said = [Reading("units", name, f"{n} of 8 latents, -{n}.50 nats") for name, n in active.items()]
+    apart = Reading("units", "d", "nothing is active")
+    assert read_together([*said, apart]) == [
+        Reading("units", "a, b, c", "6–8 of 8 latents, -8.50 to -6.50 nats"),
+        apart,
+    ]

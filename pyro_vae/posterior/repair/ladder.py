@@ -13,12 +13,13 @@ from pyro_vae.arguments import require_count
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare_joint, prepare_last
+from pyro_vae.posterior.evaluation.selection import select
+from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
-from pyro_vae.posterior.preparation import prepare_joint, prepare_last, select
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
 from pyro_vae.posterior.repair.together import SITE, Together
-from pyro_vae.posterior.sites import SharedLatentError
 from pyro_vae.posterior.truth.reference import draws_tree
 from pyro_vae.progress import progress_bar
 
@@ -139,7 +140,7 @@ def repair(
     threads = ladder.pair.threads(min(chunk, draws * n))
     with here, threads, progress_bar(n, "believable posteriors", enabled=progress) as show:
         if together is None:
-            ladder.stand()
+            ladder.judge_guide()
         for group in ladder.groups():
             for step in ladder.climb(group, steps):
                 show(int(ladder.believable.sum()), step)
@@ -160,7 +161,7 @@ def together_ladder(
     """The climb of the one posterior of everything, which stands where the guide's draws are."""
     rows = max(FEWEST_ROWS, chunk // together.pair.observations)
     ladder = Ladder(together.one, draws, seed, rows, chains, warmup)
-    ladder.stand_on({SITE: together.free}, together.log_weight.numpy())
+    ladder.begin_with({SITE: together.free}, together.log_weight.numpy())
     return ladder
 
 

@@ -28,9 +28,9 @@ from torch.distributions import (
 
 from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.guides.refining.steps import Normals
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import PairError, drawn_sites, in_data_plate, sample_sites
 from pyro_vae.posterior.joint import in_front, joint_coordinates, joint_draws
-from pyro_vae.posterior.sites import PairError, drawn_sites, in_data_plate, sample_sites
 
 MOST_COORDINATES = 1000
 """Of all latents together: a covariance of them is kept, and twice as many gradients make a step."""
@@ -54,13 +54,8 @@ class Together:
 
     @classmethod
     def of(cls, pair: Pair, draws: int, seed: int) -> Together:
-        """The guide's draws, and where they lie.
-
-        Raises
-        ------
-        PairError
-            If a latent is discrete, or there are too many numbers in them.
-        """
+        """The guide's draws, and where they lie. Raises PairError if a latent is discrete, or there are too
+        many numbers in them."""
         if pair.summed:
             raise PairError(
                 f"latent '{min(pair.summed)}' is discrete, and all observations share latents; marginalize "

@@ -84,7 +84,7 @@ def _pointers(program: StepProgram, layout: _Layout) -> Iterable[str]:
     for i in range(len(program.constants)):
         yield f"const T* constant_{i} = call.constants[{i}];"
     start = 0
-    for buffer in program.noise:
+    for buffer in (part for part in program.noise if part.size):
         yield f"const T* {buffer.name} = call.noise + k * NOISE + {start};"
         start += buffer.size
     yield "const T* kl_weight_0 = call.kl_weight + k;"
