@@ -32,7 +32,7 @@ check: $(STAMP)  ## ruff and mypy --strict
 	$(RUN)mypy
 
 test: check  ## check, then the whole test suite with the doctests; SEED=1: on other random streams
-	OMP_NUM_THREADS=1 SEED=$(SEED) $(RUN)python -m pytest -n auto --dist loadgroup -m 'not slow' --hypothesis-seed=$(SEED)
+	OMP_NUM_THREADS=1 SEED=$(SEED) $(RUN)python -m pytest -n auto -m 'not slow' --hypothesis-seed=$(SEED)
 
 arviz: $(STAMP)  ## the tests that face ArviZ (for the other line: make arviz VENV=.venv-3.12 PYTHON=python3.12)
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto -m 'arviz and not slow' tests

@@ -8,7 +8,7 @@ import pytest
 from pyro_vae.study import Study
 from tests.report.browser import look_at
 
-pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("digits")]
+pytestmark = pytest.mark.arviz
 
 
 @pytest.fixture
