@@ -1,5 +1,7 @@
 """What every test starts from: float64, a fixed seed, validation on, an empty parameter store."""
 
+import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,14 @@ def digits_study(tmp_path_factory: pytest.TempPathFactory) -> "Study":
     torch.set_default_dtype(torch.float32)
     with every_seed_shifted():
         return run_study(StudyConfig(**SMALL), out=tmp_path_factory.mktemp("runs") / "digits", progress=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``make test ORDER=n``: files, and the tests of a file, in an order of chance, so that none needs those
+    before it."""
+    if order := int(os.environ.get("ORDER") or 0):
+        chance, places = random.Random(order), dict[object, float]()
+        items.sort(key=lambda item: (places.setdefault(item.path, chance.random()), chance.random()))
 
 
 TOGETHER = {
