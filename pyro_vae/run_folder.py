@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -258,9 +259,10 @@ def claim(
                     "(--out), or give overwrite=True (--overwrite) to replace what is there"
                 )
             # Who is killed while clearing must not leave fits of the earlier run, to be taken for its own.
-            folder.write_record(config, device, {"status": "clearing"}, data=data, read=read)
+            begun = {"started": now()}
+            folder.write_record(config, device, {"status": "clearing", **begun}, data=data, read=read)
             folder.clear()
-            folder.write_record(config, device, {"status": "running"}, data=data, read=read)
+            folder.write_record(config, device, {"status": "running", **begun}, data=data, read=read)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -269,6 +271,11 @@ def claim(
                 f"the output folder {folder.root} cannot be written ({reason}); name another"
             ) from error
         yield folder
+
+
+def now() -> str:
+    """The time, as records have it: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _refuse_strangers(folder: RunFolder) -> None:

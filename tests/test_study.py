@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,8 @@ def test_the_record_says_what_was_asked_and_what_ran_it(study: Study) -> None:
     assert record["schema"] == 1
     assert record["config"]["scales"] == ["logvar", "logstd", "softplus"]
     assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    begun, finished = (datetime.fromisoformat(record["result"].pop(name)) for name in ("started", "finished"))
+    assert begun <= finished <= datetime.now(UTC)
     assert record["result"] == {
         "status": "done",
         "answer": study.answer,
@@ -245,6 +248,28 @@ def test_a_guide_that_fails_is_left_out_by_name(
     only = StudyConfig(scales=("logvar",), seeds=1, epochs=1)
     with pytest.raises(NonFiniteError, match="no guide could be fitted: logvar, seed 0: three steps"):
         run_study(only, out=tmp_path / "none", progress=False)
+
+
+def test_a_fit_that_has_run_away_is_left_out_and_no_run_is_made_of_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pyro_vae.study.phases.measure_fit
+
+    def measured(fitted: Fit, *args: object) -> object:
+        found = real(fitted, *args)  # type: ignore[arg-type]
+        if "LogVar" in repr(fitted.guide.scale_map):  # type: ignore[attr-defined]
+            found["diagnostics"]["elbo"][:2] = np.nan
+        return found
+
+    monkeypatch.setattr(pyro_vae.study.phases, "measure_fit", measured)
+    config = dataclasses.replace(SMALL, seeds=1, scales=("logvar", "softplus"))
+    study = run_study(config, out=tmp_path / "run", progress=False)
+    assert list(study.failures) == ["logvar"]
+    assert "the ELBO of 2 of 359 held-out observations is not finite" in study.failures["logvar"]
+    assert list(study.summary().index) == ["softplus"]
+    alone = dataclasses.replace(config, scales=("logvar",))
+    with pytest.raises(NonFiniteError, match=r"logvar, seed 0: the ELBO of 2 of 359 .* run away"):
+        run_study(alone, out=tmp_path / "none", progress=False)
 
 
 def test_a_users_file(tmp_path: Path) -> None:

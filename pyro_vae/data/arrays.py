@@ -60,7 +60,9 @@ def read_npz(path: Path) -> tuple[Array, Array | None]:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             if "x" not in names and len(names) != 1:
                 told = cut(", ".join(names)) or "none"
-                raise ValueError(f"its arrays are {told}, and x is not among them")
+                raise ValueError(
+                    f"its arrays are {told}, and x is not among them; save the one to model as x"
+                )
             x = _member(archive, archive.namelist()[names.index("x") if "x" in names else 0])
             y = _member(archive, archive.namelist()[names.index("y")]) if {"x", "y"} <= {*names} else None
             if y is not None and y.shape != x.shape[:1]:

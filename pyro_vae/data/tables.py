@@ -59,7 +59,9 @@ def read_csv(path: Path, *, separator: str | None = None, header: bool | None = 
         frame = pd.DataFrame(columns=list(layout.names or ()))
     except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
         reason = brief(str(error).strip(". \n"))
-        raise ValueError(f"{path} cannot be read as a table: {reason}") from error
+        raise ValueError(
+            f"{path} cannot be read as a table: {reason}; give every line as many fields as the first has"
+        ) from error
     names = layout.names or tuple(str(i) for i in range(len(frame.columns)))
     if len(names) != len(frame.columns):
         raise ValueError(

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vae.pairs.isolation import owner
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.sites import sample_sites
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import sample_sites
 
 LEARNING_RATE = 0.1
 """In units of the standard deviations at the start of a round."""
@@ -38,13 +38,8 @@ def fit_local(pair: Pair, *, steps: int = 400, particles: int = 16, seed: int = 
     units of its standard deviations, and follows the path derivative of the ELBO (Roeder, Wu and Duvenaud,
     2017, "Sticking the landing"), whose noise vanishes where the family contains the posterior.
 
-    All observations are optimized together, so memory grows with observations × ``particles``.
-
-    Raises
-    ------
-    ValueError
-        If a latent of the guide is not Normal underneath, or depends on other draws.
-    """
+    All observations are optimized together, so memory grows with observations × ``particles``. Raises
+    ValueError if a latent of the guide is not Normal underneath, or depends on other draws."""
     for program in (pair.model, pair.guide):
         module = owner(program)
         if module is not None:

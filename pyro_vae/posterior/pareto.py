@@ -1,4 +1,4 @@
-"""The largest importance weights: k̂, their smoothing, and how much evidence they may be missing."""
+"""Judge the largest importance weights: k̂, their smoothing, and how much evidence they may be missing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ missing. With this number and the two before it, such intervals cover 90–97% f
 wide (``benchmarks/evidence_coverage.py``)."""
 
 SMALLEST_ESS = 25
-"""Effective draws behind an evidence: the logarithm of a mean of so many is biased by 1 / (2 · 25) = 0.02."""
+"""Effective draws behind an evidence: the logarithm of a mean of 25 is biased by 1 / (2 · 25) = 0.02."""
 
 
 def khat_threshold(draws: int) -> float:

@@ -1,9 +1,14 @@
 """What the numbers of each guide mean, a line for each measure."""
 
+import re
 from dataclasses import dataclass
+from itertools import groupby
 
 from pyro_vae.posterior import coverage_reading, evidence_reading, gaps_reading, units_reading
 from pyro_vae.report.findings import Findings
+
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\w)")
+"""Not those in names and units."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,32 @@ def read_findings_aloud(findings: Findings) -> list[Reading]:
         if getattr(findings, measure) is not None
         for guide, values in findings.by_guide(measure).items()
     ]
+
+
+def read_together(readings: list[Reading]) -> list[Reading]:
+    """One sentence for guides of which the same is said, with what their numbers lie between.
+
+    Examples
+    --------
+    >>> told = [Reading("coverage", name, f"q covers {n}% of 90%") for name, n in (("a", 61), ("b", 64))]
+    >>> read_together(told)
+    [Reading(measure='coverage', guide='a, b', sentence='q covers 61–64% of 90%')]
+    """
+
+    def kind(reading: Reading) -> tuple[str, str]:
+        return reading.measure, NUMBER.sub("#", reading.sentence)
+
+    order = {key: i for i, key in reversed(list(enumerate(map(kind, readings))))}
+    together = []
+    for _, group in groupby(sorted(readings, key=lambda reading: order[kind(reading)]), kind):
+        alike = list(group)
+        columns = zip(*(NUMBER.findall(reading.sentence) for reading in alike), strict=True)
+        numbers = iter([_between(column) for column in columns])
+        sentence = NUMBER.sub(lambda _: next(numbers), alike[0].sentence)  # noqa: B023 - used at once
+        together.append(Reading(alike[0].measure, ", ".join(reading.guide for reading in alike), sentence))
+    return together
+
+
+def _between(numbers: tuple[str, ...]) -> str:
+    low, high = min(numbers, key=float), max(numbers, key=float)
+    return low if low == high else f"{low} to {high}" if "-" in low + high else f"{low}–{high}"

@@ -82,8 +82,7 @@ def reach_verdict(findings: Findings, *, run: str, longer: str, more_seeds: str)
     falling = _falling(findings)
     sentences = [findings.answer, _on_belief(findings, share, own)]
     converged = None if falling is None else falling <= STILL_FALLING
-    if falling is not None:
-        sentences.append(_on_training(findings, falling))
+    sentences.append(_on_training(findings, falling))
     table = findings.comparison
     undecided = table is not None and not bool(table["decided"].iloc[0])
     step: str | None = None
@@ -97,8 +96,8 @@ def reach_verdict(findings: Findings, *, run: str, longer: str, more_seeds: str)
         step = more_seeds
     if undecided and step is None:
         sentences.append(
-            f"Every difference is smaller than {NEGLIGIBLE:g} nats per observation: take the guide that is "
-            "easiest to train."
+            f"Every difference is smaller than {NEGLIGIBLE:g} nats per observation: any of these guides will "
+            "do."
         )
     ahead = table is None or ("diff" in table and not math.isnan(table["diff"].iloc[1]))
     second = None if table is None or not ahead else table.iloc[1]
@@ -152,7 +151,7 @@ def _falling(findings: Findings) -> float | None:
     return max(0.0, *falls) if falls else None
 
 
-def _on_training(findings: Findings, falling: float) -> str:
+def _on_training(findings: Findings, falling: float | None) -> str:
     """Whether the losses have settled, and what they are in training and held out."""
     histories = [history for by_seed in findings.histories.values() for history in by_seed]
     trained = float(np.mean([epoch_losses(history)[-1] for history in histories]))
@@ -160,6 +159,9 @@ def _on_training(findings: Findings, falling: float) -> str:
     reached = f"at the end it is {trained:.1f} nats per observation"
     if not math.isnan(held_out):
         reached += f" in training and {held_out:.1f} on held-out data"
+    if falling is None:
+        epochs = histories[0].sizes["epoch"]
+        return f"Whether the fits have settled cannot be told from {epochs} epochs: {reached}."
     if falling <= STILL_FALLING:
         return f"The loss of every fit has settled: {reached}."
     return (

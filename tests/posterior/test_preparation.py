@@ -22,7 +22,7 @@ from pyro_vae.posterior import (
     log_weights,
     repair,
 )
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.evaluation.preparation import prepare
 from tests import seeds
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, diagonal, observations
 

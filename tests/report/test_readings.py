@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_vae.report.findings import Findings
-from pyro_vae.report.readings import read_findings_aloud
+from pyro_vae.report.readings import Reading, read_findings_aloud, read_together
 
 GUIDES = ["logvar", "softplus"]
 
@@ -49,3 +49,13 @@ def test_a_line_for_each_measure_and_guide():
 def test_no_gaps():
     readings = read_findings_aloud(dataclasses.replace(findings(), gaps=None))
     assert {reading.measure for reading in readings} == {"evidence", "coverage", "units"}
+
+
+def test_what_is_said_of_many_guides_is_said_once() -> None:
+    active = {"a": 8, "b": 6, "c": 8}
+    said = [Reading("units", name, f"{n} of 8 latents, -{n}.50 nats") for name, n in active.items()]
+    apart = Reading("units", "d", "nothing is active")
+    assert read_together([*said, apart]) == [
+        Reading("units", "a, b, c", "6–8 of 8 latents, -8.50 to -6.50 nats"),
+        apart,
+    ]

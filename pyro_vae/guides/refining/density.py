@@ -129,13 +129,8 @@ class LocalDensity:
 
     def settle(self, free: Tensor) -> None:
         """Find out whether rows may go through in any number and order, by a comparison at u (rows, size).
-
-        Raises
-        ------
-        ValueError
-            If the model does not run on the observations, its own error being the cause; or if its density at
-            the same latents changes from call to call.
-        """
+        Raises ValueError if the model does not run on the observations, its own error being the cause; or if
+        its density at the same latents changes from call to call."""
         with evaluating(self.model), pyro.validation_enabled(False):
             self._settle(free)
 

@@ -88,13 +88,8 @@ def log_joint(
     r"""log p(z(u)) + log \|dz/du\| and log p(x|z(u)) of each observation, in nats, (rows,) each.
 
     Masks count; subsampling and annealing scales do not. Sites outside of the plate are the same for all and
-    belong to nobody: they are left out.
-
-    Raises
-    ------
-    ValueError
-        If the model draws a latent that has no coordinates here, or the plate has other rows.
-    """
+    belong to nobody: they are left out. Raises ValueError if the model draws a latent that has no coordinates
+    here, or the plate has other rows."""
     trace, placement = placed_trace(model, free, args, kwargs)
     if not any(site["type"] == "sample" and site["is_observed"] for site in trace.nodes.values()):
         raise ValueError(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.guides.refining.captured import Graphs
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.pareto import khat_threshold
 from pyro_vae.posterior.repair.edges import Edge, look_beyond
 from pyro_vae.posterior.repair.judging import LARGEST_KHAT, Verdict, judged
@@ -103,8 +103,13 @@ class Ladder:
                     shape = (self.draws, self.pair.observations, *value.shape[2:])
                     self.values[site] = value.new_empty(shape)
                 self.values[site][block.draws, block.observations] = value
+        self.stand_on(self.values, self.log_weight)
+
+    def stand_on(self, values: dict[str, Tensor], log_weight: Array) -> None:
+        """The guide's draws by site, (draws, observations, ...), and their weights, (observations, draws)."""
+        self.values, self.log_weight = values, log_weight
         everyone = np.arange(self.pair.observations)
-        self._note("guide", everyone, judged(self.log_weight), UNWEIGHTED_SHARE * self.draws)
+        self._note("guide", everyone, judged(log_weight), UNWEIGHTED_SHARE * self.draws)
 
     def climb(self, group: Rows, steps: Sequence[str]) -> Iterator[str]:
         """Look around some observations, then take the steps, each with those that the one before left."""

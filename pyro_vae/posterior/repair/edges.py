@@ -37,40 +37,26 @@ OFTEN = 0.08
 
 
 class Beyond(NamedTuple):
-    """What chains from the edge of the candidates found, for each observation.
-
-    Attributes
-    ----------
-    more
-        Whether there is more of the posterior than the candidates show.
-    visited
-        A proposal with the moments of the places visited.
-    """
+    """What chains from the edge of the candidates found, for each observation."""
 
     more: Tensor
+    """Whether there is more of the posterior than the candidates show."""
     visited: Proposal
+    """A proposal with the moments of the places visited."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Where what was weighed ends, for each observation.
-
-    Attributes
-    ----------
-    heaviest
-        The candidates with the largest weights, (chains, observations, size).
-    log_weight
-        The largest of them.
-    unit
-        With the moments of the weighted candidates.
-    proposal
-        What they were drawn from.
-    """
+    """Where what was weighed ends, for each observation."""
 
     heaviest: Tensor
+    """The candidates with the largest weights, (chains, observations, size)."""
     log_weight: Tensor
+    """The largest of them."""
     unit: Proposal
+    """With the moments of the weighted candidates."""
     proposal: Mixture
+    """What they were drawn from."""
 
     @classmethod
     def of(cls, proposal: Mixture, free: Tensor, log_weight: Tensor) -> Edge:

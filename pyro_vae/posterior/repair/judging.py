@@ -23,29 +23,20 @@ Gelman, 2018, "Yes, but did it work?: Evaluating variational inference")."""
 
 
 class Verdict(NamedTuple):
-    """What log weights (observations, draws) say of each observation.
-
-    Attributes
-    ----------
-    smooth
-        The weights themselves, normalized and with the largest ones smoothed, (observations, draws).
-    khat, ess
-        Their Pareto shape, and how many of the draws are effective.
-    log_evidence, log_evidence_se
-        In nats; the error is that of the delta method.
-    least
-        What the log evidence is at least: four standard errors below.
-    trusted
-        Whether k̂ is good.
-    """
+    """What log weights (observations, draws) say of each observation."""
 
     smooth: Array
+    """The weights themselves, normalized and with the largest ones smoothed, (observations, draws)."""
     khat: Array
     ess: Array
+    """Their Pareto shape, and how many of the draws are effective."""
     log_evidence: Array
     log_evidence_se: Array
+    """In nats; the error is that of the delta method."""
     least: Array
+    """What the log evidence is at least: four standard errors below."""
     trusted: NDArray[np.bool_]
+    """Whether k̂ is good."""
 
     @property
     def worth(self) -> Array:

@@ -50,19 +50,13 @@ NEIGHBOURS = 0.1
 
 @dataclass(frozen=True)
 class Mixture:
-    """For each observation a mixture of as many Student-t's as it needs.
-
-    Attributes
-    ----------
-    share
-        (observations, components), each row's sum is 1; what a row does not need is 0.
-    loc, tril
-        (observations, components, size) and (observations, components, size, size).
-    """
+    """For each observation a mixture of as many Student-t's as it needs."""
 
     share: Tensor
+    """(observations, components), each row's sum is 1; what a row does not need is 0."""
     loc: Tensor
     tril: Tensor
+    """(observations, components, size) and (observations, components, size, size)."""
 
     @classmethod
     def of(cls, *parts: Proposal, share: Tensor | None = None) -> Mixture:
@@ -176,21 +170,14 @@ class Mixture:
 
 
 class Adapted(NamedTuple):
-    """What the rounds of an adaptation came to, for each observation.
-
-    Attributes
-    ----------
-    mixture
-        Of the round whose draws were worth most, the guide's part among it.
-    worth
-        The share of its draws that were effective.
-    least
-        The largest of the rounds' log evidences less four standard errors: a later one may not be lower.
-    """
+    """What the rounds of an adaptation came to, for each observation."""
 
     mixture: Mixture
+    """Of the round whose draws were worth most, the guide's part among it."""
     worth: Tensor
+    """The share of its draws that were effective."""
     least: Tensor
+    """The largest of the rounds' log evidences less four standard errors: a later one may not be lower."""
 
     def replaced(self, rows: Tensor, other: Adapted) -> Adapted:
         """With those of some observations."""

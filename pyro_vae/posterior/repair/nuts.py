@@ -14,23 +14,16 @@ from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 
 class Chains(NamedTuple):
-    """Draws of NUTS and how its chains agree.
-
-    Attributes
-    ----------
-    free
-        Coordinates, (chains, draws, observations, size).
-    rhat, ess
-        The largest R-hat of an observation's coordinates and its log density, which is how well energies are
-        explored, and their smallest effective sample size, of the bulk or the tails: (observations).
-    divergences
-        Of all chains after warm-up.
-    """
+    """Draws of NUTS and how its chains agree."""
 
     free: Tensor
+    """Coordinates, (chains, draws, observations, size)."""
     rhat: Tensor
     ess: Tensor
+    """The largest R-hat of an observation's coordinates and its log density, which is how well energies are
+    explored, and their smallest effective sample size, of the bulk or the tails: (observations)."""
     divergences: int
+    """Of all chains after warm-up."""
 
 
 def whitened_nuts(

@@ -41,18 +41,12 @@ JITTER = 1e-9
 
 @dataclass(frozen=True)
 class Proposal:
-    """For each observation a multivariate Student-t, a tenth of it twice as wide.
-
-    Attributes
-    ----------
-    loc
-        (observations, size), float64.
-    tril
-        Cholesky factors of the scale matrices, (observations, size, size).
-    """
+    """For each observation a multivariate Student-t, a tenth of it twice as wide."""
 
     loc: Tensor
+    """(observations, size), float64."""
     tril: Tensor
+    """Cholesky factors of the scale matrices, (observations, size, size)."""
 
     @property
     def freedom(self) -> float:

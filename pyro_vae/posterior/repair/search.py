@@ -70,18 +70,12 @@ LEAST_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Modes:
-    """What is known of each posterior: Normals and their masses. The first is where the guide is.
-
-    Attributes
-    ----------
-    proposals
-        Each for all observations.
-    log_mass
-        (observations, modes), in nats, unnormalized; −inf where an observation has no such mode.
-    """
+    """What is known of each posterior: Normals and their masses. The first is where the guide is."""
 
     proposals: tuple[Proposal, ...]
+    """Each for all observations."""
     log_mass: Tensor
+    """(observations, modes), in nats, unnormalized; −inf where an observation has no such mode."""
 
     @property
     def share(self) -> Tensor:

@@ -20,8 +20,8 @@ from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.placement import placed_values, read_coordinates, rows_in_front
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.sites import PairError
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import PairError
 
 Draws = dict[str, Tensor]
 
@@ -58,13 +58,8 @@ class UnconstrainedPosterior:
     ) -> tuple[UnconstrainedPosterior, Tensor]:
         """The posterior of these observations, and draws of theirs (draws, len(rows), ...) as coordinates.
 
-        ``graphs`` are those of the densities of other observations of the same model.
-
-        Raises
-        ------
-        PairError
-            If a latent is discrete.
-        """
+        ``graphs`` are those of the densities of other observations of the same model. Raises PairError if a
+        latent is discrete."""
         if not pair.whole:
             pair = replace(pair, args=_chosen(pair.args, rows))
             rows = np.arange(len(rows))

@@ -1,4 +1,4 @@
-"""Steps one by one, with gradients by the graph that Pyro leaves behind when it runs once."""
+"""Take steps one by one, with gradients by the graph that Pyro leaves behind when it runs once."""
 
 import logging
 from collections.abc import Callable, Sequence

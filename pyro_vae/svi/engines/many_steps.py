@@ -1,4 +1,4 @@
-"""Many whole steps per call, by functions that are made from the captured graph."""
+"""Take many whole steps per call, by functions that are made from the captured graph."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from pyro_vae.arguments import kind
 from pyro_vae.batches.batches import Batch
@@ -97,6 +97,11 @@ def make_optimizer(
             "optimizer made an LBFGS, which runs the loss several times in a step, with one noise; give an "
             "optimizer that takes a gradient, such as torch.optim.Adam"
         )
+    if isinstance(made, torch.optim.SparseAdam):
+        raise TypeError(
+            "optimizer made a SparseAdam, which takes sparse gradients alone; give torch.optim.Adam, or an "
+            "Embedding with sparse=False"
+        )
     for parameter in parameters.values():
         if id(parameter) in slopes:
             slope = slopes[id(parameter)]
@@ -127,6 +132,16 @@ def make_schedule(
             "give one that needs the step alone, such as CosineAnnealingLR, or stop by patience="
         )
     return made
+
+
+def check_length(schedule: LRScheduler | None, steps: int) -> None:
+    """Raise a ValueError if a schedule ends before a fit of so many steps does."""
+    most = getattr(schedule, "total_steps", None)
+    if isinstance(schedule, OneCycleLR) and isinstance(most, int) and most < steps:
+        raise ValueError(
+            f"schedule made a {type(schedule).__name__} of {most} steps, and this fit takes {steps}; give "
+            f"total_steps={steps}, or steps={most}"
+        )
 
 
 def constant_rates(optimizer: Optimizer, steps: int) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_vae.guides.refining.placement import placed_values
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.evaluation.preparation import prepare
+from pyro_vae.posterior.evaluation.sites import PairError
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
-from pyro_vae.posterior.sites import PairError
 from tests.posterior.gaussians import GaussianGuide, dense, diagonal, observations
 
 
