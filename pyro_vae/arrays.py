@@ -26,7 +26,9 @@ def plain_array(part: Any, name: str = "data") -> Any:
     """A tensor as it is, an array in a file as it is, anything else as a numpy array that torch can take.
 
     Masked arrays without a masked value, foreign byte orders, negative strides, and integers that torch does
-    not have are copied; data frames, series, data arrays and lists of arrays become arrays.
+    not have are copied; data frames, series, data arrays and lists of arrays become arrays. Raises TypeError
+    if it is no array of real numbers; ValueError if values are masked, or the arrays of a list have different
+    shapes.
 
     Parameters
     ----------
@@ -34,13 +36,6 @@ def plain_array(part: Any, name: str = "data") -> Any:
         Of the data: one argument of the programs.
     name
         What a sentence calls it.
-
-    Raises
-    ------
-    TypeError
-        If it is no array of real numbers.
-    ValueError
-        If values are masked, or the arrays of a list have different shapes.
 
     Examples
     --------

@@ -21,13 +21,8 @@ PACKED_TIMES = 100
 
 
 def read_npy(path: Path) -> Array:
-    """The array in an .npy file, memory-mapped where that is possible.
-
-    Raises
-    ------
-    ValueError
-        If the file is truncated or corrupt, or holds Python objects.
-    """
+    """The array in an .npy file, memory-mapped where that is possible. Raises ValueError if the file is
+    truncated or corrupt, or holds Python objects."""
     try:
         with path.open("rb") as file:
             if file.read(6) != b"\x93NUMPY":
@@ -46,13 +41,8 @@ def read_npy(path: Path) -> Array:
 
 
 def read_npz(path: Path) -> tuple[Array, Array | None]:
-    """The arrays "x" and, if there is one, "y" of an .npz file; or its only array.
-
-    Raises
-    ------
-    ValueError
-        If the file is truncated or corrupt, holds Python objects, or has neither "x" nor just one array.
-    """
+    """The arrays "x" and, if there is one, "y" of an .npz file; or its only array. Raises ValueError if the
+    file is truncated or corrupt, holds Python objects, or has neither "x" nor just one array."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file, or it is truncated: it is no zip archive")
     try:

@@ -47,7 +47,8 @@ class Layout:
 
 
 def layout_of(path: Path, separator: str | None, header: bool | None) -> Layout:
-    """The layout of a file, from its first lines.
+    """The layout of a file, from its first lines. Raises ValueError if the file is empty or no text, its
+    lines have different numbers of fields, or it can be read in two ways.
 
     Parameters
     ----------
@@ -55,12 +56,6 @@ def layout_of(path: Path, separator: str | None, header: bool | None) -> Layout:
         The file.
     separator, header
         What the reader has said of it.
-
-    Raises
-    ------
-    ValueError
-        If the file is empty or no text, its lines have different numbers of fields, or it can be read in two
-        ways.
     """
     lines = _sample(path)
     blank = next((i for i, line in enumerate(lines) if line.strip()), len(lines))

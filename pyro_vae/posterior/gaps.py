@@ -22,7 +22,7 @@ from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
 from pyro_vae.posterior.evaluation.preparation import prepare_joint
 from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
-from pyro_vae.posterior.local import ROUNDS, LocalSite, fit_local, local_sites
+from pyro_vae.posterior.local import ROUNDS, NormalSite, fit_local, local_sites
 from pyro_vae.posterior.pareto import evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.repair.climbing import ROWS, Ladder
 from pyro_vae.posterior.repair.judging import LARGEST_KHAT
@@ -63,7 +63,7 @@ def inference_gaps(
 
     where q* is the best member of the guide's family for this observation alone (Cremer, Li and Duvenaud,
     2018, "Inference suboptimality in variational autoencoders"). A large approximation gap asks for a richer
-    family, a large amortization gap for a better encoder or longer training.
+    family, a large amortization gap for a better encoder or more data.
 
     The evidence is that of :func:`~pyro_vae.posterior.repair.ladder.repair` by its steps without chains, so
     it knows modes that the guide's draws never visit. q* is found by natural-gradient steps where the guide's
@@ -126,7 +126,7 @@ def inference_gaps(
         module.requires_grad_(False)  # copies; only local parameters move
     if together is None:
         sites, ladder = local_sites(pair), Ladder(pair, draws, seed, chunk, chains=2, warmup=1)
-        ladder.stand()
+        ladder.judge_guide()
     else:
         sites, ladder = {}, together_ladder(together, draws, seed, chunk, chains=2, warmup=1)
     n = pair.observations
@@ -192,7 +192,7 @@ def _of_all(together: Together) -> Normals:
 
 
 def _normals_of_the_guide(
-    sites: dict[str, LocalSite], posterior: UnconstrainedPosterior, rows: Rows
+    sites: dict[str, NormalSite], posterior: UnconstrainedPosterior, rows: Rows
 ) -> Normals | None:
     """What the guide draws its free coordinates from, if that is Normals: standard deviations, or the factor
     of a single site with full covariance."""

@@ -42,34 +42,24 @@ AT_ONCE = 50
 
 @dataclass(frozen=True)
 class JointDraw:
-    """One draw of all latents together. Densities are in nats, of everything.
-
-    Attributes
-    ----------
-    latents, observed
-        By site; those in the plate of the observations have it in front.
-    log_prior, log_guide
-        log p(z) and log q(z).
-    log_likelihood
-        By observed site, (observations,) where it is in their plate, else one number.
-    log_priors
-        The same by latent site.
-    free
-        Coordinates u of the latents, z = ``biject_to(support)(u)``, in the shapes of their sites; empty
-        unless asked for.
-    prior, replicates
-        Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for.
-    """
+    """One draw of all latents together. Densities are in nats, of everything."""
 
     latents: dict[str, Tensor]
     observed: dict[str, Tensor]
+    """By site; those in the plate of the observations have it in front."""
     log_prior: float
     log_guide: float
+    """log p(z) and log q(z)."""
     log_likelihood: dict[str, Tensor]
+    """By observed site, (observations,) where it is in their plate, else one number."""
     log_priors: dict[str, Tensor]
+    """The same by latent site."""
     free: dict[str, Tensor] = field(default_factory=dict)
+    """Coordinates u of the latents, z = ``biject_to(support)(u)``, in the shapes of their sites; empty unless
+    asked for."""
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
+    """Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for."""
 
     @property
     def log_weight(self) -> float:

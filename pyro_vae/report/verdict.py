@@ -21,44 +21,30 @@ matters."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study comes to, in words and numbers; ``None`` where it cannot be said.
-
-    Attributes
-    ----------
-    guide
-        The one that is ahead, or the only one.
-    difference
-        To the next guide, in nats per observation, with its 95% interval ``low`` to ``high``.
-    decided
-        Whether the interval excludes zero.
-    believable
-        Share of the held-out observations whose refined weights can be believed.
-    encoder_believable
-        The same of the encoders' own.
-    converged
-        Whether the loss of every fit had settled at its end.
-    falling
-        By how many nats the worst fit's loss still fell within the last tenth of its epochs.
-    next_command
-        What to run next; ``None`` where nothing is wrong.
-    answer
-        The comparison in words.
-    sentences
-        The whole verdict, a sentence for each question.
-    """
+    """What a study comes to, in words and numbers; ``None`` where it cannot be said."""
 
     guide: str | None
+    """The one that is ahead, or the only one."""
     difference: float | None
+    """To the next guide, in nats per observation, with its 95% interval ``low`` to ``high``."""
     low: float | None
     high: float | None
     decided: bool | None
+    """Whether the interval excludes zero."""
     believable: float | None
+    """Share of the held-out observations whose refined weights can be believed."""
     encoder_believable: float | None
+    """The same of the encoders' own."""
     converged: bool | None
+    """Whether the loss of every fit had settled at its end."""
     falling: float | None
+    """By how many nats the worst fit's loss still fell within the last tenth of its epochs."""
     next_command: str | None
+    """What to run next; ``None`` where nothing is wrong."""
     answer: str
+    """The comparison in words."""
     sentences: tuple[str, ...]
+    """The whole verdict, a sentence for each question."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

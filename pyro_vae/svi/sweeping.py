@@ -186,7 +186,7 @@ class _SeedFit:
         self.captured = CapturedSteps(self.task)
         self.loop = Loop(self.task, [])
 
-    def prepare(self, first: "_SeedFit") -> None:
+    def make_ready(self, first: "_SeedFit") -> None:
         """Have the functions for batches of all sizes, by the graphs of the first seed where they serve."""
         mine, theirs = ([(n, p.shape, p.dtype) for n, p in f.task.parameters.items()] for f in (self, first))
         if mine != theirs:
@@ -194,7 +194,7 @@ class _SeedFit:
         self.captured.like = None if self is first else first.captured
         steps = SeedSteps(self.captured, self.seed)
         sizes = {self.batches.batch_size, self.batches.observations % self.batches.batch_size}
-        steps.prepare(self.batches.tensors, sorted(sizes - {0}))
+        steps.make_ready(self.batches.tensors, sorted(sizes - {0}))
         self.loop.chain.append(steps)
 
     def result(self, steps_per_second: float) -> Fit:
@@ -240,7 +240,7 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
         with threads_for(first.flops):
             fits = [first, *map(begun, seeds[1:], pairs[1:])]
             for one in fits:
-                one.prepare(first)
+                one.make_ready(first)
         with ThreadPoolExecutor(min(len(fits), cores)) as threads:
             try:
                 for done in [

@@ -55,19 +55,11 @@ def prepare(
       observation (Pyro's autoguides).
 
     ``predictive`` asks for a pair that also draws from the prior, whose constants may be of another dtype
-    than the data. Integers are tried as they are, and then as floating point. ``dtypes`` are tried in
-    this order with two modules; None is their own.
-
-    Raises
-    ------
-    PairError
-        If a latent is missing in one of the two programs or lies outside the observation plate.
-    TypeError
-        If the data are neither tensors nor arrays.
-    ValueError
-        If the data are empty or not finite, or the pair does not run on them; the pair's own error is the
-        cause.
-    """
+    than the data. Integers are tried as they are, and then as floating point. ``dtypes`` are tried in this
+    order with two modules; None is their own. Raises PairError if a latent is missing in one of the two
+    programs or lies outside the observation plate; TypeError if the data are neither tensors nor arrays;
+    ValueError if the data are empty or not finite, or the pair does not run on them; the pair's own error is
+    the cause."""
     parts = as_parts(data)
     data = parts if len(parts) > 1 or isinstance(data, tuple) else parts[0]
     errors: list[Exception] = []
@@ -127,13 +119,8 @@ def _refuse_impossible(pair: Pair) -> None:
 def prepare_joint(
     model: Callable[..., Any], guide: Callable[..., Any], data: Any, *, predictive: bool = False
 ) -> Pair:
-    """Make a pair ready whose latents are shared by the observations: it runs on all of them at once.
-
-    Raises
-    ------
-    PairError, TypeError, ValueError
-        As :func:`prepare`.
-    """
+    """Make a pair ready whose latents are shared by the observations: it runs on all of them at once. Raises
+    PairError or TypeError or ValueError as :func:`prepare`."""
     parts = as_parts(data)
     data = parts if len(parts) > 1 or isinstance(data, tuple) else parts[0]
     whole = [i for i, part in enumerate(parts) if not is_floating(part)]

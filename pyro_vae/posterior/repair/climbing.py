@@ -94,8 +94,8 @@ class Ladder:
         self.least_evidence = np.full(n, -np.inf)
         """The largest of what the steps so far say that the log evidence is at least."""
 
-    def stand(self) -> None:
-        """The guide's own draws, and how much they are worth."""
+    def judge_guide(self) -> None:
+        """Draw from the guide, and see how much its draws are worth."""
         for block in self.pair.blocks(self.draws, self.seed, self.chunk):
             self.log_weight[block.observations, block.draws] = block.log_weight.numpy().T
             for site, value in block.latents.items():
@@ -103,10 +103,10 @@ class Ladder:
                     shape = (self.draws, self.pair.observations, *value.shape[2:])
                     self.values[site] = value.new_empty(shape)
                 self.values[site][block.draws, block.observations] = value
-        self.stand_on(self.values, self.log_weight)
+        self.begin_with(self.values, self.log_weight)
 
-    def stand_on(self, values: dict[str, Tensor], log_weight: Array) -> None:
-        """The guide's draws by site, (draws, observations, ...), and their weights, (observations, draws)."""
+    def begin_with(self, values: dict[str, Tensor], log_weight: Array) -> None:
+        """Begin with draws by site, (draws, observations, ...), and their weights, (observations, draws)."""
         self.values, self.log_weight = values, log_weight
         everyone = np.arange(self.pair.observations)
         self._note("guide", everyone, judged(log_weight), UNWEIGHTED_SHARE * self.draws)

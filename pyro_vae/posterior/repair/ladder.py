@@ -140,7 +140,7 @@ def repair(
     threads = ladder.pair.threads(min(chunk, draws * n))
     with here, threads, progress_bar(n, "believable posteriors", enabled=progress) as show:
         if together is None:
-            ladder.stand()
+            ladder.judge_guide()
         for group in ladder.groups():
             for step in ladder.climb(group, steps):
                 show(int(ladder.believable.sum()), step)
@@ -161,7 +161,7 @@ def together_ladder(
     """The climb of the one posterior of everything, which stands where the guide's draws are."""
     rows = max(FEWEST_ROWS, chunk // together.pair.observations)
     ladder = Ladder(together.one, draws, seed, rows, chains, warmup)
-    ladder.stand_on({SITE: together.free}, together.log_weight.numpy())
+    ladder.begin_with({SITE: together.free}, together.log_weight.numpy())
     return ladder
 
 

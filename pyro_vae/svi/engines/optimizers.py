@@ -167,13 +167,8 @@ class RatesAhead:
         self._steps = 0
 
     def take(self, steps: int) -> Tensor:
-        """(steps, groups of the optimizer): the rates of the next steps.
-
-        Raises
-        ------
-        CannotError
-            If the schedule moves anything but learning rates; it is then where it was.
-        """
+        """(steps, groups of the optimizer): the rates of the next steps. Raises CannotError if the schedule
+        moves anything but learning rates; it is then where it was."""
         groups = self.optimizer.param_groups
         self._before = copy.deepcopy(self.schedule.state_dict()), [dict(group) for group in groups]
         self._steps = steps
