@@ -28,19 +28,21 @@ class DigitsVAE(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.decoder = torch.nn.Sequential(
+        decoder = torch.nn.Sequential(
             torch.nn.Linear(Z_DIM, 64), torch.nn.ReLU(), torch.nn.Linear(64, PIXELS)
         )
         encoder = torch.nn.Sequential(torch.nn.Linear(PIXELS, 64), torch.nn.ReLU())
-        self.guide = AmortizedNormal(self.model, encoder, scale="softplus")
-        self.svi = pyro_vae.SVI(self.model, self.guide, pyro.optim.Adam({"lr": 3e-3}), TraceMeanField_ELBO())
-        self.losses: list[float] = []
 
-    def model(self, x: torch.Tensor) -> None:
-        pyro.module("decoder", self.decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(Z_DIM), 1.0).to_event(1))
-            pyro.sample("x", dist.Binomial(16, logits=self.decoder(z)).to_event(1), obs=x)
+        def model(x: torch.Tensor) -> None:
+            pyro.module("decoder", decoder)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(Z_DIM), 1.0).to_event(1))
+                pyro.sample("x", dist.Binomial(16, logits=decoder(z)).to_event(1), obs=x)
+
+        self.model, self.decoder = model, decoder
+        self.guide = AmortizedNormal(model, encoder, scale="softplus")
+        self.svi = pyro_vae.SVI(model, self.guide, pyro.optim.Adam({"lr": 3e-3}), TraceMeanField_ELBO())
+        self.losses: list[float] = []
 
     def training_step(self, batch: list[torch.Tensor], _index: int) -> None:
         loss = self.svi.step(batch[0]) / len(batch[0])
