@@ -13,6 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import pyro_vae
+from pyro_vae import plots
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder
 
@@ -61,6 +62,10 @@ def main() -> None:
                 f"{i:5}{khat[i]:13.2f}   {source:14}"
                 f"{row['mean_error']:8.2f}{row['sd_ratio']:11.2f}{row['wasserstein']:16.2f}"
             )
+
+    figure = plots.plot_forest({"NUTS": reference, **trees}, observations=[0])
+    figure.savefig("compare_nuts.png")
+    print("picture: compare_nuts.png")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import pyro_vae
+from pyro_vae import plots
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
 
@@ -68,12 +69,16 @@ def main() -> None:
         model.init_output(torch.from_numpy(train.x))
         guide = AmortizedNormal(model, LogCounts(MLPEncoder(features, [64])), init_scale=0.3)
         pyro_vae.fit(model, guide, train.x, epochs=args.epochs, lr=3e-3)
-        diagnostics[name] = pyro_vae.diagnose(model, guide, held_out.x, draws=args.draws)
+        diagnostics[name] = pyro_vae.diagnose(model, guide, held_out.x, draws=args.draws, refined=True)
         if name == "negative-binomial":
             r = model.observation.dispersion.detach().exp()
             print(f"inverse dispersion r per column: {r.min():.2f} to {r.max():.2f}, median {r.median():.2f}")
 
     print(pyro_vae.compare(diagnostics).to_string())
+
+    figure = plots.plot_evidence(diagnostics)
+    figure.savefig("count_data.png")
+    print("picture: count_data.png")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import argparse
 import math
 
 import torch
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 import pyro_vae
@@ -92,6 +93,16 @@ def main() -> None:
         gap = float(model.log_evidence(pixels[:300]).mean()) - float(elbo)
         ratio = (guide.posterior(pixels).stddev / model.posterior(pixels).stddev).mean()
         print(f"{name:10} gap {gap:.3f} nats per image, σ {ratio:.2f} times the exact one")
+
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    raw = torch.linspace(-6, 6, 400)
+    for name in ("arctan", "softplus", "logvar"):
+        axes.plot(raw, scales.get(name)(raw), label=name)
+    axes.set(xlabel="raw", ylabel="σ", ylim=(0, 4))
+    axes.legend(frameon=False)
+    figure.savefig("custom_scale_map.png")
+    print("picture: custom_scale_map.png")
 
 
 if __name__ == "__main__":

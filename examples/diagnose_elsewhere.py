@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import pyro_vae
+from pyro_vae import plots
 from pyro_vae.posterior import coverage_reading
 
 Z_DIM = 6
@@ -72,7 +73,8 @@ def main() -> None:
             pyro.sample("z", dist.Normal(mu, torch.exp(0.5 * logvar)).to_event(1))
 
     held_out = images[1500 : 1500 + args.observations]
-    report("PyTorch", pyro_vae.diagnose(model, guide, held_out))
+    of_images = pyro_vae.diagnose(model, guide, held_out)
+    report("PyTorch", of_images)
     print(f"PyTorch: {coverage_reading(pyro_vae.calibrate(model, guide, data=held_out))}")
     print(f"PyTorch: {pyro_vae.active_units(model, guide, held_out).active_units} of {Z_DIM} latents active")
 
@@ -95,6 +97,10 @@ def main() -> None:
     for which, rows in (("bad", counts[bad]), ("good", counts[~bad])):
         print(f"Pyro: {len(rows)} rows with a {which} k̂ have {rows.sum(-1).mean():.1f} counts on average")
     # Few counts leave a long left tail, the prior's, that no Normal with the right middle has.
+
+    figure = plots.plot_khat({"PyTorch": of_images, "Pyro": diagnostics})
+    figure.savefig("diagnose_elsewhere.png")
+    print("picture: diagnose_elsewhere.png")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ import argparse
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from matplotlib.figure import Figure
+from pyro.infer import Trace_ELBO
 from pyro.optim import ClippedAdam
 
+from pyro_vae import SVI
 from pyro_vae.guides import AutoNormal
 
 TRUE_INTERCEPT, TRUE_SLOPE, TRUE_NOISE = 1.0, -0.5, 0.3
@@ -60,6 +62,9 @@ def main() -> None:
     data = (*simulated(args.schools, args.pupils), args.schools)
     print(f"truth: intercept {TRUE_INTERCEPT}, slope {TRUE_SLOPE}, noise {TRUE_NOISE}")
     print("map                ELBO   intercept     slope           noise         widths over schools (90%)")
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(TRUE_SLOPE, color="black", lw=0.8, ls="--")
     for name in args.scales:
         pyro.clear_param_store()
         pyro.set_rng_seed(1)
@@ -72,10 +77,15 @@ def main() -> None:
         levels = [0.05, 0.95]
         population, noise, line = (guide.quantiles(levels, *data)[k] for k in ("population", "noise", "line"))
         widths = line[1] - line[0]
+        axes.plot(population[..., 1].detach().flatten(), [name, name], "o-")
         print(
             f"{name:13}{elbo:10.2f}   {interval(population[..., 0])}  {interval(population[..., 1])}  "
             f"{interval(noise)}  {widths.min():.2f} to {widths.max():.2f}"
         )
+
+    axes.set(xlabel="slope of the population: 90% interval (dashed: the truth)")
+    figure.savefig("hierarchical_regression.png")
+    print("picture: hierarchical_regression.png")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import pyro_vae
+from pyro_vae import plots
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder
 from pyro_vae.svi import ELBO
@@ -38,6 +39,7 @@ def main() -> None:
         "weight 4": 4.0,
     }
 
+    found = {}
     print(f"{'active':>20}   {'KL of the latents, largest first':54}{'ELBO':>7}{'log evidence':>14}")
     for name, weight in weights.items():
         torch.manual_seed(0)
@@ -53,7 +55,7 @@ def main() -> None:
             objective=ELBO(kl_weight=weight),
             progress=False,
         )
-        units = pyro_vae.active_units(model, guide, held_out)
+        units = found[name] = pyro_vae.active_units(model, guide, held_out)
         mean = pyro_vae.diagnose(model, guide, held_out, draws=args.draws).mean()
         kl = sorted(units["kl"].values.tolist(), reverse=True)
         shown = " ".join(f"{value:.2f}" for value in kl[:10]) + (" …" if len(kl) > 10 else "")
@@ -61,6 +63,10 @@ def main() -> None:
             f"{name:12}{units.active_units:4} of {len(kl):2}   {shown:54}"
             f"{mean['elbo']:7.2f}{mean['log_evidence']:14.2f}"
         )
+
+    figure = plots.plot_units(found)
+    figure.savefig("kl_warmup.png")
+    print("picture: kl_warmup.png")
 
 
 if __name__ == "__main__":

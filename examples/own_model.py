@@ -12,6 +12,7 @@ import argparse
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 from pyro.distributions import constraints
 from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
 
@@ -74,6 +75,15 @@ def main() -> None:
     draws = Predictive(guide, num_samples=500)(answers)["ability"]  # Pyro's own tools take the guide
     best = int(draws.mean(0).argmax())
     print(f"student {best} is the best with probability {(draws.argmax(1) == best).float().mean():.2f}")
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    loc, spread = q.mean.detach()[:100], 1.645 * q.stddev.detach()[:100]
+    axes.errorbar(ability[:100], loc, spread, fmt=".", lw=0.8)
+    axes.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
+    axes.set(xlabel="true ability of a student", ylabel="posterior mean and 90% interval")
+    figure.savefig("own_model.png")
+    print("picture: own_model.png")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from sklearn.datasets import load_digits
@@ -90,6 +91,7 @@ def main() -> None:
 
     images = torch.tensor(load_digits().data > 7, dtype=torch.float32)
     train, test = images[:1500], images[1500:]
+    elbos = {}
     for name in ("tutorial", *args.scales):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
@@ -102,7 +104,16 @@ def main() -> None:
             for x in train[torch.randperm(len(train))].split(64):
                 svi.step(x)
         losses = [svi.evaluate_loss(test) / len(test) for _ in range(20)]
-        print(f"{name:13} test ELBO {-sum(losses) / len(losses):.2f} nats per image")
+        elbos[name] = -sum(losses) / len(losses)
+        print(f"{name:13} test ELBO {elbos[name]:.2f} nats per image")
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(elbos.values()), list(elbos), "o")
+    axes.set(xlabel="test ELBO (nats per image)")
+    axes.invert_yaxis()
+    figure.savefig("pyro_tutorial.png")
+    print("picture: pyro_tutorial.png")
 
 
 if __name__ == "__main__":

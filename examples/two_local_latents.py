@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 
 import pyro_vae
+from pyro_vae import plots
 from pyro_vae.guides import AmortizedMultivariateNormal, AmortizedNormal
 
 
@@ -69,6 +70,10 @@ def main() -> None:
     for name, true in (("z", z), ("tau", tau)):
         correlation = torch.corrcoef(torch.stack([medians[name].cpu(), true[n_train:]]))[0, 1]
         print(f"{name}: correlation of posterior median and truth {correlation:.3f}")
+
+    figure = plots.plot_khat(diagnostics)
+    figure.savefig("two_local_latents.png")
+    print("picture: two_local_latents.png")
 
 
 if __name__ == "__main__":

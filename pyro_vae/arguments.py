@@ -38,6 +38,8 @@ def kind(value: Any) -> str:
     >>> kind(3), kind([]), kind(torch.zeros(1).numpy())
     ('an int', 'a list', 'an ndarray')
     """
+    if value is None:
+        return "None"
     name = type(value).__name__
     return f"{'an' if name[0] in 'AEIOaeio' or name == 'ndarray' else 'a'} {name}"
 

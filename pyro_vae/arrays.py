@@ -26,7 +26,9 @@ def plain_array(part: Any, name: str = "data") -> Any:
     """A tensor as it is, an array in a file as it is, anything else as a numpy array that torch can take.
 
     Masked arrays without a masked value, foreign byte orders, negative strides, and integers that torch does
-    not have are copied; data frames, series, data arrays and lists of arrays become arrays.
+    not have are copied; data frames, series, data arrays and lists of arrays become arrays. Raises TypeError
+    if it is no array of real numbers; ValueError if values are masked, or the arrays of a list have different
+    shapes.
 
     Parameters
     ----------
@@ -34,13 +36,6 @@ def plain_array(part: Any, name: str = "data") -> Any:
         Of the data: one argument of the programs.
     name
         What a sentence calls it.
-
-    Raises
-    ------
-    TypeError
-        If it is no array of real numbers.
-    ValueError
-        If values are masked, or the arrays of a list have different shapes.
 
     Examples
     --------
@@ -51,7 +46,8 @@ def plain_array(part: Any, name: str = "data") -> Any:
     ValueError: x is a masked array, 1 of whose values is masked; drop the rows, or impute and give...
     """
     if isinstance(part, Tensor):
-        return _real(part, name)
+        real = _real(part, name)
+        return real.clone() if real.is_inference() else real  # autograd refuses such tensors
     if isinstance(part, np.ma.MaskedArray):
         return plain_array(_unmasked(part, name), name)
     if isinstance(part, np.ndarray):
@@ -147,6 +143,8 @@ def lost_columns(x: NDArray[Any]) -> list[int]:
 
 
 def _real(part: Tensor, name: str) -> Tensor:
+    if part.is_meta:
+        raise TypeError(f"{name} is a tensor of the meta device, without values; give one with values")
     if part.is_complex():
         raise TypeError(f"{name} is a tensor of dtype {part.dtype}, complex; give numbers that are real")
     if part.is_nested:
@@ -176,6 +174,8 @@ def native_array(array: NDArray[Any], name: str = "data") -> NDArray[Any]:
     """
     if array.dtype.kind not in "fiub":
         remedy = f", such as {name}.astype(float)" if array.dtype.kind == "O" else ""
+        if array.dtype.kind == "O" and array.size and hasattr(array.flat[0], "shape"):
+            remedy = f", such as numpy.stack({name})"
         raise TypeError(f"{name} is an array of dtype {array.dtype}; give numbers{remedy}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
@@ -249,7 +249,8 @@ def _hint(part: Any, name: str) -> str:
     if isinstance(part, list):
         return f", such as numpy.asarray({name})"
     if isinstance(part, dict):
-        return f": the arguments of the programs in their order, tuple({name}.values())"
+        given = name if name.isidentifier() else "batch"
+        return f": the arguments of the programs in their order, tuple({given}.values())"
     if hasattr(part, "data_vars"):
         return ": one of its variables"
     return ": its .x" if hasattr(part, "x") else ""

@@ -15,12 +15,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """The device by name; ``"auto"`` is CUDA where there is one and the CPU elsewhere.
 
     Apple's ``"mps"`` is used when asked for, not by itself: it has no float64, in which the diagnostics are
-    computed.
-
-    Raises
-    ------
-    ValueError
-        If the name is none of these or this machine has no such device.
+    computed. Raises ValueError if the name is none of these or this machine has no such device.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines of the log elsewhere."""
+"""Progress: a bar on a terminal and in a notebook, plain lines of the log elsewhere."""
 
 import logging
 import sys
@@ -18,15 +18,38 @@ NARROW = 10
 
 @contextmanager
 def progress_bar(total: int, description: str, *, enabled: bool = True) -> Iterator[Show]:
-    """Shows how far a job is: with rich on a terminal (rate, time left, note), by ``logging`` at level INFO
-    elsewhere."""
+    """Shows how far a job is: with rich on a terminal (rate, time left, note), with tqdm in a notebook, by
+    ``logging`` at level INFO elsewhere."""
     if not enabled:
         yield lambda _done, _note: None
     elif sys.stderr.isatty():
         with _bar(total, description) as show:
             yield show
+    elif _in_notebook():
+        with _cell_bar(total, description) as show:
+            yield show
     else:
         yield _lines(total, description)
+
+
+def _in_notebook() -> bool:
+    """Whether a cell of a notebook runs this, which has no terminal and does not show the log."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+@contextmanager
+def _cell_bar(total: int, description: str) -> Iterator[Show]:
+    """A bar of characters below a cell: the kind of it that needs no widgets to be installed."""
+    from tqdm.std import tqdm
+
+    with tqdm(total=total, desc=description, file=sys.stderr, ncols=78, mininterval=0.5) as bar:
+
+        def show(done: int, note: str) -> None:
+            bar.set_postfix_str(note, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
 
 
 @contextmanager

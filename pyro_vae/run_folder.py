@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,7 @@ class RunFolder:
         return path
 
     def read_record(self) -> dict[str, Any]:
-        """What ``run.json`` says.
-
-        Raises
-        ------
-        ValueError
-            If it is damaged, or was written by a newer version.
-        """
+        """What ``run.json`` says. Raises ValueError if it is damaged, or was written by a newer version."""
         return read_run_record(self.record)
 
     def write_record(
@@ -167,13 +162,8 @@ class RunFolder:
 
 
 def read_run_record(path: Path, *, strict: bool = True) -> dict[str, Any]:
-    """What a ``run.json`` holds; see :func:`~pyro_vae.storage.records.read_record` for ``strict``.
-
-    Raises
-    ------
-    ValueError
-        If it is no record of a run, or of a newer schema.
-    """
+    """What a ``run.json`` holds; see :func:`~pyro_vae.storage.records.read_record` for ``strict``. Raises
+    ValueError if it is no record of a run, or of a newer schema."""
     content = read_record(path, SCHEMA, strict=strict)
     unknown = sorted(content.keys() - _ENTRIES)
     if unknown:
@@ -187,13 +177,7 @@ def read_run_record(path: Path, *, strict: bool = True) -> dict[str, Any]:
 
 
 def open_run(root: str | Path) -> RunFolder:
-    """The folder of a run that exists.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no run in it.
-    """
+    """The folder of a run that exists. Raises FileNotFoundError if there is no run in it."""
     folder = RunFolder(Path(root))
     if not folder.record.is_file():
         raise FileNotFoundError(
@@ -205,15 +189,8 @@ def open_run(root: str | Path) -> RunFolder:
 
 @contextmanager
 def writing(folder: RunFolder) -> Iterator[None]:
-    """Hold a run's folder for writing; a second process is refused.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process is writing into it.
-    OSError
-        If it cannot be written.
-    """
+    """Hold a run's folder for writing; a second process is refused. Raises BlockingIOError if another process
+    is writing into it; OSError if it cannot be written."""
     with locked(folder.root):
         yield
 
@@ -229,15 +206,9 @@ def claim(
     overwrite: bool = False,
 ) -> Iterator[RunFolder]:
     """Take a folder for a run and hold it: a new or empty one, or one with an earlier run that may be
-    replaced.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process is writing into it.
-    ValueError
-        If the folder holds a run and ``overwrite`` is false, or something that is not a run, or cannot be
-        written; nothing is removed then.
+    replaced. Raises BlockingIOError if another process is writing into it; ValueError if the folder holds a
+    run and ``overwrite`` is false, or something that is not a run, or cannot be written; nothing is removed
+    then.
 
     Examples
     --------
@@ -258,9 +229,10 @@ def claim(
                     "(--out), or give overwrite=True (--overwrite) to replace what is there"
                 )
             # Who is killed while clearing must not leave fits of the earlier run, to be taken for its own.
-            folder.write_record(config, device, {"status": "clearing"}, data=data, read=read)
+            begun = {"started": now()}
+            folder.write_record(config, device, {"status": "clearing", **begun}, data=data, read=read)
             folder.clear()
-            folder.write_record(config, device, {"status": "running"}, data=data, read=read)
+            folder.write_record(config, device, {"status": "running", **begun}, data=data, read=read)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -269,6 +241,11 @@ def claim(
                 f"the output folder {folder.root} cannot be written ({reason}); name another"
             ) from error
         yield folder
+
+
+def now() -> str:
+    """The time, as records have it: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _refuse_strangers(folder: RunFolder) -> None:

@@ -101,6 +101,12 @@ USES: dict[str, Callable[..., Any]] = {
 }
 
 
+def test_tensors_of_inference_mode_are_copied() -> None:
+    with torch.inference_mode():
+        x = torch.as_tensor(X) * 1.0
+    assert np.array_equal(fitted(x), fitted(X))
+
+
 @pytest.mark.parametrize("about", TAKEN)
 def test_fit_takes_it(about: str) -> None:
     losses = fitted(TAKEN[about])

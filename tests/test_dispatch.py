@@ -19,6 +19,7 @@ from pyro_vae.run_folder import RunFolder
 from pyro_vae.study import StudyConfig, fits
 from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
 from pyro_vae.study.fits import Task, fit_all
+from pyro_vae.study.material import Material
 from pyro_vae.study.pairs import split_data
 from pyro_vae.study.sentences import SPEAKERS
 from pyro_vae.svi import NonFiniteError
@@ -85,7 +86,8 @@ def fitted(folder: Path, tasks: list[Task]) -> dict[str, str]:
     from pyro_vae import data
 
     parts = split_data(data.load("digits"), 0.9)
-    return fit_all(CONFIG, *parts, "cpu", tasks, RunFolder(folder), checkpoint_seconds=30.0, progress=True)
+    material = Material(CONFIG, "cpu", "digits", *parts, "", {})
+    return fit_all(material, tasks, RunFolder(folder), checkpoint_seconds=30.0, progress=True)
 
 
 def assert_same_fits(one: Path, other: Path) -> None:
@@ -125,10 +127,10 @@ def test_a_guide_that_fails_on_a_worker_is_named(tmp_path: Path, monkeypatch: py
     def finished(function: Any, tasks: Any, *shared: Any) -> Iterator[tuple[Task, Any]]:
         return iter([(task, function(task, *shared)) for task in reversed(tasks)])
 
-    def failing(config: Any, train: Any, held_out: Any, device: str, task: Task, **options: Any) -> Any:
+    def failing(material: Material, task: Task, **options: Any) -> Any:
         if task.guide == "abs":
             raise NonFiniteError("three steps in a row were not finite")
-        return real(config, train, held_out, device, task, **options)
+        return real(material, task, **options)
 
     real = fits.fit_one
     monkeypatch.setattr(fits, "finished_jobs", finished)

@@ -16,13 +16,16 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs an example with arguments and returns what it printed."""
+def run(monkeypatch, capsys, tmp_path):
+    """Runs an example with arguments, sees the picture that it leaves, and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
 
     def run(name, *arguments):
         torch.set_default_dtype(torch.float32)  # what a user has
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        if name != "convolutional_mnist.py":
+            assert Path(name).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
         return capsys.readouterr().out
 
     return run
@@ -48,10 +51,16 @@ def test_convolutional_mnist(run, tmp_path):
         images = rng.integers(0, 256, (n, 11, 9), dtype=np.uint8)
         (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(idx_bytes(images))
         (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(n, np.uint8)))
-    arguments = ["--root", tmp_path, "--out", tmp_path, "--epochs", 1, "--latent-dim", 3, "--draws", 100]
-    output = run("convolutional_mnist.py", *arguments)
-    assert "nats per test image" in output
-    assert (tmp_path / "images.png").stat().st_size > 1000
+    arguments = ["--out", tmp_path, "--epochs", 1, "--latent-dim", 3, "--draws", 100, "--held-out", 20]
+    for data in (["--set", "mnist", "--root", tmp_path], ["--rows", 50]):
+        assert "nats per test image" in run("convolutional_mnist.py", *arguments, *data)
+        assert (tmp_path / "images.png").stat().st_size > 1000
+        (tmp_path / "images.png").unlink()
+
+
+def test_lightning_module(run):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    assert "nats per image" in run("lightning_module.py", "--epochs", 2)
 
 
 def test_own_model(run):

@@ -13,12 +13,14 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"arguments", "arrays", "copies", "devices", "progress", "version"}
+GROUND = {"arguments", "arrays", "copies", "devices", "figures", "older_arviz", "progress", "version"}
 MAY_KNOW: dict[str, set[str]] = {
     "arguments": set(),
     "arrays": {"arguments"},
     "copies": set(),
     "devices": set(),
+    "older_arviz": set(),
+    "figures": set(),
     "progress": set(),
     "version": set(),
     "graphs": set(),

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,3 +74,18 @@ def test_what_is_not_wanted_is_not_shown(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.INFO, "pyro_vae"), progress_bar(1, "fits", enabled=False) as show:
         show(1, "one")
     assert not caplog.records
+
+
+def test_in_a_notebook_there_is_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without widgets, on the stream that a notebook shows below the cell."""
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    with progress_bar(4, "fit") as show:
+        for done in (1, 3, 4):
+            show(done, f"loss {done}")
+    shown = capsys.readouterr().err
+    assert "fit: 100%" in shown
+    assert "4/4" in shown
+    assert "loss 4" in shown

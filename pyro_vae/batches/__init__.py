@@ -1,1 +1,1 @@
-"""Any source of data as minibatches."""
+"""Turn any source of data into minibatches."""

@@ -138,15 +138,8 @@ class ArrayBatches:
 
 
 class LoaderBatches:
-    """Batches from a ``DataLoader``, moved to the device one by one.
-
-    Raises
-    ------
-    TypeError
-        If its data set has no length.
-    ValueError
-        If that is empty.
-    """
+    """Batches from a ``DataLoader``, moved to the device one by one. Raises TypeError if its data set has no
+    length; ValueError if that is empty."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
-"""Rows of an array in a file (memory-mapped, zarr, HDF5): read when asked for, so that data may be larger
-than the memory."""
+"""Read rows of an array in a file (memory-mapped, zarr, HDF5) when they are asked for, so that data may be
+larger than the memory."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,5 @@
-"""Data as rows on the device: tensors, or arrays in files, seen to be finite before anything is fitted."""
+"""Put data on the device as rows: tensors, or arrays in files, checked to be finite before anything is
+fitted."""
 
 import math
 from collections.abc import Callable, Collection

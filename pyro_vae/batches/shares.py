@@ -1,4 +1,4 @@
-"""A rank's share of every batch: all ranks see the same order, and each takes its part of it."""
+"""Give each rank its share of every batch: all ranks see the same order, and each takes its part of it."""
 
 import random
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Data that come in batches: a ``Dataset`` or ``DataLoader`` where the diagnostics take arrays."""
+"""Take a ``Dataset`` or ``DataLoader`` where the diagnostics take arrays."""
 
 from __future__ import annotations
 

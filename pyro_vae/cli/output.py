@@ -173,10 +173,10 @@ def _print_table(console: "Console", content: "pd.DataFrame", title: str) -> Non
 def _print_readings(console: "Console", study: "Study") -> None:
     from rich.table import Table
 
-    from pyro_vae.report.readings import read_findings_aloud
+    from pyro_vae.report.readings import read_findings_aloud, read_together
 
     table = Table.grid(padding=(0, 2, 0, 0))
-    for reading in read_findings_aloud(study.findings):
+    for reading in read_together(read_findings_aloud(study.findings)):
         table.add_row(reading.measure, reading.guide, reading.sentence)
     console.print("The encoders, measure by measure")
     console.print(table)

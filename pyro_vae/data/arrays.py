@@ -21,13 +21,8 @@ PACKED_TIMES = 100
 
 
 def read_npy(path: Path) -> Array:
-    """The array in an .npy file, memory-mapped where that is possible.
-
-    Raises
-    ------
-    ValueError
-        If the file is truncated or corrupt, or holds Python objects.
-    """
+    """The array in an .npy file, memory-mapped where that is possible. Raises ValueError if the file is
+    truncated or corrupt, or holds Python objects."""
     try:
         with path.open("rb") as file:
             if file.read(6) != b"\x93NUMPY":
@@ -46,13 +41,8 @@ def read_npy(path: Path) -> Array:
 
 
 def read_npz(path: Path) -> tuple[Array, Array | None]:
-    """The arrays "x" and, if there is one, "y" of an .npz file; or its only array.
-
-    Raises
-    ------
-    ValueError
-        If the file is truncated or corrupt, holds Python objects, or has neither "x" nor just one array.
-    """
+    """The arrays "x" and, if there is one, "y" of an .npz file; or its only array. Raises ValueError if the
+    file is truncated or corrupt, holds Python objects, or has neither "x" nor just one array."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not an .npz file, or it is truncated: it is no zip archive")
     try:
@@ -60,7 +50,9 @@ def read_npz(path: Path) -> tuple[Array, Array | None]:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             if "x" not in names and len(names) != 1:
                 told = cut(", ".join(names)) or "none"
-                raise ValueError(f"its arrays are {told}, and x is not among them")
+                raise ValueError(
+                    f"its arrays are {told}, and x is not among them; save the one to model as x"
+                )
             x = _member(archive, archive.namelist()[names.index("x") if "x" in names else 0])
             y = _member(archive, archive.namelist()[names.index("y")]) if {"x", "y"} <= {*names} else None
             if y is not None and y.shape != x.shape[:1]:

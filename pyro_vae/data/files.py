@@ -93,7 +93,7 @@ def _image_shape(array: npt.NDArray[Any], path: Path) -> tuple[int, ...] | None:
             "(n, channels, height, width)"
         )
     if array.size == 0:
-        raise ValueError(f"{path} is empty: its shape is {array.shape}")
+        raise ValueError(f"{path} is empty: its shape is {array.shape}; give one with rows")
     if array.ndim == 4 and array.shape[3] in {1, 3, 4} and array.shape[1] > 4:
         raise ValueError(
             f"{path} has shape {array.shape}, which looks like channels last; "
@@ -120,6 +120,9 @@ def _as_rows(array: npt.NDArray[Any], path: Path, columns: Sequence[str] | None)
             value = array.reshape(len(array), -1)[start + row, column]
             name = brief(columns[column]) if columns else column
             remedy = "rescale the column" if np.isfinite(value) else "drop the row or impute the value"
+            if columns and not np.isfinite(x[:, column]).any():
+                others = "name the columns to keep as columns=[...] (--columns)"
+                raise ValueError(f"{path} holds no number at all in column {name}; drop it, or {others}")
             raise ValueError(f"{path} holds {value} in row {start + row}, column {name}; {remedy}")
         lowest = np.minimum(lowest, rows.min(0))
         highest = np.maximum(highest, rows.max(0))

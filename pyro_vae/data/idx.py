@@ -21,13 +21,8 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
     """The array in an IDX file, gzipped or not.
 
     The file starts with two zero bytes, a code for the type of number and the number of dimensions; then come
-    the sizes and the numbers, all big-endian (Y. LeCun, C. Cortes and C. Burges, The MNIST database).
-
-    Raises
-    ------
-    ValueError
-        If the file is corrupt, truncated, or not IDX at all.
-    """
+    the sizes and the numbers, all big-endian (Y. LeCun, C. Cortes and C. Burges, The MNIST database). Raises
+    ValueError if the file is corrupt, truncated, or not IDX at all."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     try:

@@ -47,7 +47,8 @@ class Layout:
 
 
 def layout_of(path: Path, separator: str | None, header: bool | None) -> Layout:
-    """The layout of a file, from its first lines.
+    """The layout of a file, from its first lines. Raises ValueError if the file is empty or no text, its
+    lines have different numbers of fields, or it can be read in two ways.
 
     Parameters
     ----------
@@ -55,12 +56,6 @@ def layout_of(path: Path, separator: str | None, header: bool | None) -> Layout:
         The file.
     separator, header
         What the reader has said of it.
-
-    Raises
-    ------
-    ValueError
-        If the file is empty or no text, its lines have different numbers of fields, or it can be read in two
-        ways.
     """
     lines = _sample(path)
     blank = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
@@ -73,6 +68,8 @@ def layout_of(path: Path, separator: str | None, header: bool | None) -> Layout:
     numbers = [[_with_point(cell, decimal) for cell in row] for row in rows]
     has_header = _has_header(path, numbers) if header is None else header
     first, body = rows[0], rows[1:]
+    if lines[0].lstrip().startswith("#") and body and len(body[-1]) != len(first):
+        raise ValueError(f"{path} begins with a comment, {brief(lines[0].strip())}; remove such lines")
     if has_header and body and len(body[0]) != len(first):
         raise ValueError(
             f"{path} has {len(first)} names in its header and {len(body[0])} fields in the row below it; "

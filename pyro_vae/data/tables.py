@@ -33,12 +33,8 @@ class Table:
 
 def read_csv(path: Path, *, separator: str | None = None, header: bool | None = None) -> "pd.DataFrame":
     """The rows of a .csv file; separator, decimal sign and header are found out where they are not given.
-
-    Raises
-    ------
-    ValueError
-        If the file is empty, is not text, can be read in two ways, or its rows have different lengths.
-    """
+    Raises ValueError if the file is empty, is not text, can be read in two ways, or its rows have different
+    lengths."""
     import pandas as pd
 
     layout = layout_of(path, separator, header)
@@ -59,7 +55,9 @@ def read_csv(path: Path, *, separator: str | None = None, header: bool | None = 
         frame = pd.DataFrame(columns=list(layout.names or ()))
     except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
         reason = brief(str(error).strip(". \n"))
-        raise ValueError(f"{path} cannot be read as a table: {reason}") from error
+        raise ValueError(
+            f"{path} cannot be read as a table: {reason}; give every line as many fields as the first has"
+        ) from error
     names = layout.names or tuple(str(i) for i in range(len(frame.columns)))
     if len(names) != len(frame.columns):
         raise ValueError(
@@ -70,15 +68,8 @@ def read_csv(path: Path, *, separator: str | None = None, header: bool | None = 
 
 
 def read_parquet(path: Path) -> "pd.DataFrame":
-    """The rows of a .parquet file.
-
-    Raises
-    ------
-    ImportError
-        If pyarrow is not installed.
-    ValueError
-        If the file is truncated or corrupt.
-    """
+    """The rows of a .parquet file. Raises ImportError if pyarrow is not installed; ValueError if the file is
+    truncated or corrupt."""
     import pandas as pd
 
     try:
@@ -99,12 +90,8 @@ def table_of_numbers(
     frame: "pd.DataFrame", path: Path, label: str | None, columns: Sequence[str] | None = None
 ) -> Table:
     """The chosen columns of a frame as one array, by default all but the label and the rows' own numbers.
-
-    Raises
-    ------
-    ValueError
-        If the label or a chosen name is no column, or a column holds something that is not a number.
-    """
+    Raises ValueError if the label or a chosen name is no column, or a column holds something that is not a
+    number."""
     frame = frame.rename(columns=str)
     y = None
     left_out: dict[str, str] = {}

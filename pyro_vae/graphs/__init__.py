@@ -1,1 +1,1 @@
-"""A function of tensors as a graph of tensor operations: captured, simplified, replayed."""
+"""Capture a function of tensors as a graph of tensor operations, simplify it, replay it."""

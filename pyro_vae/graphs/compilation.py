@@ -1,4 +1,4 @@
-"""A graph as fewer, larger kernels: compiled by torch's inductor."""
+"""Compile a graph by torch's inductor: fewer, larger kernels."""
 
 from collections.abc import Callable, Sequence
 

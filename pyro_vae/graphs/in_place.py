@@ -4,6 +4,7 @@
 Written as new tensors, the order of reading and writing no longer counts, and the graph can be simplified.
 """
 
+import operator
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ def _is_own(node: fx.Node) -> bool:
 
 
 def _shows_another(node: fx.Node) -> bool:
+    if node.target is operator.getitem:  # one of several results, as of native_layer_norm
+        several, which = node.args
+        assert isinstance(several, fx.Node)
+        again = [user for user in several.users if user.args[1:] == (which,)]
+        return len(again) > 1 or _shows_another(several)
     schema = getattr(node.target, "_schema", None)
     return schema is None or any(value.alias_info is not None for value in schema.returns)
 

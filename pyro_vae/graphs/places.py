@@ -1,4 +1,5 @@
-"""Which line of the user's own program is the reason: where a traceback or the running code left it."""
+"""Find the line of the user's own program that is the reason: where a traceback or the running code left
+it."""
 
 import linecache
 import os
@@ -6,7 +7,6 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _STANDARD = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
@@ -38,9 +38,24 @@ def _is_own(filename: str) -> bool:
 
 
 def calling_line() -> str | None:
-    """The innermost line of a user's program that is running now, as :func:`line_of` writes it."""
-    frames = _outwards(sys._getframe(1))
-    return next((line_of(f.f_code.co_filename, f.f_lineno) for f in frames), None)
+    """The innermost line of a user's program that is running now, as :func:`line_of` writes it; where Pyro
+    asks a distribution by itself, Pyro's own line."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_own(filename_of(frame)):
+        frame = frame.f_back
+    of_pyro = None
+    while frame is not None and not _is_own(filename_of(frame)):
+        if not is_library(filename_of(frame)):
+            return line_of(filename_of(frame), frame.f_lineno)
+        if of_pyro is None and "/pyro/" in filename_of(frame):
+            of_pyro = line_of(filename_of(frame), frame.f_lineno)
+        frame = frame.f_back
+    return of_pyro
+
+
+def filename_of(frame: FrameType) -> str:
+    """Of the code that runs there, with slashes."""
+    return frame.f_code.co_filename.replace("\\", "/")
 
 
 def blamed(error: BaseException) -> str | None:
@@ -50,7 +65,9 @@ def blamed(error: BaseException) -> str | None:
         place: TracebackType | None = seen.__traceback__
         while place is not None:
             filename = place.tb_frame.f_code.co_filename
-            if not is_library(filename):
+            if _is_own(filename):
+                found = None  # the user's lines outside are the call of this package
+            elif not is_library(filename):
                 found = line_of(filename, place.tb_lineno)
             place = place.tb_next
         if found:
@@ -63,13 +80,6 @@ def line_of(filename: str, number: int) -> str:
     text = linecache.getline(filename, number).strip()
     where = f"{os.path.basename(filename)}, line {number}"
     return f"{where}: {text}" if text else where
-
-
-def _outwards(frame: FrameType | None) -> Iterator[Any]:
-    while frame is not None:
-        if not is_library(frame.f_code.co_filename):
-            yield frame
-        frame = frame.f_back
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,16 +6,21 @@ would keep those of the first batch for ever. Whoever traces therefore watches t
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.distributions import constraints
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    get_proxy_slot,
+)
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.graphs.places import calling_line
+from pyro_vae.graphs.places import calling_line, filename_of
+from pyro_vae.graphs.selecting import Selection, Selections
 
 Answer = Callable[..., Any]
 """``answer(frame, *args, **kwargs)`` in place of a function of torch that is called from ``frame``;
@@ -32,7 +37,14 @@ _OUT_OF_TORCH = (
     Tensor.__complex__,
     Tensor.__index__,
 )
-_SHAPES_FROM_VALUES = ("nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "__getitem__")
+_SIZES = (
+    Tensor.__len__,
+    Tensor.size,
+    Tensor.numel,
+    Tensor.nelement,
+    vars(torch._C.TensorBase)["shape"].__get__,
+)
+_SHAPES_FROM_VALUES = ("nonzero", "masked_select", "unique", "unique_consecutive", "argwhere")
 
 
 class DependsOnValuesError(Exception):
@@ -62,11 +74,19 @@ class Watch(TorchFunctionMode):
             torch._C._nn.one_hot: self._one_hot,
             torch.repeat_interleave: _fixed_repeats,
             **dict.fromkeys(_OUT_OF_TORCH, self.answer_with_number),
+            Tensor.__bool__: self.answer_with_truth,
+            Tensor.__getitem__: self._select,
+            Tensor.__setitem__: self._assign,
+            Tensor.unbind: self._unbind,
+            **dict.fromkeys(_SIZES, self._size),
         }
+        self._selections = Selections()
         self.validity: list[Tensor] = []
         self.numbers: list[Tensor] = []
         self.lines: list[str] = []
         """Where shapes may depend on values, in the order of the program."""
+        self.harmless: list[fx.Node] = []
+        """What was selected only to be assigned by the same mask."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -78,7 +98,7 @@ class Watch(TorchFunctionMode):
             given = answer(sys._getframe(1), *args, **kwargs)
             if given is not NotImplemented:
                 return given
-        elif getattr(func, "__name__", "") in _SHAPES_FROM_VALUES and _selects_by_values(func, args):
+        elif getattr(func, "__name__", "") in _SHAPES_FROM_VALUES:
             self.lines.append(calling_line() or "")
         return func(*args, **kwargs)
 
@@ -92,6 +112,49 @@ class Watch(TorchFunctionMode):
         del frame, args, kwargs
         self.take_number(tensor)
         return NotImplemented
+
+    def answer_with_truth(self, frame: Any, tensor: Tensor) -> Any:
+        """Pyro's transforms assert what holds of valid parameters."""
+        if is_traced(tensor) and "/pyro/distributions/transforms/" in filename_of(frame):
+            self.validity.append(tensor)
+            return True
+        return self.answer_with_number(frame, tensor)
+
+    def _select(self, frame: Any, source: Tensor, index: Any) -> Any:
+        del frame
+        if not _selects_by_values(index):
+            return NotImplemented
+        line = calling_line() or ""
+        self.lines.append(line)
+        result = source[index]
+        if isinstance(index, Tensor) and index.dtype == torch.bool and is_traced(index):
+            self._selections.note(Selection(result, source, index, line, node_of(result)))
+        return result
+
+    def _size(self, frame: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        del frame, args, kwargs
+        selection = self._selections.of(tensor)
+        if selection is None:
+            return NotImplemented
+        raise DependsOnValuesError("the size of a tensor depends on values", selection.line)
+
+    def _assign(self, frame: Any, target: Tensor, index: Any, value: Any) -> Any:
+        del frame
+        known = self._selections.assign(target, index, value) if isinstance(index, Tensor) else None
+        if known is None:
+            return NotImplemented
+        self.lines.remove(known.line)
+        self.harmless.append(known.node)
+        return None
+
+    def _unbind(self, frame: Any, tensor: Tensor, dim: int = 0) -> Any:
+        """``for i in permutation``: numbers that belong to no input, to index by."""
+        del frame
+        if tensor.dim() != 1 or dim or is_traced(tensor) or tensor.dtype != torch.int64:
+            return NotImplemented
+        self.take_number(tensor)
+        with disable_proxy_modes_tracing():
+            return tuple(tensor.clone().unbind())
 
     def _one_hot(self, frame: Any, indices: Tensor, num_classes: int = -1) -> Any:
         """``F.one_hot`` looks at the values on the host, though their shape says it all where the number of
@@ -119,16 +182,26 @@ def is_traced(tensor: Tensor) -> bool:
     return slot is not None and getattr(slot, "constant", None) is None
 
 
-def check_shapes(graph: fx.GraphModule, lines: list[str]) -> list[Tensor]:
+def node_of(tensor: Tensor) -> fx.Node:
+    """The node of the graph that is being traced whose result a tensor is."""
+    mode = get_proxy_mode()
+    assert mode is not None
+    slot: Any = get_proxy_slot(tensor, mode.tracer)
+    node: fx.Node = slot.proxy.node
+    return node
+
+
+def check_shapes(graph: fx.GraphModule, lines: list[str], harmless: Sequence[fx.Node] = ()) -> list[Tensor]:
     """The tensors whose values fixed shapes in a graph that was just traced; none of them may depend on an
     input or a draw. Raises DependsOnValuesError with the line of the program, where one does."""
     from_inputs: set[fx.Node] = set()
+    unseen = {node.name for node in harmless}
     fixed: list[Tensor] = []
     for node in graph.graph.nodes:
         changing = node.op == "placeholder" or _draws(node)
         if changing or any(argument in from_inputs for argument in node.all_input_nodes):
             from_inputs.add(node)
-        if not _has_shape_from_values(node):
+        if not _has_shape_from_values(node) or (node.name in unseen and not node.users):
             continue
         line = lines.pop(0) if lines else None
         if any(argument in from_inputs for argument in _deciding(node)):
@@ -165,11 +238,9 @@ def _draws(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _selects_by_values(func: Any, args: tuple[Any, ...]) -> bool:
-    if func is not Tensor.__getitem__:
-        return True
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in index)
+def _selects_by_values(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in parts)
 
 
 def _is_real(constraint: Any) -> bool:

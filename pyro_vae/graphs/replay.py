@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from pyro_vae.graphs.shortcuts import take_shortcuts
 
@@ -76,6 +77,7 @@ def make_replay(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
         if node.op == "call_function" and _fits_its_function(node):
             node.target = _FUNCTIONS.get(node.target, node.target)
     own.recompile()
+    _LazyGraphModule.force_recompile(own)
     return functools.partial(own.forward, *constants)
 
 

@@ -1,4 +1,4 @@
-"""Rules that rewrite a graph node by node, and what they ask of its nodes."""
+"""Rewrite a graph node by node, by rules that ask something of its nodes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from pyro_vae.graphs.rewriting import apply_rules, first, instead, replace
 from pyro_vae.graphs.simplification import has_effect, merge_equal, order_counts
@@ -24,7 +25,7 @@ def take_shortcuts(graph: fx.GraphModule) -> fx.GraphModule:
     As in :func:`~pyro_vae.graphs.simplification.simplify`, a graph that changes tensors in place
     keeps its operations.
     """
-    shorter = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    shorter = _LazyGraphModule(graph, copy.deepcopy(graph.graph))
     if order_counts(shorter):
         return shorter
     _compute_before_expanding(shorter)

@@ -41,7 +41,7 @@ _NEW = (
     aten.zeros.default,
     aten.ones.default,
 )
-_CONSTANT = "_constant_of_the_step_"
+CONSTANT = "_constant_of_the_step_"
 
 
 def simplify(graph: fx.GraphModule) -> fx.GraphModule:
@@ -222,9 +222,9 @@ def _fold_constants(graph: fx.GraphModule) -> None:
     for number, (node, value) in enumerate(known.items()):
         if all(user in known for user in node.users) or any(user.op == "output" for user in node.users):
             continue
-        graph.register_buffer(f"{_CONSTANT}{number}", value, persistent=False)
+        graph.register_buffer(f"{CONSTANT}{number}", value, persistent=False)
         with graph.graph.inserting_before(node):
-            constant = graph.graph.get_attr(f"{_CONSTANT}{number}")
+            constant = graph.graph.get_attr(f"{CONSTANT}{number}")
         constant.meta = dict(node.meta)
         replace(node, constant)
 
@@ -261,6 +261,6 @@ def _equals(graph: fx.GraphModule, argument: object, number: int) -> bool:
     """Whether an operand is a number, or a constant tensor that has it everywhere."""
     if isinstance(argument, int | float):
         return argument == number
-    if isinstance(argument, fx.Node) and str(argument.target).startswith(_CONSTANT):
+    if isinstance(argument, fx.Node) and str(argument.target).startswith(CONSTANT):
         return bool((getattr(graph, str(argument.target)) == number).all())
     return False

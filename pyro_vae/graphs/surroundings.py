@@ -1,4 +1,4 @@
-"""The places around a program where its values lie: globals, closures, attributes, entries."""
+"""Find the places around a program where its values lie: globals, closures, attributes, entries."""
 
 import builtins
 import functools

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx._lazy_graph_module import _use_lazy_graph_module  # Python code is written once, at the end
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._mode_utils import no_dispatch
@@ -51,10 +52,10 @@ def capture(
         with watch:
             return function(*inputs)
 
-    with warnings.catch_warnings(), _light_shapes():
+    with warnings.catch_warnings(), _light_shapes(), _use_lazy_graph_module(True):
         warnings.simplefilter("ignore")  # tracers warn of constants: comparing finds the ones that matter
         graph = make_fx(watched, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
-    watch.numbers += check_shapes(graph, watch.lines)
+    watch.numbers += check_shapes(graph, watch.lines, watch.harmless)
     _lift(graph, lifted)
     _drop_dead_code(graph)
     without_own_mutations(graph)

@@ -8,6 +8,7 @@ from pyro_vae.guides.auto import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from pyro_vae.guides.exporting import PosteriorParameters
 from pyro_vae.guides.heads import ScaleHead, raw_parameters
 from pyro_vae.guides.normal import LogScaleNormal
 from pyro_vae.guides.refined import Refined
@@ -22,6 +23,7 @@ __all__ = [
     "AutoMultivariateNormal",
     "AutoNormal",
     "LogScaleNormal",
+    "PosteriorParameters",
     "Refined",
     "ScaleHead",
     "ScaleMap",

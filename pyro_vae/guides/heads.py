@@ -11,13 +11,8 @@ from pyro_vae.guides.precision import at_least_float32
 
 
 def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:
-    """The number that a map sends to ``init_scale``.
-
-    Raises
-    ------
-    ValueError
-        If that is not a positive number or the map does not reach it.
-    """
+    """The number that a map sends to ``init_scale``. Raises ValueError if that is not a positive number or
+    the map does not reach it."""
     scale = torch.tensor(positive_number("init_scale", init_scale), dtype=torch.float64)
     if not scale_map.contains(scale):
         low, high = scale_map.bounds

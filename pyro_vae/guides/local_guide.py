@@ -142,19 +142,15 @@ class LocalGuide(AutoGuide):
         return draws
 
     def posterior(self, *args: Any, **kwargs: Any) -> TorchDistribution | dict[str, TorchDistribution]:
-        """q(z|x) itself, for use outside Pyro: takes whatever ``fit`` takes as data.
+        """q(z|x) itself, for use outside Pyro: takes whatever ``fit`` takes as data. Raises
+        NotImplementedError where the marginals of several latents have no closed form; :meth:`get_posterior`
+        has them jointly.
 
         Returns
         -------
         TorchDistribution or dict
             With one latent its distribution, batch shape (batch,) and the latent's event shape; with several
             a dict from name to marginal distribution.
-
-        Raises
-        ------
-        NotImplementedError
-            Where the marginals of several latents have no closed form; :meth:`get_posterior` has them
-            jointly.
         """
         return self.posterior_from(encoded(self, args, kwargs))
 
@@ -186,13 +182,8 @@ class LocalGuide(AutoGuide):
 
     @torch.no_grad()
     def quantiles(self, quantiles: Tensor | list[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The image of the quantiles of each free coordinate: name to (quantiles, batch, event).
-
-        Raises
-        ------
-        TypeError, ValueError
-            If ``quantiles`` are not numbers between 0 and 1.
-        """
+        """The image of the quantiles of each free coordinate: name to (quantiles, batch, event). Raises
+        TypeError or ValueError if ``quantiles`` are not numbers between 0 and 1."""
         _check_quantiles(quantiles)
         parameters = encoded(self, args, kwargs)
         loc, scale = parameters["loc"], self._marginal_scale(parameters)

@@ -8,18 +8,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Noise(NamedTuple):
-    """The noise of a draw.
-
-    Attributes
-    ----------
-    eps : Tensor
-        Standard normal, of the shape of the draw.
-    pathwise : bool
-        Whether the draw carries the gradient of the parameters.
-    """
+    """The noise of a draw."""
 
     eps: Tensor
+    """Standard normal, of the shape of the draw."""
     pathwise: bool
+    """Whether the draw carries the gradient of the parameters."""
 
 
 class NoiseMemory:

@@ -239,15 +239,9 @@ Prior = TorchDistribution | nn.Module | Literal["normal"]
 
 
 def as_prior(prior: Prior, latent_dim: int) -> nn.Module:
-    """The module that gives p(z): from the word "normal", a distribution, or such a module itself.
-
-    Raises
-    ------
-    ValueError
-        If a distribution does not fit latents of size ``latent_dim``, or holds parameters.
-    TypeError
-        If ``prior`` is none of the three.
-    """
+    """The module that gives p(z): from the word "normal", a distribution, or such a module itself. Raises
+    ValueError if a distribution does not fit latents of size ``latent_dim``, or holds parameters; TypeError
+    if ``prior`` is none of the three."""
     if isinstance(prior, nn.Module):
         return prior
     if isinstance(prior, TorchDistributionMixin):

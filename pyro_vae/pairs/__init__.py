@@ -1,1 +1,1 @@
-"""A model and a guide, run: isolated, placed, with their parameters."""
+"""Run a model and a guide: isolated, placed, with their parameters."""

@@ -217,11 +217,16 @@ def training_mode(programs: Sequence[Any], *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def untouched_buffers(*programs: Program) -> Iterator[None]:
-    """Gives buffers (batch norm's running statistics) their values back at the end, also those of modules
-    that plain functions call."""
+    """Gives buffers (batch norm's running statistics) their values back at the end, and leaves frozen what a
+    user has frozen; also of modules that plain functions call.
+
+    Pyro unfreezes the parameters of a ``PyroModule`` when they are read for the first time.
+    """
     saved: dict[int, tuple[Tensor, Tensor]] = {}
+    frozen: list[nn.Parameter] = []
 
     def note(module: nn.Module) -> None:
+        frozen.extend(parameter for parameter in module.parameters() if not parameter.requires_grad)
         for buffer in module.buffers():
             # An expanded tensor has one memory for many elements: nobody can write into it, we neither.
             expanded = any(n > 1 and s == 0 for n, s in zip(buffer.shape, buffer.stride(), strict=True))
@@ -235,6 +240,8 @@ def untouched_buffers(*programs: Program) -> Iterator[None]:
         with meeting_modules(note) if functions else nullcontext():
             yield
     finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         with torch.no_grad():
             for buffer, value in saved.values():
                 buffer.copy_(value)

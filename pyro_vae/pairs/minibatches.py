@@ -25,19 +25,15 @@ def check_minibatches(
     """Refuse data that the model cannot have made, pairs that a fit on minibatches would lead to another
     posterior, and those that cannot take them.
 
-    ``anew`` says that the first batch was drawn from the data and is not a part of them.
+    ``anew`` says that the first batch was drawn from the data and is not a part of them. Raises ValueError if
+    a row of the data has no density; if data come in several batches and the guide has parameters for the
+    rows of one of them, or draws another subsample than the model; or if the pair does not take a last batch
+    that is smaller.
 
     Returns
     -------
     str or None
         The plate that must be scaled to all data, since it has a batch's size and a latent lies beside it.
-
-    Raises
-    ------
-    ValueError
-        If a row of the data has no density; if data come in several batches and the guide has parameters for
-        the rows of one of them, or draws another subsample than the model; or if the pair does not take a
-        last batch that is smaller.
     """
     with torch.no_grad():
         trace = run_once(model, guide, first)

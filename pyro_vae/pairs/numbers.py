@@ -1,4 +1,4 @@
-"""Which integers of the data are meant as numbers, and not as indices or labels."""
+"""Tell which integers of the data are meant as numbers, and not as indices or labels."""
 
 from contextlib import suppress
 from typing import Any

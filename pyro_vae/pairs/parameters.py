@@ -1,4 +1,4 @@
-"""Which tensors a pair trains, and how the parameters of plain functions travel with a fit."""
+"""Find which tensors a pair trains, and let the parameters of plain functions travel with a fit."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Putting a pair and its data on a device, or finding out that it cannot follow there."""
+"""Put a pair and its data on a device, or find out that it cannot follow there."""
 
 import logging
 from collections.abc import Callable

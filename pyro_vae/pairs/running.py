@@ -45,14 +45,9 @@ def check_support(model: Program, data: Any, name: str) -> None:
 def traced_pair(
     model: Program, guide: Program, batch: tuple[Tensor, ...], name: str = "data"
 ) -> tuple[Trace, Trace]:
-    """The traces of the model and of the guide on one batch, with Pyro's own checks on.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If they do not run on the batch, which the message calls ``name``, or draw different latents. Errors
-        of other kinds are the program's own and pass.
-    """
+    """The traces of the model and of the guide on one batch, with Pyro's own checks on. Raises ValueError or
+    TypeError if they do not run on the batch, which the message calls ``name``, or draw different latents.
+    Errors of other kinds are the program's own and pass."""
     try:
         with (
             pyro.validation_enabled(True),
@@ -141,7 +136,7 @@ def run_pair(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Tra
 
 
 def rescaled_to(model_trace: Trace, rows: int) -> int | None:
-    """How many observations the total of a batch of so many rows is about, where a plate rescales to the
+    """How many observations the total of a batch of this many rows is about, where a plate rescales to the
     whole data; None where it is about the rows themselves, whatever the sizes of other plates."""
     sizes = [
         int(frame.full_size or 0)
@@ -180,7 +175,8 @@ def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -
 
 
 def check_observed(trace: Trace, first: Batch, data: Sequence[Any], name: str = "data") -> None:
-    """Refuse data, a row of which the model's distributions cannot have made.
+    """Refuse data, a row of which the model's distributions cannot have made. Raises ValueError naming value,
+    row, site and remedy.
 
     Parameters
     ----------
@@ -192,11 +188,6 @@ def check_observed(trace: Trace, first: Batch, data: Sequence[Any], name: str = 
         All rows of each argument: tensors, or arrays in files.
     name
         What a sentence calls them.
-
-    Raises
-    ------
-    ValueError
-        Naming value, row, site and remedy.
     """
     refuse_impossible(trace, name)
     for part in observed_parts(trace, first) if data else ():

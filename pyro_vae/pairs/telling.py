@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from pyro_vae.arguments import refuse_lazy, without_trace
+from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.pairs.isolation import Program, modules_of, owner
 
 NO_DENSITY = "Error while computing log_prob at site "
@@ -43,12 +44,24 @@ def told(error: Exception, batch: tuple[Tensor, ...], name: str, model: Program,
             f"model and guide mix devices on {name}, which lies on {batch[0].device}: {reason}; hold tensors "
             "as parameters or buffers, make them on the device of the data, or give device='cpu'"
         )
+    others = _of_another_model(model, guide)
+    if others:
+        return f"model and guide do not run on {name}: {reason}; {others}"
     arguments = f"{len(batch)} argument{'s' * (len(batch) != 1)}"
     shapes = ", ".join(f"{tuple(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in batch)
     integers = not any(part.is_floating_point() for part in batch)
     return (
         f"model and guide do not run on {name}, called with {arguments} of shape {shapes}: {reason}; give "
         f"{name} of the shape and dtype that both take{', such as floats by .float()' * integers}"
+    )
+
+
+def _of_another_model(model: Program, guide: Program) -> str:
+    made_for = owner(guide.model) if isinstance(guide, LocalGuide) and guide._model else None
+    if made_for is None or owner(model) is None or made_for is owner(model):
+        return ""
+    return (
+        f"the guide was made for another {type(made_for).__name__}: give {type(guide).__name__}(model, ...)"
     )
 
 
@@ -107,6 +120,27 @@ def _discrete(whole: str, _error: Exception, _model: Program, guide: Program) ->
     )
 
 
+def _arity(whole: str, _error: Exception, _model: Program, _guide: Program) -> str:
+    found = re.search(
+        r"(\S+)\(\) takes (?:from \d+ to )?(\d+) positional arguments? but (\d+) were given", whole
+    )
+    if found is None:
+        return ""
+    self_too = "." in found[1] and "<locals>" not in found[1]
+    takes, given = int(found[2]) - self_too, int(found[3]) - self_too
+    return (
+        f"data come as {given} argument{'s' * (given != 1)}, and {found[1]} takes {takes}; give the parts of "
+        "the data that model and guide take, a tuple where they are several, or let both take all"
+    )
+
+
+def _dtypes(whole: str, _error: Exception, _model: Program, _guide: Program) -> str:
+    return (
+        "a layer of model or guide has parameters of another dtype than what reaches it "
+        f"({whole.splitlines()[0]}); make both programs one dtype, such as by .float()"
+    )
+
+
 def _lazy(_whole: str, _error: Exception, model: Program, guide: Program) -> str:
     refuse_lazy(*modules_of(guide, model))
     return (
@@ -122,5 +156,7 @@ KNOWN: tuple[tuple[str, Callable[[str, Exception, Program, Program], str]], ...]
     ("invalid log_prob shape", _no_plate),
     ("cannot handle discrete sample site", _discrete),
     ("uninitialized parameter", _lazy),
+    ("positional argument", _arity),
+    ("must have the same dtype, but got", _dtypes),
 )
 """What errors of Pyro and torch have in them, and what tells them better."""

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pyro_vae.plots.style import GREY, WIDTH, bare, by_name, guide_colors
+from pyro_vae.figures import ShownFigure
+from pyro_vae.plots.style import GREY, REFINED, WIDTH, bare, by_name, guide_colors
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -26,7 +27,7 @@ def plot_calibration(calibrations: Mapping[str, xr.Dataset] | xr.Dataset) -> Fig
     """
     calibrations = by_name(calibrations)
     colors = guide_colors(list(calibrations))
-    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
     right.axhline(1, color=GREY, lw=1, ls="--")
@@ -34,14 +35,16 @@ def plot_calibration(calibrations: Mapping[str, xr.Dataset] | xr.Dataset) -> Fig
     for (name, given), marker in zip(calibrations.items(), MARKERS * len(calibrations), strict=False):
         covered = given["coverage"].mean([dim for dim in given["coverage"].dims if dim != "level"])
         style = {"color": colors[str(name)], "label": str(name)}
-        left.plot(covered["level"], covered, marker=marker, ms=5, lw=1.2, **style)
+        hollow = {"mfc": "white"} if str(name).endswith(REFINED) else {}
+        left.plot(covered["level"], covered, marker=marker, ms=5, lw=1.2, **style, **hollow)
         density, _ = np.histogram(given["pit"].values, bins=bins, density=True)
-        right.stairs(density, bins, lw=1.4, **style)
+        right.stairs(density, bins, lw=1.4, ls=":" if hollow else "-", **style)
     left.set(xlim=(0.4, 1), ylim=(0, 1), xlabel="central interval of q", ylabel="share of latents inside")
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     left.set_title("coverage (dashed: right)", fontsize=10)
-    left.legend(frameon=False)
+    if any(map(str, calibrations)):
+        left.legend(frameon=False, loc="lower right", fontsize=8)
     right.set(xlim=(0, 1), xlabel="Q(z | x) at the true z", ylabel="density")
     right.set_ylim(bottom=0)
     right.set_title("∪ too narrow, ∩ too wide", fontsize=10)
@@ -62,7 +65,7 @@ def plot_gaps(gaps: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     gaps = by_name(gaps)
     names = list(gaps)
     parts = {"approximation_gap": "family (approximation)", "amortization_gap": "encoder (amortization)"}
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.55 * len(names)), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 1.3 + 0.55 * len(names)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(names))[::-1]
     before = np.zeros(len(names))
@@ -94,7 +97,7 @@ def plot_units(units: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     """
     units = by_name(units)
     colors = guide_colors(list(units))
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     for (name, given), marker in zip(units.items(), MARKERS * len(units), strict=False):
         fits = given if "seed" in given.dims else given.expand_dims("seed")
@@ -104,7 +107,8 @@ def plot_units(units: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     axes.set(xlabel="latent dimension, by KL", ylabel="KL (nats per observation)")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.legend(frameon=False, title="hollow: inactive")
+    if any(map(str, units)):
+        axes.legend(frameon=False, title="hollow: inactive")
     bare(axes)
     return figure
 

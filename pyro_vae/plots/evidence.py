@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import COLORS, GREY, WIDTH, bare, by_name, guide_colors
 from pyro_vae.posterior.pairing import Diagnostics, paired_differences
 
@@ -31,7 +32,7 @@ def plot_evidence(
     first, second = pairs["first"].values, pairs["second"].values
     pairs = pairs.isel(pair=[i for i in range(len(first)) if order[first[i]] < order[second[i]]])
     rows, seeds = pairs.sizes["pair"], pairs.sizes["seed"]
-    figure = Figure(figsize=(WIDTH, 1.4 + 0.6 * rows), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 1.4 + 0.6 * rows), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color=GREY, lw=1, ls=":")
     labels = []
@@ -71,18 +72,21 @@ def plot_khat(
         seeds are pooled.
     """
     diagnostics = by_name(diagnostics)
-    pooled, attrs = {}, {}
+    pooled, attrs, over = {}, {}, {}
     for name, given in diagnostics.items():
         fits = [given] if isinstance(given, xr.Dataset) else list(given)
         pooled[str(name)] = np.concatenate([fit["khat"].values.ravel() for fit in fits])
         attrs[str(name)] = fits[0].attrs
+        seeds = fits[0].sizes.get("seed", 1) * len(fits)
+        observations = pooled[str(name)].size // seeds
+        over[str(name)] = f"{observations}" if seeds == 1 else f"{observations} × {seeds} seeds"
     colors = guide_colors(list(pooled))
     threshold = float(next(iter(attrs.values()))["khat_threshold"])
     finite = np.concatenate([k[np.isfinite(k)] for k in pooled.values()])
     low = min(-0.5, float(finite.min(initial=0.0)))
     high = max(1.2, float(finite.max(initial=1.0)))
     bins = np.linspace(low, high, 41)
-    figure = Figure(figsize=(WIDTH, 0.9 + 1.3 * len(pooled)), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 0.9 + 1.3 * len(pooled)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(pooled), 1, sharex=True, sharey=True))
     for axes, (name, khat) in zip(panels, pooled.items(), strict=True):
         # infinities are answers, not gaps: they go into the outermost bins
@@ -90,7 +94,8 @@ def plot_khat(
         axes.axvline(threshold, color="black", lw=1, ls="--")
         share = float((khat > threshold).mean())
         axes.set_title(
-            f"{name}: {share:.0%} of {khat.size} above {threshold:.2f}{_infinities(khat)}",
+            f"{name + ': ' if name else ''}{share:.0%} of {over[name]} above {threshold:.2f}"
+            f"{_infinities(khat)}",
             fontsize=10,
             loc="left",
         )

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
 Array = NDArray[np.float64]
@@ -35,7 +36,7 @@ def plot_samples(trees: Mapping[str, xr.DataTree], image_shape: tuple[int, int])
     drawn = [given[next(iter(given.data_vars))].values for given in samples]
     mosaic = _mosaic(np.stack([images.reshape(-1, *image_shape) for images in drawn]))
     ratio = mosaic.shape[0] / mosaic.shape[1]
-    figure = Figure(figsize=(WIDTH, 0.2 + (WIDTH - 0.9) * ratio), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 0.2 + (WIDTH - 0.9) * ratio), layout="constrained")
     axes = figure.subplots()
     axes.imshow(mosaic, cmap="gray_r", interpolation="nearest")
     height = mosaic.shape[0] / len(trees)
@@ -61,7 +62,7 @@ def plot_traversal(
     image_shape
         Height and width.
     """
-    figure = Figure(layout="constrained")
+    figure = ShownFigure(layout="constrained")
     panels = figure.subplots(1, len(trees), squeeze=False)[0]
     tallest = 0.0
     for axes, (name, tree) in zip(panels, trees.items(), strict=True):
@@ -106,7 +107,7 @@ def plot_latents(latents: Mapping[str, xr.Dataset], units: Mapping[str, xr.Datas
     colors = guide_colors(list(latents))
     columns = min(3, len(latents))
     rows = -(-len(latents) // columns)
-    figure = Figure(figsize=(WIDTH, 0.9 + (WIDTH / columns) * rows * 0.95), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 0.9 + (WIDTH / columns) * rows * 0.95), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     classes, codes = _classes(next(iter(latents.values())))
     for axes, (name, given) in zip(panels, latents.items(), strict=False):

@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import WIDTH, guide_colors
 from pyro_vae.posterior.tree import align_draws
 
@@ -57,7 +58,7 @@ def plot_predictive(
         rows[str(name)] = replicates.mean(("chain", "draw")).values.reshape(-1, *shape)
     low = min(float(images.min()) for images in rows.values())
     high = max(float(images.max()) for images in rows.values())
-    figure = Figure(
+    figure = ShownFigure(
         figsize=(WIDTH, 1.1 + (WIDTH - 1.3) / len(observations) * len(rows)), layout="constrained"
     )
     grid = figure.subplots(len(rows), len(observations), squeeze=False)

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
-from pyro_vae.posterior.sites import coordinate_names
+from pyro_vae.posterior.evaluation.sites import coordinate_names
 
 INTERVAL = (0.05, 0.95)
 APART = 0.17
@@ -36,7 +37,7 @@ def plot_reference(trees: Mapping[str, xr.DataTree]) -> Figure:
     guides = {name: _surest(_flat(tree["posterior"].to_dataset())) for name, tree in trees.items()}
     latents = max(draws.sizes["latent"] for draws in guides.values())
     height = 0.7 + len(trees) * (0.55 + 0.16 * latents)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, height), layout="constrained")
     grid = figure.subplots(len(trees), columns, squeeze=False)
     for line, (name, tree), report in zip(grid, trees.items(), repairs, strict=True):
         names = guides[name]["latent"].values

@@ -10,6 +10,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import WIDTH, bare, by_name, guide_colors
 
 
@@ -27,7 +28,7 @@ def plot_scale_history(
     colors = guide_colors(list(histories))
     columns = min(3, len(histories))
     rows = -(-len(histories) // columns)
-    figure = Figure(figsize=(WIDTH, 0.6 + 2.4 * rows), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 0.6 + 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (name, fits) in zip(panels.flat, histories.items(), strict=False):
         for history in [fits] if isinstance(fits, xr.Dataset) else fits:
@@ -58,7 +59,7 @@ def plot_scales(latents: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     shown = np.concatenate([scale[(scale > 0) & np.isfinite(scale)] for scale in scales.values()])
     low, high = (shown.min(), shown.max()) if shown.size else (0.1, 1.0)
     bins = np.geomspace(low / 1.05, high * 1.05, 61)
-    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 3.0), layout="constrained")
     axes = figure.subplots()
     for name, scale in scales.items():
         counts, _ = np.histogram(scale, bins=bins)
@@ -67,7 +68,8 @@ def plot_scales(latents: Mapping[str, xr.Dataset] | xr.Dataset) -> Figure:
     _plain_numbers(axes.xaxis)
     axes.set(xlabel="σ of q(z|x)", ylabel="share of σ in a bin")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    if any(scales):
+        axes.legend(frameon=False)
     bare(axes)
     return figure
 

@@ -10,17 +10,20 @@ from matplotlib.axes import Axes
 # lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#666666"
+REFINED = ", refined"
+"""What the name of a guide ends in whose posteriors are refined."""
 WIDTH = 7.0
 """Inches: wider figures have unreadable text on a telephone."""
 
 
 def guide_colors(names: Sequence[str]) -> dict[str, str]:
-    """The colour of each guide.
+    """The colour of each guide; the refined one has that of its encoder.
 
-    >>> guide_colors(["logvar", "softplus"])
-    {'logvar': '#0072B2', 'softplus': '#D55E00'}
+    >>> guide_colors(["logvar", "logvar, refined", "softplus"])
+    {'logvar': '#0072B2', 'logvar, refined': '#0072B2', 'softplus': '#D55E00'}
     """
-    return {str(name): COLORS[i % len(COLORS)] for i, name in enumerate(names)}
+    guides = list(dict.fromkeys(str(name).removesuffix(REFINED) for name in names))
+    return {str(name): COLORS[guides.index(str(name).removesuffix(REFINED)) % len(COLORS)] for name in names}
 
 
 def by_name(given: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import GREY, WIDTH, bare, by_name, guide_colors
 
 Array = NDArray[np.float64]
@@ -31,7 +32,7 @@ def plot_training(
     """
     histories = by_name(histories)
     colors = guide_colors(list(histories))
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    figure = ShownFigure(figsize=(WIDTH, 3.4), layout="constrained")
     whole, late = figure.subplots(1, 2)
     second_halves, longest, held_out = [np.empty(0)], 1, False
     for name, fits in histories.items():

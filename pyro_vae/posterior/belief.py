@@ -1,4 +1,5 @@
-"""When evidence from importance weights is believed: the one rule that readings and comparisons follow."""
+"""Say when evidence from importance weights is believed: the one rule that readings and comparisons
+follow."""
 
 from __future__ import annotations
 

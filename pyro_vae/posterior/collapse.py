@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Pair
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare
+from pyro_vae.posterior.evaluation.sites import coordinate_names, drawn_sites, sample_sites
 from pyro_vae.posterior.simulated.pairs import univariate
-from pyro_vae.posterior.sites import coordinate_names, drawn_sites, sample_sites
 
 Array = NDArray[np.float64]
 

@@ -157,8 +157,8 @@ def answer(comparison: pd.DataFrame) -> str:
     >>> print(answer(table))
     The data do not decide between b and a: in log evidence b is ahead of a by 0.026 nats per observation
     (95% interval -0.302 to 0.354 over 3 seeds), and that interval contains zero. No k̂ was given, so whether
-    this evidence can be believed is not known. Over 3 fits of each guide: one that goes wrong in up to 63% of
-    its fits could have shown none.
+    this evidence can be believed is not known. With 3 fits of each guide, a fault that strikes up to 63% of
+    its fits can go unseen.
     """
     if not isinstance(comparison, pd.DataFrame):
         raise TypeError(f"comparison is {kind(comparison)}; give what compare returns")
@@ -212,8 +212,7 @@ def _over_fits(seeds: int) -> str:
         return "Each guide was fitted once, so this is about these fits and not about the guides."
     unseen = 1 - (1 - CONFIDENCE) ** (1 / seeds)
     return (
-        f"Over {seeds} fits of each guide: one that goes wrong in up to {unseen:.0%} of its fits could have "
-        "shown none."
+        f"With {seeds} fits of each guide, a fault that strikes up to {unseen:.0%} of its fits can go unseen."
     )
 
 

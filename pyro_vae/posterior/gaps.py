@@ -18,12 +18,16 @@ from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare_joint
+from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
-from pyro_vae.posterior.local import ROUNDS, LocalSite, fit_local, local_sites
+from pyro_vae.posterior.local import ROUNDS, NormalSite, fit_local, local_sites
 from pyro_vae.posterior.pareto import evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.repair.climbing import LARGEST_KHAT, ROWS, Ladder
-from pyro_vae.posterior.repair.ladder import ready
+from pyro_vae.posterior.repair.climbing import ROWS, Ladder
+from pyro_vae.posterior.repair.judging import LARGEST_KHAT
+from pyro_vae.posterior.repair.ladder import ready, together_ladder
+from pyro_vae.posterior.repair.together import Together
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
 
@@ -59,7 +63,7 @@ def inference_gaps(
 
     where q* is the best member of the guide's family for this observation alone (Cremer, Li and Duvenaud,
     2018, "Inference suboptimality in variational autoencoders"). A large approximation gap asks for a richer
-    family, a large amortization gap for a better encoder or longer training.
+    family, a large amortization gap for a better encoder or more data.
 
     The evidence is that of :func:`~pyro_vae.posterior.repair.ladder.repair` by its steps without chains, so
     it knows modes that the guide's draws never visit. q* is found by natural-gradient steps where the guide's
@@ -84,8 +88,9 @@ def inference_gaps(
         Over ``observation``, in nats: ``log_evidence`` and ``log_evidence_se``, ``elbo``, ``elbo_local``,
         ``approximation_gap``, ``amortization_gap``; ``khat`` and ``khat_local``; ``converged``, whether q* is
         the best there is, and ``believable``, whether the evidence is. The gaps of single observations can
-        be negative by their Monte Carlo error. Attributes ``draws``, ``seed``, ``steps``, ``latent_dim`` and
-        ``khat_threshold``.
+        be negative by their Monte Carlo error. Where observations share latents there is one posterior, and
+        no dimension ``observation``: numbers are of all data. Attributes ``draws``, ``seed``, ``steps``,
+        ``latent_dim`` and ``khat_threshold``.
 
     Raises
     ------
@@ -110,12 +115,21 @@ def inference_gaps(
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
     require_count("steps", steps, ROUNDS)
     require_count("particles", particles, 1)
-    pair = ready(model, guide, data)
-    for module in modules_of(pair.model, pair.guide):
+    together = None
+    try:
+        pair = ready(model, guide, data)
+    except SharedLatentError:
+        together = Together.of(prepare_joint(model, guide, data), draws, seed)
+        pair = together.one
+    programs = (pair.model, pair.guide) if together is None else (together.pair.model, together.pair.guide)
+    for module in modules_of(*programs):
         module.requires_grad_(False)  # copies; only local parameters move
-    n, sites = pair.observations, local_sites(pair)
-    ladder = Ladder(pair, draws, seed, chunk, chains=2, warmup=1)
-    ladder.stand()
+    if together is None:
+        sites, ladder = local_sites(pair), Ladder(pair, draws, seed, chunk, chains=2, warmup=1)
+        ladder.judge_guide()
+    else:
+        sites, ladder = {}, together_ladder(together, draws, seed, chunk, chains=2, warmup=1)
+    n = pair.observations
     khat, elbo = ladder.khat["guide"], ladder.log_weight.mean(axis=1)
     columns = {name: np.empty(n) for name in ("elbo", "khat", "log_evidence", "error", "converged")}
     here = making_tensors_on(torch.device("cpu"))  # whatever the user's default is; the model has its own
@@ -123,11 +137,13 @@ def inference_gaps(
         for group in ladder.groups():
             values = {site: value[:, group] for site, value in ladder.values.items()}
             posterior, free = UnconstrainedPosterior.of(pair, group, values, min(chunk, ROWS), ladder.graphs)
-            start = _normals_of_the_guide(sites, posterior, group)
-            if start is None:
+            with posterior.evaluation():
+                start = (
+                    _normals_of_the_guide(sites, posterior, group) if together is None else _of_all(together)
+                )
+                found = None if start is None else _by_natural_gradients(posterior, start, free, steps)
+            if found is None:
                 found = _by_stochastic_gradients(pair, group, draws, seed, steps, particles, chunk)
-            else:
-                found = _by_natural_gradients(posterior, start, free, steps)
             for name, values_of_group in zip(columns, found, strict=True):
                 columns[name][group] = values_of_group
             for _ in ladder.climb(group, ("resample", "local")):
@@ -150,7 +166,7 @@ def inference_gaps(
         "converged": converged,
         "believable": ladder.believable,
     }
-    return xr.Dataset(
+    gaps = xr.Dataset(
         {name: ("observation", values) for name, values in numbers.items()},
         {"observation": np.arange(n)},
         {
@@ -161,10 +177,22 @@ def inference_gaps(
             "khat_threshold": khat_threshold(draws),
         },
     )
+    return gaps if together is None else gaps.isel(observation=0, drop=True)
+
+
+def _of_all(together: Together) -> Normals:
+    """The guide's Normal of everything."""
+    normals = together.normals()
+    if normals is None:
+        raise ValueError(
+            "the guide draws latents that all observations share neither from independent Normals nor from "
+            "one Normal, so its best member cannot be found; give such a guide, or ask repair for draws"
+        )
+    return normals
 
 
 def _normals_of_the_guide(
-    sites: dict[str, LocalSite], posterior: UnconstrainedPosterior, rows: Rows
+    sites: dict[str, NormalSite], posterior: UnconstrainedPosterior, rows: Rows
 ) -> Normals | None:
     """What the guide draws its free coordinates from, if that is Normals: standard deviations, or the factor
     of a single site with full covariance."""

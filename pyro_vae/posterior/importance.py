@@ -15,14 +15,15 @@ from pyro_vae.batches.batches import epoch_seed
 from pyro_vae.batches.streams import is_stream, stream
 from pyro_vae.guides.refining.density import CHUNK as ROWS
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Block, Pair
+from pyro_vae.posterior.evaluation.block import Block
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare, prepare_joint
+from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.joint import diagnose_joint, joint_log_weights
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.preparation import prepare, prepare_joint
 from pyro_vae.posterior.refined.dispersion import elsewhere_attrs
 from pyro_vae.posterior.refined.evidence import evidence_columns
 from pyro_vae.posterior.refined.rows import refine_rows
-from pyro_vae.posterior.sites import SharedLatentError
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]

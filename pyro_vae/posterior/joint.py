@@ -17,19 +17,21 @@ from numpy.typing import NDArray
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.pairs.enumeration import by_chain_rule, enumerated
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.sites import (
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import (
     DataPlate,
+    PairError,
     check_sites,
     drawn_sites,
     in_data_plate,
     sample_sites,
     site_dims,
 )
+from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]
@@ -40,30 +42,24 @@ AT_ONCE = 50
 
 @dataclass(frozen=True)
 class JointDraw:
-    """One draw of all latents together. Densities are in nats, of everything.
-
-    Attributes
-    ----------
-    latents, observed
-        By site; those in the plate of the observations have it in front.
-    log_prior, log_guide
-        log p(z) and log q(z).
-    log_likelihood
-        By observed site, (observations,) where it is in their plate, else one number.
-    log_priors
-        The same by latent site.
-    prior, replicates
-        Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for.
-    """
+    """One draw of all latents together. Densities are in nats, of everything."""
 
     latents: dict[str, Tensor]
     observed: dict[str, Tensor]
+    """By site; those in the plate of the observations have it in front."""
     log_prior: float
     log_guide: float
+    """log p(z) and log q(z)."""
     log_likelihood: dict[str, Tensor]
+    """By observed site, (observations,) where it is in their plate, else one number."""
     log_priors: dict[str, Tensor]
+    """The same by latent site."""
+    free: dict[str, Tensor] = field(default_factory=dict)
+    """Coordinates u of the latents, z = ``biject_to(support)(u)``, in the shapes of their sites; empty unless
+    asked for."""
     prior: dict[str, Tensor] = field(default_factory=dict)
     replicates: dict[str, Tensor] = field(default_factory=dict)
+    """Latents drawn from the prior, and data drawn anew given ``latents``; empty unless asked for."""
 
     @property
     def log_weight(self) -> float:
@@ -76,7 +72,7 @@ class JointDraw:
         return sum(float(value.sum()) for value in self.log_likelihood.values())
 
 
-def joint_pair(candidates: Iterator[Pair]) -> Pair:
+def joint_pair(candidates: Iterator[Pair], *, predictive: bool = False) -> Pair:
     """The first candidate that runs on all of the data at once.
 
     Raises
@@ -88,7 +84,7 @@ def joint_pair(candidates: Iterator[Pair]) -> Pair:
     for candidate in candidates:
         pair = replace(candidate, layout="rows", whole=True)
         try:
-            next(joint_draws(pair, 1, 0))
+            next(joint_draws(pair, 1, 0, predictive=predictive))
         except Exception as error:
             last = error
         else:
@@ -97,18 +93,27 @@ def joint_pair(candidates: Iterator[Pair]) -> Pair:
 
 
 def joint_draws(
-    pair: Pair, draws: int, seed: int, *, predictive: bool = False, progress: bool = False
+    pair: Pair,
+    draws: int,
+    seed: int,
+    *,
+    predictive: bool = False,
+    coordinates: bool = False,
+    progress: bool = False,
 ) -> Iterator[JointDraw]:
     """Draws from the guide, one run of the pair on all of the data for each: any program can do that."""
     with progress_bar(draws, "joint draws", enabled=progress) as show:
         for start in range(0, draws, AT_ONCE):
             with pair.evaluation(seed, start):
-                found = [_read(pair, predictive=predictive) for _ in range(min(AT_ONCE, draws - start))]
+                found = [
+                    _read(pair, predictive=predictive, coordinates=coordinates)
+                    for _ in range(min(AT_ONCE, draws - start))
+                ]
             yield from found
             show(start + len(found), "")
 
 
-def _read(pair: Pair, *, predictive: bool) -> JointDraw:
+def _read(pair: Pair, *, predictive: bool, coordinates: bool) -> JointDraw:
     args = pair.tensors
     guide_trace = pair.run_guide(args, 1)
     model_trace = pair.run_model(args, 1, given=guide_trace, discrete=enumerated if pair.summed else None)
@@ -134,6 +139,7 @@ def _read(pair: Pair, *, predictive: bool) -> JointDraw:
         log_guide=sum(float(_log_prob(site).sum()) for site in guide_sites.values()),
         log_likelihood={name: densities[name] for name in observed},
         log_priors={name: densities[name] for name in latents},
+        free=joint_coordinates(latents) if coordinates else {},
     )
     if not predictive:
         return found
@@ -167,6 +173,22 @@ def _summed(pair: Pair, trace: Any, names: Sequence[str]) -> dict[str, Tensor]:
     found = by_chain_rule(trace, pair.summed, names, apart)
     local = {name: in_data_plate(trace.nodes[name], pair.plate) for name in names}
     return {name: v[1:] if local[name] and not v[0] else v.sum() for name, v in found.items()}
+
+
+def joint_coordinates(latents: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Coordinates on the reals of the values of some sites, on the CPU in float64. Raises PairError if one is
+    discrete."""
+    free = {}
+    for name, site in latents.items():
+        try:
+            transform = biject_to(site["fn"].support)
+        except NotImplementedError as error:
+            raise PairError(
+                f"latent '{name}' has no real coordinates (its support is {site['fn'].support}); marginalize "
+                "it in the model"
+            ) from error
+        free[name] = transform.inv(site["value"]).detach().to("cpu", torch.float64)
+    return free
 
 
 def in_front(site: Any, value: Tensor, plate: DataPlate) -> Tensor:

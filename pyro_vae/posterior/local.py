@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vae.pairs.isolation import owner
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.sites import sample_sites
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import sample_sites
 
 LEARNING_RATE = 0.1
 """In units of the standard deviations at the start of a round."""
@@ -38,13 +38,8 @@ def fit_local(pair: Pair, *, steps: int = 400, particles: int = 16, seed: int = 
     units of its standard deviations, and follows the path derivative of the ELBO (Roeder, Wu and Duvenaud,
     2017, "Sticking the landing"), whose noise vanishes where the family contains the posterior.
 
-    All observations are optimized together, so memory grows with observations × ``particles``.
-
-    Raises
-    ------
-    ValueError
-        If a latent of the guide is not Normal underneath, or depends on other draws.
-    """
+    All observations are optimized together, so memory grows with observations × ``particles``. Raises
+    ValueError if a latent of the guide is not Normal underneath, or depends on other draws."""
     for program in (pair.model, pair.guide):
         module = owner(program)
         if module is not None:
@@ -58,7 +53,7 @@ def fit_local(pair: Pair, *, steps: int = 400, particles: int = 16, seed: int = 
     return replace(local, whole=True), _promises(local, sites, particles, seed + ROUNDS) < PROMISED
 
 
-def _promises(pair: Pair, sites: dict[str, LocalSite], particles: int, seed: int) -> Tensor:
+def _promises(pair: Pair, sites: dict[str, NormalSite], particles: int, seed: int) -> Tensor:
     """Nats that a Newton step from here promises each observation, ½ ‖gradient‖² in units of the standard
     deviations, less what the noise of the gradients makes of it."""
     parameters = [parameter for site in sites.values() for parameter in (site.shift, site.raw)]
@@ -72,7 +67,7 @@ def _promises(pair: Pair, sites: dict[str, LocalSite], particles: int, seed: int
     return torch.nan_to_num((each.mean(0).square().sum(-1) - noise) / 2, nan=torch.inf)
 
 
-def _optimize(pair: Pair, sites: dict[str, LocalSite], steps: int, particles: int, seed: int) -> None:
+def _optimize(pair: Pair, sites: dict[str, NormalSite], steps: int, particles: int, seed: int) -> None:
     parameters = [parameter for site in sites.values() for parameter in (site.shift, site.raw)]
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     schedule = CosineAnnealingLR(optimizer, max(steps, 1))
@@ -87,7 +82,7 @@ def _optimize(pair: Pair, sites: dict[str, LocalSite], steps: int, particles: in
 
 
 @dataclass(frozen=True)
-class LocalSite:
+class NormalSite:
     """Parameters of one site for each observation, relative to what the guide gave."""
 
     loc: Tensor
@@ -101,7 +96,7 @@ class LocalSite:
     raw: Tensor
 
     @classmethod
-    def around(cls, distribution: Any, name: str) -> LocalSite:
+    def around(cls, distribution: Any, name: str) -> NormalSite:
         """Starting at a distribution of the guide."""
         base, wrap = _unwrap(distribution)
         full = isinstance(base, torch.distributions.MultivariateNormal)
@@ -114,7 +109,7 @@ class LocalSite:
         scale = (base.scale_tril if full else base.scale).detach().expand(*loc.shape, *loc.shape[-1:] * full)
         return cls(loc, scale, wrap, full, *_zeros(loc, scale))
 
-    def recentred(self) -> LocalSite:
+    def recentred(self) -> NormalSite:
         """The same distributions, with steps measured in their own standard deviations."""
         with torch.no_grad():
             loc, scale = self._moments(self.shift, self.raw)
@@ -144,7 +139,7 @@ class LocalSite:
 class _Substituted:
     """A guide that draws some sites from local distributions."""
 
-    def __init__(self, guide: Callable[..., Any], sites: dict[str, LocalSite]) -> None:
+    def __init__(self, guide: Callable[..., Any], sites: dict[str, NormalSite]) -> None:
         self.guide, self.sites = guide, sites
 
     def __call__(self, *args: Tensor) -> Any:
@@ -153,7 +148,7 @@ class _Substituted:
 
 
 class _Substitute(Messenger):
-    def __init__(self, sites: dict[str, LocalSite], rows: int) -> None:
+    def __init__(self, sites: dict[str, NormalSite], rows: int) -> None:
         super().__init__()
         self.sites, self.rows = sites, rows
 
@@ -163,7 +158,7 @@ class _Substitute(Messenger):
             msg["fn"] = site.distribution(self.rows // len(site.loc))
 
 
-def _path_elbo(pair: Pair, sites: dict[str, LocalSite], particles: int) -> Tensor:
+def _path_elbo(pair: Pair, sites: dict[str, NormalSite], particles: int) -> Tensor:
     """Sum over observations of the ELBO, with the gradient along the draws only."""
     guide_trace, model_trace = pair.traces(pair.tensors, particles)
     repeats = particles if pair.layout == "rows" else 1
@@ -178,7 +173,7 @@ def _path_elbo(pair: Pair, sites: dict[str, LocalSite], particles: int) -> Tenso
     return elbo
 
 
-def local_sites(pair: Pair) -> dict[str, LocalSite]:
+def local_sites(pair: Pair) -> dict[str, NormalSite]:
     """What the guide draws each latent from, for each observation."""
     single = replace(pair, layout="rows")
     traces = []
@@ -189,7 +184,7 @@ def local_sites(pair: Pair) -> dict[str, LocalSite]:
     for name, site in traces[0].items():
         if isinstance(site["fn"], dist.Delta):
             continue  # a function of other sites, as Pyro's autoguides write them
-        local, again = (LocalSite.around(trace[name]["fn"], name) for trace in traces)
+        local, again = (NormalSite.around(trace[name]["fn"], name) for trace in traces)
         if not (torch.equal(local.loc, again.loc) and torch.equal(local.scale, again.scale)):
             raise ValueError(
                 f"the guide's '{name}' depends on its other draws; local optimization needs sites that "

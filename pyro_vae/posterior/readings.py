@@ -41,9 +41,11 @@ def evidence_reading(diagnostics: xr.Dataset) -> str:
     good = believed(diagnostics)
     lost = 0.0 if good is None else float((~good).mean())
     few = lost - share  # a good k̂, and hardly a draw behind it
+    seeds = khat.sizes.get("seed", 1)
+    over = f"{khat.size} observations" if seeds == 1 else f"{khat.size // seeds} observations × {seeds} seeds"
     sentence = (
         f"log evidence {evidence:.2f} and ELBO {elbo:.2f} nats per observation; k̂ is above "
-        f"{attrs['khat_threshold']:.2f} for {share:.0%} of {khat.size} observations ({attrs['draws']} draws, "
+        f"{attrs['khat_threshold']:.2f} for {share:.0%} of {over} ({attrs['draws']} draws, "
         f"{attrs['latent_dim']} latent dimensions)"
     )
     if few > 0:

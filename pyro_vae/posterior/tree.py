@@ -10,11 +10,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pyro_vae.arguments import check_numbers, kind
+from pyro_vae.older_arviz import teach_older_arviz
 from pyro_vae.posterior.arguments import check_request, require_tree
-from pyro_vae.posterior.drawing import CHUNK, Block, Pair
+from pyro_vae.posterior.evaluation.block import Block
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare_chosen
+from pyro_vae.posterior.evaluation.sites import sample_sites, site_dims
 from pyro_vae.posterior.joint import joint_groups
-from pyro_vae.posterior.preparation import prepare_chosen
-from pyro_vae.posterior.sites import sample_sites, site_dims
 from pyro_vae.version import __version__
 
 Array = NDArray[Any]
@@ -121,7 +123,7 @@ def from_pyro_svi(
         raise TypeError(f"history is {kind(history)}; give fit.history")
     if calibration is not None and (not isinstance(calibration, xr.Dataset) or "pit" not in calibration):
         raise TypeError(f"calibration is {kind(calibration)}; give what calibrate(...) returns")
-    index, pair, shared = prepare_chosen(model, guide, data, observations)
+    index, pair, shared = prepare_chosen(model, guide, data, observations, predictive=True)
     if shared:
         joint, dims = joint_groups(pair, draws, seed, GROUPS, progress=progress)
         return _tree(_with_integers(joint, pair), dims, index, name, seed, history, calibration)
@@ -175,6 +177,7 @@ def _tree(
     """The groups as ArviZ has them."""
     import arviz_base
 
+    teach_older_arviz()
     log_prior = groups.pop("log_prior")
     attrs: dict[str, Any] = {group: library_attrs() for group in groups if group != "observed_data"}
     attrs["/"] = {"model_name": name, "seed": seed}

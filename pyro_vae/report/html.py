@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -67,7 +68,38 @@ def render_page(
         device=record.get("device", "a device that is not known"),
         versions=record.get("versions", {}),
         failures=list(findings.failures.values()),
+        about=_about(findings, record),
     )
+
+
+def _about(findings: Findings, record: Mapping[str, Any]) -> str:
+    """When, how long, and on how much: the line below the title."""
+    read, result = record.get("read") or {}, record.get("result") or {}
+    guides, seeds = len(findings.guides), findings.diagnostics.sizes["seed"]
+    parts = [f"{_counted(guides, 'guide')} × {_counted(seeds, 'seed')}"]
+    if {"rows", "features", "train", "held_out"} <= read.keys():
+        parts.append(
+            f"{_counted(read['rows'], 'observation')} of {_counted(read['features'], 'number')}: "
+            f"{read['train']:,} to train on, {read['held_out']:,} held out"
+        )
+    times = [_time(result.get(name)) for name in ("started", "finished")]
+    if times[1] is not None:
+        parts.append(f"finished {times[1]:%Y-%m-%d %H:%M} UTC")
+        if times[0] is not None:
+            minutes, seconds = divmod(round((times[1] - times[0]).total_seconds()), 60)
+            parts[-1] += f", {minutes} min {seconds} s after it was begun"
+    return " · ".join(parts)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _time(value: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (TypeError, ValueError):
+        return None
 
 
 def _cell(value: Any) -> tuple[str, str]:

@@ -71,7 +71,8 @@ def draw_figures(folder: Path, findings: Findings) -> list[Picture]:
 def _comparison(gallery: _Gallery, findings: Findings) -> None:
     from pyro_vae import plots
 
-    section = "Which guide explains the data better?"
+    several = findings.comparison is not None
+    section = "Which guide explains the data better?" if several else "How did the fit go?"
     if findings.comparison is not None:
         gallery.add(
             section,

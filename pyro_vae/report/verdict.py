@@ -21,44 +21,30 @@ matters."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study comes to, in words and numbers; ``None`` where it cannot be said.
-
-    Attributes
-    ----------
-    guide
-        The one that is ahead, or the only one.
-    difference
-        To the next guide, in nats per observation, with its 95% interval ``low`` to ``high``.
-    decided
-        Whether the interval excludes zero.
-    believable
-        Share of the held-out observations whose refined weights can be believed.
-    encoder_believable
-        The same of the encoders' own.
-    converged
-        Whether the loss of every fit had settled at its end.
-    falling
-        By how many nats the worst fit's loss still fell within the last tenth of its epochs.
-    next_command
-        What to run next; ``None`` where nothing is wrong.
-    answer
-        The comparison in words.
-    sentences
-        The whole verdict, a sentence for each question.
-    """
+    """What a study comes to, in words and numbers; ``None`` where it cannot be said."""
 
     guide: str | None
+    """The one that is ahead, or the only one."""
     difference: float | None
+    """To the next guide, in nats per observation, with its 95% interval ``low`` to ``high``."""
     low: float | None
     high: float | None
     decided: bool | None
+    """Whether the interval excludes zero."""
     believable: float | None
+    """Share of the held-out observations whose refined weights can be believed."""
     encoder_believable: float | None
+    """The same of the encoders' own."""
     converged: bool | None
+    """Whether the loss of every fit had settled at its end."""
     falling: float | None
+    """By how many nats the worst fit's loss still fell within the last tenth of its epochs."""
     next_command: str | None
+    """What to run next; ``None`` where nothing is wrong."""
     answer: str
+    """The comparison in words."""
     sentences: tuple[str, ...]
+    """The whole verdict, a sentence for each question."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -82,8 +68,7 @@ def reach_verdict(findings: Findings, *, run: str, longer: str, more_seeds: str)
     falling = _falling(findings)
     sentences = [findings.answer, _on_belief(findings, share, own)]
     converged = None if falling is None else falling <= STILL_FALLING
-    if falling is not None:
-        sentences.append(_on_training(findings, falling))
+    sentences.append(_on_training(findings, falling))
     table = findings.comparison
     undecided = table is not None and not bool(table["decided"].iloc[0])
     step: str | None = None
@@ -97,8 +82,8 @@ def reach_verdict(findings: Findings, *, run: str, longer: str, more_seeds: str)
         step = more_seeds
     if undecided and step is None:
         sentences.append(
-            f"Every difference is smaller than {NEGLIGIBLE:g} nats per observation: take the guide that is "
-            "easiest to train."
+            f"Every difference is smaller than {NEGLIGIBLE:g} nats per observation: any of these guides will "
+            "do."
         )
     ahead = table is None or ("diff" in table and not math.isnan(table["diff"].iloc[1]))
     second = None if table is None or not ahead else table.iloc[1]
@@ -152,7 +137,7 @@ def _falling(findings: Findings) -> float | None:
     return max(0.0, *falls) if falls else None
 
 
-def _on_training(findings: Findings, falling: float) -> str:
+def _on_training(findings: Findings, falling: float | None) -> str:
     """Whether the losses have settled, and what they are in training and held out."""
     histories = [history for by_seed in findings.histories.values() for history in by_seed]
     trained = float(np.mean([epoch_losses(history)[-1] for history in histories]))
@@ -160,6 +145,9 @@ def _on_training(findings: Findings, falling: float) -> str:
     reached = f"at the end it is {trained:.1f} nats per observation"
     if not math.isnan(held_out):
         reached += f" in training and {held_out:.1f} on held-out data"
+    if falling is None:
+        epochs = histories[0].sizes["epoch"]
+        return f"Whether the fits have settled cannot be told from {epochs} epochs: {reached}."
     if falling <= STILL_FALLING:
         return f"The loss of every fit has settled: {reached}."
     return (

@@ -1,1 +1,2 @@
-"""Files that survive: written whole or not at all, checked before they are believed, one writer at a time."""
+"""Keep files that survive: written whole or not at all, checked before they are believed, one writer at a
+time."""

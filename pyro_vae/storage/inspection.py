@@ -1,4 +1,4 @@
-"""Files for the HDF5 library that others may have made, read first by a process that may hang or crash."""
+"""Inspect files for the HDF5 library that others may have made, in a process that may hang or crash."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One writer at a time, by a lock that dies with its holder."""
+"""Let one writer in at a time, by a lock that dies with its holder."""
 
 import errno
 import fcntl

@@ -1,5 +1,5 @@
-"""netCDF by way of memory: a disk that is full, or a file that is damaged or made to do harm, never meets the
-HDF5 library of this process."""
+"""Read and write netCDF by way of memory: a disk that is full, or a file that is damaged or made to do harm,
+never meets the HDF5 library of this process."""
 
 import io
 import sys

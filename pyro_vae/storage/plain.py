@@ -1,4 +1,4 @@
-"""Nested plain values and tensors as one safetensors file; what cannot be written as data is refused."""
+"""Write nested plain values and tensors as one safetensors file; refuse what cannot be written as data."""
 
 import hashlib
 import json

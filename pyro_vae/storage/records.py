@@ -1,4 +1,4 @@
-"""JSON that knows whether it is what was written, and files that are known by their checksum."""
+"""Write JSON that knows whether it is what was written, and know files by their checksum."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""How a run comes to its end, once or anew: fits are measured, findings written, figures and page drawn."""
+"""End a run, once or anew: measure its fits, write the findings, draw figures and page."""
 
 import dataclasses
 import shlex
@@ -9,10 +9,11 @@ from typing import Any
 
 from pyro_vae.report.html import render_page
 from pyro_vae.report.pictures import draw_figures
-from pyro_vae.report.readings import read_findings_aloud
-from pyro_vae.run_folder import RunFolder, writing
+from pyro_vae.report.readings import read_findings_aloud, read_together
+from pyro_vae.run_folder import RunFolder, now, writing
 from pyro_vae.storage.atomic import write_whole
-from pyro_vae.study.phases import Material, examine, prepare
+from pyro_vae.study.material import Material, load_material
+from pyro_vae.study.phases import examine
 from pyro_vae.study.result import Study, require_study
 from pyro_vae.study.saved import Parts, write_findings
 
@@ -24,7 +25,7 @@ def draw_report(study: Study, folder: RunFolder) -> Path:
         title=f"pyro-vae: {study.config.data}",
         findings=study.findings,
         verdict=study.verdict,
-        readings=read_findings_aloud(study.findings),
+        readings=read_together(read_findings_aloud(study.findings)),
         pictures=draw_figures(folder.figures, study.findings),
         command=study.config.command(out=study.folder),
         config=dataclasses.asdict(study.config),
@@ -54,11 +55,13 @@ def note_result(
     result: Mapping[str, Any],
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write down in the record how far the run is, and what came of it."""
+    """Write down in the record how far the run is, what came of it, and when it was begun."""
+    started = folder.read_record()["result"].get("started")
+    begun = {"started": started} if isinstance(started, str) else {}
     folder.write_record(
         dataclasses.asdict(material.config),
         material.device,
-        result,
+        {**result, **begun},
         data=material.checksum,
         read=material.account,
         files=files,
@@ -102,6 +105,7 @@ def examine_and_write(
         "verdict": study.verdict.as_dict(),
         "image_shape": findings.image_shape,
         "failures": dict(findings.failures),
+        "finished": now(),
     }
     note_result(material, folder, result, files)
     parts.clear()
@@ -138,7 +142,7 @@ def diagnose_again(
     folder = RunFolder(study.folder)
     with writing(folder), says_how_to_go_on(folder):
         record = folder.read_record()
-        material = prepare(config, device=str(record["device"]))
+        material = load_material(config, device=str(record["device"]))
         check_data(material, record, folder)
         return examine_and_write(material, folder, study.findings.guides, study.failures, progress)
 

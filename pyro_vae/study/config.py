@@ -284,19 +284,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """Settings from a TOML file, or from the ``run.json`` of an earlier run.
 
     A TOML file names what the options of the command do: ``data = "digits"``, ``scales = ["logvar", "abs"]``,
-    ``latent-dim = 4`` (or ``latent_dim``), ``out = "runs/two"``, ``json = true``.
+    ``latent-dim = 4`` (or ``latent_dim``), ``out = "runs/two"``, ``json = true``. Raises FileNotFoundError if
+    there is no such file; ValueError if it cannot be read.
 
     Returns
     -------
     dict
         Unchecked values for :meth:`StudyConfig.from_mapping`, and possibly ``out`` and ``json``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it cannot be read.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a study would cost, said before anything is fitted: a mistyped number is not found out by waiting."""
+"""Say what a study would cost before anything is fitted: a mistyped number is not found out by waiting."""
 
 import itertools
 from collections.abc import Sequence

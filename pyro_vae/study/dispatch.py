@@ -1,4 +1,4 @@
-"""Jobs that run wherever joblib has been told to: in processes here, or on the machines of a cluster."""
+"""Run jobs wherever joblib has been told to: in processes here, or on the machines of a cluster."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

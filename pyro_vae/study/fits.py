@@ -1,4 +1,4 @@
-"""The fits of a study: here one after another, on joblib's workers, or each on many devices."""
+"""Make the fits of a study: here one after another, on joblib's workers, or each on many devices."""
 
 import dataclasses
 import itertools
@@ -16,13 +16,13 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from pyro_vae.data import DataSet
 from pyro_vae.devices import resolve_device
 from pyro_vae.guides.encoder_guide import EncoderGuide
 from pyro_vae.progress import Show, progress_bar
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
+from pyro_vae.study.material import Material
 from pyro_vae.study.measures import ScaleHistory
 from pyro_vae.study.pairs import make_pair
 from pyro_vae.study.sentences import Sentence, each_once, say, taken_along
@@ -62,10 +62,7 @@ class Outcome:
 
 
 def fit_all(
-    config: StudyConfig,
-    train: DataSet,
-    held_out: DataSet,
-    device: str,
+    material: Material,
     tasks: Sequence[Task],
     folder: RunFolder,
     *,
@@ -80,14 +77,15 @@ def fit_all(
     The numbers are the same here and on workers.
     """
     failures: dict[str, str] = {}
+    config = material.config
     everything = config.seeds * len(config.arms)
     before = (everything - len(tasks)) * config.epochs
     with each_once(), progress_bar(everything * config.epochs, "epochs", enabled=progress) as show:
         if runs_elsewhere() and not distributed:
-            outcomes = _fit_elsewhere(config, train, held_out, tasks, show, before)
+            outcomes = _fit_elsewhere(material, tasks, show, before)
         else:
             places = _Places(folder, checkpoint_seconds, distributed)
-            outcomes = _fit_here(config, train, held_out, device, tasks, places, show, before, failures)
+            outcomes = _fit_here(material, tasks, places, show, before, failures)
         for outcome in outcomes:
             task = outcome.task
             say(outcome.said)
@@ -117,10 +115,7 @@ class _Places:
 
 
 def _fit_here(
-    config: StudyConfig,
-    train: DataSet,
-    held_out: DataSet,
-    device: str,
+    material: Material,
     tasks: Sequence[Task],
     places: _Places,
     show: Show,
@@ -136,12 +131,9 @@ def _fit_here(
             if places.distributed:
                 tell(turn, f"{task.guide} {task.seed}")
                 turn += 1
-            epochs = before + i * config.epochs
+            epochs = before + i * material.config.epochs
             yield _outcome(
-                config,
-                train,
-                held_out,
-                device,
+                material,
                 task,
                 show=lambda done, note, epochs=epochs: show(epochs + done, note),
                 checkpoint=places.checkpoint(task),
@@ -152,7 +144,7 @@ def _fit_here(
             tell(turn, "")
 
 
-def fit_as_follower(config: StudyConfig, train: DataSet, held_out: DataSet, device: str) -> None:
+def fit_as_follower(material: Material) -> None:
     """Take part in the fits of a distributed study, as another process than its first."""
     for turn in itertools.count():
         word = hear(turn)
@@ -161,7 +153,7 @@ def fit_as_follower(config: StudyConfig, train: DataSet, held_out: DataSet, devi
         guide, seed = word.split()
         with suppress(NonFiniteError):  # which the first process tells
             task, unused = Task(guide, int(seed)), Checkpoint(os.devnull)
-            fit_one(config, train, held_out, device, task, checkpoint=unused, distributed=True)
+            fit_one(material, task, checkpoint=unused, distributed=True)
 
 
 def no_more_fits() -> None:
@@ -169,45 +161,33 @@ def no_more_fits() -> None:
     tell(0, "")
 
 
-def _fit_elsewhere(
-    config: StudyConfig, train: DataSet, held_out: DataSet, tasks: Sequence[Task], show: Show, before: int
-) -> Iterator[Outcome]:
+def _fit_elsewhere(material: Material, tasks: Sequence[Task], show: Show, before: int) -> Iterator[Outcome]:
     # the rows by themselves: joblib maps or scatters an array that is an argument
-    without_rows = dataclasses.replace(train, x=train.x[:0], y=None)
-    outcomes = finished_jobs(_fit_from_afar, tasks, config, without_rows, held_out, np.asarray(train.x))
-    for i, (task, outcome) in enumerate(outcomes, start=1):
-        show(before + i * config.epochs, str(task))
+    x = material.train.x
+    train = dataclasses.replace(material.train, x=x[:0], y=None)
+    without_rows = dataclasses.replace(material, train=train, device=material.config.device)
+    for i, (task, outcome) in enumerate(finished_jobs(_fit_from_afar, tasks, without_rows, np.asarray(x)), 1):
+        show(before + i * material.config.epochs, str(task))
         yield outcome
 
 
-def _fit_from_afar(
-    task: Task,
-    config: StudyConfig,
-    without_rows: DataSet,
-    held_out: DataSet,
-    x: npt.NDArray[np.float32],
-) -> Outcome:
+def _fit_from_afar(task: Task, without_rows: Material, x: npt.NDArray[np.float32]) -> Outcome:
     """On a worker. The device is that of the worker: "auto" may be another one there than here."""
     with taken_along() as said:
-        train = dataclasses.replace(without_rows, x=x)
-        outcome = _outcome(config, train, held_out, config.device, task)
+        train = dataclasses.replace(without_rows.train, x=x)
+        outcome = _outcome(dataclasses.replace(without_rows, train=train), task)
     return dataclasses.replace(outcome, said=said)
 
 
-def _outcome(
-    config: StudyConfig, train: DataSet, held_out: DataSet, device: str, task: Task, **options: Any
-) -> Outcome:
+def _outcome(material: Material, task: Task, **options: Any) -> Outcome:
     try:
-        return Outcome(task, fit_one(config, train, held_out, device, task, **options).saved())
+        return Outcome(task, fit_one(material, task, **options).saved())
     except NonFiniteError as error:
         return Outcome(task, None, str(error))
 
 
 def fit_one(
-    config: StudyConfig,
-    train: DataSet,
-    held_out: DataSet,
-    device: str,
+    material: Material,
     task: Task,
     *,
     show: Show = lambda _done, _note: None,
@@ -215,22 +195,23 @@ def fit_one(
     distributed: bool = False,
 ) -> Fit:
     """One fit, with the guide's σ and the held-out loss in its history."""
-    model, guide = make_pair(config, train, task.guide, task.seed)
-    watched = torch.as_tensor(train.x[:WATCHED_ROWS])
+    config, x = material.config, material.train.x
+    model, guide = make_pair(config, material.train, task.guide, task.seed)
+    watched = torch.as_tensor(x[:WATCHED_ROWS])
     scales = ScaleHistory(guide, watched) if isinstance(guide, EncoderGuide) else None
     fitted = fit(
         model,
         guide,
-        train.x,
+        x,
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
-        schedule=_schedule(config, len(train.x)),
-        validation=held_out.x,
+        schedule=_schedule(config, len(x)),
+        validation=material.held_out.x,
         objective=_objective(config),
         seed=task.seed,
-        device=device,
-        engine="auto" if distributed else _engine(config, device, len(train.x)),
+        device=material.device,
+        engine="auto" if distributed else _engine(config, material.device, len(x)),
         checkpoint=checkpoint,
         distributed=distributed,
         progress=False,

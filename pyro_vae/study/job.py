@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pyro_vae.arguments import kind, require_path
 from pyro_vae.run_folder import RunFolder, claim, open_run, writing
-from pyro_vae.study.account import told
 from pyro_vae.study.completion import (
     check_data,
     draw_report,
@@ -17,7 +16,8 @@ from pyro_vae.study.completion import (
 )
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.fits import fit_as_follower, no_more_fits
-from pyro_vae.study.phases import Material, fit_missing, prepare
+from pyro_vae.study.material import Material, load_material, told
+from pyro_vae.study.phases import fit_missing
 from pyro_vae.study.result import Study
 from pyro_vae.svi import NonFiniteError
 
@@ -57,7 +57,8 @@ def run_study(
     progress
         A bar on a terminal, lines of the log elsewhere.
     checkpoint_seconds
-        How often the state of a fit is written: so much work is lost at most where the process is killed.
+        How often the state of a fit is written, which is the work that is lost at most where the process is
+        killed.
     distributed
         Spread each fit over the processes that ``torchrun`` has started. This one must be the first of them,
         and the others call :func:`follow_study`.
@@ -96,9 +97,9 @@ def run_study(
         raise TypeError(f"config is {kind(config)}; give {hint}")
     if out is not None:
         require_path("out", out)
-    material = prepare(config)
+    material = load_material(config)
     logger.info("%s", told(material.account))
-    root = Path(Path("runs") / material.everything.name if out is None else out)
+    root = Path(Path("runs") / material.name if out is None else out)
     status = None if overwrite else _status_of_same(root, material)
     options = _Options(progress, checkpoint_seconds, distributed)
     if status is not None:
@@ -189,7 +190,7 @@ def resume_study(
                 if not run.report.is_file():
                     draw_report(study, run)
                 return study
-        material = prepare(StudyConfig.from_record(record["config"]), device=str(record["device"]))
+        material = load_material(StudyConfig.from_record(record["config"]), device=str(record["device"]))
         check_data(material, record, run)
         if record["result"].get("status") == "clearing":
             run.clear()
@@ -205,8 +206,7 @@ def follow_study(config: StudyConfig) -> None:
     --------
     ``follow_study(StudyConfig("digits"))``
     """
-    material = prepare(config)
-    fit_as_follower(config, material.train, material.held_out, material.device)
+    fit_as_follower(load_material(config))
 
 
 def _carry_out(material: Material, folder: RunFolder, options: _Options) -> Study:

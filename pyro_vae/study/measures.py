@@ -1,4 +1,4 @@
-"""What is measured of one fit, and how the measures of many fits become one."""
+"""Measure one fit, and make one measure of those of many fits."""
 
 import itertools
 from collections.abc import Mapping, Sequence

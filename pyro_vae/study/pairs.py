@@ -1,4 +1,4 @@
-"""What all guides of a study have in common: the data, the networks and the start."""
+"""Make what all guides of a study have in common: the data, the networks and the start."""
 
 import math
 

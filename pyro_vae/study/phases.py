@@ -1,30 +1,22 @@
-"""The two long phases of a study: every fit that is missing, and every measure of the fits."""
+"""Fit what is missing of a study, and measure every fit: its two long phases."""
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_vae import data as data_sets
-from pyro_vae.devices import resolve_device
-from pyro_vae.models import likelihoods
+from pyro_vae.data import DataSet
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.progress import progress_bar
 from pyro_vae.report.findings import MEASURES, REFINED, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.inspection import inspect_files
-from pyro_vae.storage.records import checksum_of_rows
-from pyro_vae.study.account import account_of
-from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.costs import check_weights
 from pyro_vae.study.fits import Task, fit_all
+from pyro_vae.study.material import Material
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
-from pyro_vae.study.pairs import make_pair, split_data
-from pyro_vae.study.program import check_program, source_checksum
+from pyro_vae.study.pairs import make_pair
 from pyro_vae.study.saved import Parts
 from pyro_vae.study.sentences import each_once
 from pyro_vae.svi import Fit, NonFiniteError
@@ -34,54 +26,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a study works with."""
-
-    config: StudyConfig
-    device: str
-    everything: data_sets.DataSet
-    train: data_sets.DataSet
-    held_out: data_sets.DataSet
-    checksum: str
-    """Of the observations."""
-    account: Mapping[str, Any]
-    """What was read, and how it was divided."""
-
-
-def prepare(config: StudyConfig, device: str | None = None) -> Material:
-    """Load and split the data; the device is by default the configuration's.
-
-    Raises
-    ------
-    ValueError
-        If the data cannot be loaded, there is no such device, or the networks would not fit into memory.
-    """
-    resolved = str(resolve_device(config.device if device is None else device))
-    everything = data_sets.load(
-        config.data,
-        root=config.root,
-        likelihood=config.likelihood,
-        label=config.label,
-        columns=config.columns,
-        header=config.header,
-        separator=config.separator,
-    )
-    if config.program is None:
-        outputs = likelihoods.get(everything.likelihood, **everything.likelihood_args).outputs
-        check_weights(config.hidden, config.latent_dim, everything.x.shape[1], outputs)
-    else:  # whose model explains the data as they are
-        own = f"of {config.program}"
-        everything = dataclasses.replace(everything, likelihood=own, likelihood_args={}, why="")
-    parts = split_data(everything, config.held_out)
-    account = account_of(everything, *parts)
-    if config.program is not None:
-        for scale in config.scales:
-            check_program(config.program, scale, parts[0].x)
-        account["program"] = source_checksum(config.program)
-    return Material(config, resolved, everything, *parts, checksum_of_rows(everything.x), account)
 
 
 def fit_missing(
@@ -101,10 +45,7 @@ def fit_missing(
             else:
                 tasks.append(Task(name, seed))
     return fit_all(
-        config,
-        material.train,
-        material.held_out,
-        material.device,
+        material,
         tasks,
         folder,
         checkpoint_seconds=checkpoint_seconds,
@@ -183,7 +124,7 @@ def examine(
     )
 
 
-def _observe_rows(posteriors: "Mapping[str, xr.DataTree]", held_out: data_sets.DataSet) -> bool:
+def _observe_rows(posteriors: "Mapping[str, xr.DataTree]", held_out: DataSet) -> bool:
     """Whether what the models observe is a row of the data, and not something else made of it."""
     observed = [tree["observed_data"].to_dataset() for tree in posteriors.values()]
     first = [data[next(iter(data.data_vars))] for data in observed]

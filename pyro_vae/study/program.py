@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pyro_vae.pairs.isolation import Program
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.evaluation.preparation import prepare
 from pyro_vae.svi.sweeping import seeded_pair
 
 ROWS_TRIED = 8
@@ -23,12 +23,8 @@ MakePair = Callable[[str, torch.Tensor], tuple[Program, Program]]
 
 def load_program(name: str) -> MakePair:
     """The function that ``"module:function"`` or ``"folder/file.py:function"`` names; its module is imported,
-    and so runs. Modules are looked for in the current folder, too.
-
-    Raises
-    ------
-    ValueError
-        If there is no such module or function; the sentence says what there is.
+    and so runs. Modules are looked for in the current folder, too. Raises ValueError if there is no such
+    module or function; the sentence says what there is.
 
     Examples
     --------
@@ -89,13 +85,7 @@ def _module(name: str) -> ModuleType:
 
 def made_pair(name: str, scale: str, rows: Any, seed: int) -> tuple[Program, Program]:
     """What the program makes of a scale map and the rows to train on; for one seed from the same random
-    stream under every map.
-
-    Raises
-    ------
-    ValueError
-        If that is no model and guide.
-    """
+    stream under every map. Raises ValueError if that is no model and guide."""
     make = load_program(name)
     x = torch.as_tensor(rows)
     try:
@@ -116,13 +106,8 @@ def made_pair(name: str, scale: str, rows: Any, seed: int) -> tuple[Program, Pro
 
 
 def check_program(name: str, scale: str, rows: Any) -> None:
-    """See that a study can work with the pair: before anything is fitted.
-
-    Raises
-    ------
-    ValueError
-        If model and guide do not run on the rows, or not as diagnostics need it.
-    """
+    """See that a study can work with the pair: before anything is fitted. Raises ValueError if model and
+    guide do not run on the rows, or not as diagnostics need it."""
     model, guide = made_pair(name, scale, rows, 0)
     prepare(model, guide, rows[:ROWS_TRIED])
 

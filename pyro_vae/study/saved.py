@@ -1,5 +1,5 @@
-"""The findings of a run in its folder, written and read back; and the parts of a diagnosis that is under way,
-so that an interruption costs one of them and not all."""
+"""Write the findings of a run and read them back; keep the parts of a diagnosis that is under way, so that an
+interruption costs one of them and not all."""
 
 import functools
 import shutil

@@ -1,4 +1,4 @@
-"""What fits and diagnoses say in the log: once in a study, wherever it is said."""
+"""Say in the log what fits and diagnoses say: once in a study, wherever it is said."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

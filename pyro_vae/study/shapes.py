@@ -1,4 +1,4 @@
-"""Whether what lies in a run's folder is what its record asks for: names, sizes and kinds of numbers."""
+"""Check that a run's folder holds what its record asks for: names, sizes and kinds of numbers."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -2,6 +2,7 @@
 
 from pyro_vae.svi.fitting import fit
 from pyro_vae.svi.history import EpochRecord
+from pyro_vae.svi.loggers import to_tensorboard, to_wandb
 from pyro_vae.svi.nonfinite import NonFiniteError
 from pyro_vae.svi.objectives.elbo import ELBO
 from pyro_vae.svi.objectives.renyi import IWAE, Renyi
@@ -25,4 +26,6 @@ __all__ = [
     "Renyi",
     "fit",
     "sweep",
+    "to_tensorboard",
+    "to_wandb",
 ]

@@ -1,4 +1,4 @@
-"""What people see of a fit: its curve, and the small table that a notebook shows."""
+"""Show a fit: its curve, and the small table of a notebook."""
 
 import html
 import math
@@ -21,10 +21,11 @@ def loss_figure(history: "xr.Dataset", title: str) -> "Figure":
     Nothing is shown or kept by matplotlib: the figure belongs to the caller.
     """
     import numpy as np
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    from pyro_vae.figures import ShownFigure
+
+    figure = ShownFigure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     steps, losses, ends = (history[name].values for name in ("step", "loss", "epoch_step"))
     axes.plot(steps, losses, color="#56B4E9", lw=0.6, alpha=0.7, label="each step")

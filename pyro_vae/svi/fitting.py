@@ -29,7 +29,7 @@ from pyro_vae.pairs.support import refuse_impossible
 from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_options
 from pyro_vae.svi.engines.choice import chain_of, check_engine
-from pyro_vae.svi.engines.optimizers import Optimization
+from pyro_vae.svi.engines.optimizers import Optimization, check_length
 from pyro_vae.svi.engines.steps import Task
 from pyro_vae.svi.history import EpochRecord
 from pyro_vae.svi.loop import EarlyStopping, Loop
@@ -199,6 +199,7 @@ def fit(
         with pending_values(unmet):
             task, flops = _task_of((model, guide), how, batches, share, ranks, held_out)
         total = fit_length(epochs, steps, len(batches))
+        check_length(task.schedule, total)
         chain = chain_of(task, saver.engine(engine), steps=total, flops=flops)
         stopping = None if patience is None else EarlyStopping(patience)
         loop = Loop(task, chain, by_name=engine != "auto", stopping=stopping)

@@ -1,4 +1,4 @@
-"""What a fit writes down: the loss of every step, and a line per epoch."""
+"""Write down the loss of every step, and a line per epoch."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The loop of a fit: epochs of steps, whoever takes them."""
+"""Run the epochs of a fit, whoever takes the steps."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""What to say when a fit meets numbers that are not finite."""
+"""Say what to do when a fit meets numbers that are not finite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -21,7 +21,14 @@ from pyro_vae.arrays import is_mapped
 from pyro_vae.batches.batches import ArrayBatches, Batch
 from pyro_vae.batches.rows import as_tensors
 from pyro_vae.devices import forked_streams, resolve_device, threads_for
-from pyro_vae.pairs.isolation import Program, empty_store, isolated, one_at_a_time, training_mode
+from pyro_vae.pairs.isolation import (
+    Program,
+    empty_store,
+    isolated,
+    modules_of,
+    one_at_a_time,
+    training_mode,
+)
 from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import meant_as_floats
 from pyro_vae.pairs.parameters import bound
@@ -36,6 +43,7 @@ from pyro_vae.svi.engines.steps import Ahead, CannotError, Plan, Taken
 from pyro_vae.svi.fitting import fit, fit_length
 from pyro_vae.svi.loop import Loop
 from pyro_vae.svi.nonfinite import BAD_STEPS_IN_A_ROW
+from pyro_vae.svi.objectives.pyro_elbo import as_objective
 from pyro_vae.svi.objectives.whole_data import WholeData
 from pyro_vae.svi.result import Fit
 
@@ -178,7 +186,7 @@ class _SeedFit:
         self.captured = CapturedSteps(self.task)
         self.loop = Loop(self.task, [])
 
-    def prepare(self, first: "_SeedFit") -> None:
+    def make_ready(self, first: "_SeedFit") -> None:
         """Have the functions for batches of all sizes, by the graphs of the first seed where they serve."""
         mine, theirs = ([(n, p.shape, p.dtype) for n, p in f.task.parameters.items()] for f in (self, first))
         if mine != theirs:
@@ -186,7 +194,7 @@ class _SeedFit:
         self.captured.like = None if self is first else first.captured
         steps = SeedSteps(self.captured, self.seed)
         sizes = {self.batches.batch_size, self.batches.observations % self.batches.batch_size}
-        steps.prepare(self.batches.tensors, sorted(sizes - {0}))
+        steps.make_ready(self.batches.tensors, sorted(sizes - {0}))
         self.loop.chain.append(steps)
 
     def result(self, steps_per_second: float) -> Fit:
@@ -200,21 +208,20 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
 
     The generated function runs without Python's lock, so threads share the cores with nothing to wait for.
     Pyro runs before, when the graph is captured and compared with Pyro for every seed, and when it is
-    compared again; threads take turns then.
-
-    Raises
-    ------
-    CannotError
-        If a seed cannot be fitted by native steps alone.
-    """
+    compared again; threads take turns then. Raises CannotError if a seed cannot be fitted by native steps
+    alone."""
     _check_that_threads_can(seeds, data, options)
-    pairs = [seeded_pair(make_pair, seed) for seed in seeds]
+    pairs: list[tuple[Program, Program]] = []
+    for seed in seeds:
+        pairs.append(seeded_pair(make_pair, seed))
+        _require_new(pairs[-1], pairs[:-1])
     dtype, batch_size = float_dtype(*pairs[0]), options.get("batch_size", 128)
     whole = as_tensors(data, device=torch.device("cpu"), dtype=dtype)
     floats = meant_as_floats(*pairs[0], tuple(part[:batch_size] for part in whole), dtype, seed=seeds[0])
     tensors = tuple(part.to(dtype) if i in floats else part for i, part in enumerate(whole))
     check_support(pairs[0][0], data, "data")
     how = Optimization(**{name: options[name] for name in OF_OPTIMIZATION & {*options} if options[name]})
+    how = dataclasses.replace(how, objective=as_objective(how.objective))
     how = _about_all_data(how, pairs[0], ArrayBatches(tensors, batch_size, seeds[0]))
     started, cores, stop = time.perf_counter(), torch.get_num_threads(), threading.Event()
 
@@ -233,7 +240,7 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
         with threads_for(first.flops):
             fits = [first, *map(begun, seeds[1:], pairs[1:])]
             for one in fits:
-                one.prepare(first)
+                one.make_ready(first)
         with ThreadPoolExecutor(min(len(fits), cores)) as threads:
             try:
                 for done in [
@@ -282,13 +289,30 @@ def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
     return pair
 
 
+def _require_new(pair: tuple[Program, Program], others: list[tuple[Program, Program]]) -> None:
+    """Raise a ValueError if a pair trains parameters of another: the last fit would be that of all."""
+    known = {id(p) for other in others for module in modules_of(*other) for p in module.parameters()}
+    for module in modules_of(*pair):
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and id(parameter) in known:
+                raise ValueError(
+                    f"make_pair gives {kind(module)} whose parameter {name!r} was in an earlier pair; make "
+                    "new modules in every call"
+                )
+
+
 def _fit_apart(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:
     """Each by :func:`fit`: in joblib's processes if somebody configured more than one, else one after
     another."""
     import joblib
 
     if joblib.effective_n_jobs(None) == 1 or options.get("callbacks"):
-        return [fit(*seeded_pair(make_pair, seed), data, seed=seed, **options) for seed in seeds]
+        fits: list[Fit] = []
+        for seed in seeds:
+            pair = seeded_pair(make_pair, seed)
+            _require_new(pair, [(done.model, done.guide) for done in fits])
+            fits.append(fit(*pair, data, seed=seed, **options))
+        return fits
     with tempfile.TemporaryDirectory(prefix="pyro-vae-sweep-") as folder:
         places = [Path(folder) / str(i) for i in range(len(seeds))]
         joblib.Parallel()(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.graphs.in_place import without_own_mutations, works_in_place
+from pyro_vae.graphs.tracing import capture
 
 
 def add_up(x: Tensor) -> Tensor:
@@ -65,3 +66,16 @@ def test_numbers_stay_and_only_own_tensors_are_rewritten(
     graph.recompile()
     assert torch.equal(graph(x.clone()), function(x.clone()))
     assert any(map(works_in_place, graph.graph.nodes)) == remaining
+
+
+def test_one_of_several_results_is_changed_in_place() -> None:
+    """``ReLU(inplace=True)`` after a layer normalization."""
+    weight = torch.ones(3)
+
+    def function(x: Tensor) -> tuple[Tensor]:
+        return (torch.relu_(torch.nn.functional.layer_norm(x, [3], weight)) + 1,)
+
+    graph = capture(function, [torch.randn(4, 3)])
+    assert not any(works_in_place(node) for node in graph.graph.nodes)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(graph(x)[0], function(x)[0])

@@ -160,9 +160,14 @@ def test_data_outside_of_the_support_are_blamed() -> None:
             "schedule made a ReduceLROnPlateau.*CosineAnnealingLR",
         ),
         ({"optimizer": torch.optim.LBFGS}, r"optimizer made an LBFGS.*torch\.optim\.Adam"),
+        ({"optimizer": torch.optim.SparseAdam}, r"optimizer made a SparseAdam.*torch\.optim\.Adam"),
+        (
+            {"schedule": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=3), "epochs": 9},
+            r"schedule made a OneCycleLR of 3 steps, and this fit takes (\d+); give total_steps=\1,",
+        ),
     ],
 )
 def test_what_cannot_step_is_refused(options: dict[str, Any], sentence: str) -> None:
     model = VAE(nn.Linear(2, 3), 2, "normal")
-    with pytest.raises(TypeError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         fit(model, AmortizedNormal(model, nn.Linear(3, 4)), X, **options)

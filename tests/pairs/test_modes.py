@@ -89,6 +89,19 @@ def test_what_is_frozen_and_in_evaluation_mode_stays_so(whole: bool) -> None:
     assert any(seen) is not whole  # the dropout of what is not frozen drops
 
 
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_parameters_that_a_user_has_frozen_stay_as_they_are(engine: str) -> None:
+    """Also those that a PyroModule holds itself, which Pyro unfreezes when they are first read."""
+    model = pyro_vae.models.VAE(nn.Linear(2, 6), 2, "normal").requires_grad_(False)
+    guide = AmortizedNormal(model, nn.Linear(6, 4))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert "observation.dispersion" in before
+    fit(model, guide, engine=engine)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert not parameter.requires_grad, name
+
+
 def weight_normed(layer: nn.Linear) -> nn.Module:
     with pytest.warns(FutureWarning):
         return nn.utils.weight_norm(layer)

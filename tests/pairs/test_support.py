@@ -1,5 +1,6 @@
 """Data that no distribution of the model can have made are blamed by value and row; other faults by cause."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -207,7 +208,7 @@ WRONG = {
     "a discrete latent": (
         mixture,
         lambda m: AmortizedNormal(m, nn.Linear(5, 3)),
-        r"'k' is discrete \(Categorical\).*poutine.block\(model, hide=\['k'\]\).*TraceEnum_ELBO",
+        r"'k' is discrete \(Categorical\).*TraceEnum_ELBO.*hide=\['k'\]",
     ),
     "a discrete latent, an autoguide": (
         mixture,
@@ -230,6 +231,23 @@ def test_the_cause_is_named_and_no_remedy_that_does_not_apply(name: str) -> None
     told = str(caught.value)
     assert "shape and dtype" not in told
     assert "\n" not in told
+
+
+def test_labels_that_the_programs_do_not_take_are_named() -> None:
+    guide = AmortizedNormal(normal, nn.Linear(5, 3))
+    with pytest.raises(TypeError, match=r"data come as 2 arguments, and .* takes 1; give the parts"):
+        fit(normal, guide, (X, torch.zeros(300)))
+
+
+def test_a_guide_of_another_model_and_an_unpickled_one_are_named() -> None:
+    model, other = (pyro_vae.models.VAE(nn.Linear(k, 5), k, "normal") for k in (2, 3))
+    guide = AmortizedNormal(other, nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="the guide was made for another VAE"):
+        fit(model, guide, X)
+    fit(other, guide, X)
+    again = pickle.loads(pickle.dumps(guide))
+    with pytest.raises(ValueError, match=r"an AmortizedNormal, was unpickled.*make it anew"):
+        pyro_vae.diagnose(other, again, X)
 
 
 def test_a_lazy_layer_is_served_once_it_has_been_called() -> None:

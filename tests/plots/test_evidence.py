@@ -130,7 +130,7 @@ class TestKhat:
         figure = plot_khat(given)
         assert_whole(figure)
         narrow = np.concatenate([fit["khat"] for fit in given["softplus"]])
-        assert f"softplus: {(narrow > 0.5).mean():.0%} of 40 above 0.50" in texts(figure)
+        assert f"softplus: {(narrow > 0.5).mean():.0%} of 20 × 2 seeds above 0.50" in texts(figure)
         assert "100 draws of 2 latent dimensions" in texts(figure)
 
     def test_infinities_are_counted_and_shown(self):

@@ -81,3 +81,19 @@ def test_inference_data(tree):
 
     data = arviz.from_datatree(tree)
     np.testing.assert_array_equal(data.posterior["z"], tree["posterior"]["z"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_functions_of_arviz_before_1_take_a_tree():
+    az = pytest.importorskip("arviz")
+    if not hasattr(az, "InferenceData"):
+        pytest.skip("ArviZ 1.0 and later knows trees")
+    tree = from_pyro_svi(*pair(), draws=60)
+    assert len(az.summary(tree, kind="stats")) == tree["posterior"]["z"][0, 0].size
+    np.testing.assert_allclose(
+        az.extract(tree)["z"].mean("sample"), tree["posterior"]["z"].mean(["chain", "draw"])
+    )
+    az.hdi(tree)
+    az.plot_posterior(tree, coords={"observation": [0]})
+    az.plot_forest(tree, coords={"observation": [0]})
+    assert az.convert_to_inference_data({"a": np.zeros((1, 5))}).posterior["a"].shape == (1, 5)

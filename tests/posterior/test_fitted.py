@@ -11,7 +11,7 @@ from torch import nn
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE, likelihoods
 from pyro_vae.posterior import answer, compare, diagnose, from_pyro_svi, inference_gaps, refine
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.evaluation.preparation import prepare
 from pyro_vae.svi import fit
 
 pytestmark = pytest.mark.arviz

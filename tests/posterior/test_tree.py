@@ -8,6 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.nn import PyroModule, PyroSample
 
 from pyro_vae.posterior import from_pyro_svi
 from tests.posterior.gaussians import GaussianGuide, dense, diagonal, observations
@@ -153,3 +155,29 @@ def test_arviz_takes_it(tree):
         warnings.simplefilter("ignore")  # ArviZ's own, about one chain
         summary = arviz_stats.summary(tree, var_names="z", kind="stats", round_to=3)
     assert len(summary) == 12
+
+
+class Weights(PyroModule):
+    """A prior held as float32, which no conversion of the module reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = PyroModule[torch.nn.Linear](3, 1)
+        prior = dist.Normal(torch.tensor(0.0, dtype=torch.float32), 1.0)
+        self.layer.weight = PyroSample(prior.expand([1, 3]).to_event(2))
+        self.layer.to(torch.float32)
+
+    def forward(self, x, y=None):
+        mean = self.layer(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+def test_a_prior_of_another_dtype_than_the_data_is_drawn_from():
+    torch.set_default_dtype(torch.float32)
+    x = torch.randn(12, 3)
+    model = Weights()
+    guide = AutoDiagonalNormal(model)
+    guide(x, x.sum(-1))
+    tree = from_pyro_svi(model, guide, (x, x.sum(-1)), draws=30)
+    assert np.isfinite(tree["prior"]["layer.weight"].values).all()

@@ -54,11 +54,25 @@ addEventListener("load", () => {{
 </script>"""
 
 
-def look_at(page: Path, widths: tuple[int, ...], folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What a browser finds in the page at each width, and the errors on its console."""
+def found_browser() -> str:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("there is no Chromium here; install the package chromium to test pages in it")
+    return browser
+
+
+def printed_pages(page: Path, folder: Path) -> int:
+    """How many sheets of paper a browser prints the page on."""
+    printed = folder / "printed.pdf"
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [found_browser(), *FLAGS, profile, f"--print-to-pdf={printed}", page.as_uri()]
+    subprocess.run(command, capture_output=True, check=True, timeout=120)
+    return len(re.findall(rb"/Type\s*/Page\b(?!s)", printed.read_bytes()))
+
+
+def look_at(page: Path, widths: tuple[int, ...], folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What a browser finds in the page at each width, and the errors on its console."""
+    browser = found_browser()
     source = html.escape(page.read_text(encoding="utf-8"), quote=True)
     frames = "".join(f'<iframe width="{w}" height="900" srcdoc="{source}"></iframe>' for w in widths)
     harness = folder / "harness.html"

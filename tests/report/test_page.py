@@ -1,14 +1,16 @@
 """The page in a real browser: no errors, everything visible, sortable, and it fits a telephone."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
+from pyro_vae.report.pictures import draw_figures
 from pyro_vae.study import Study
-from tests.report.browser import look_at
+from tests.report.browser import look_at, printed_pages
 
-pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("digits")]
+pytestmark = pytest.mark.arviz
 
 
 @pytest.fixture
@@ -31,6 +33,31 @@ def test_in_a_browser(study: Study, tmp_path: Path) -> None:
             assert view["sorted"][column] == [best_last, best_last[::-1]]
         by_name = sorted(study.config.scales)
         assert view["sorted"]["guide"] == [by_name, by_name[::-1]]
+
+
+def test_on_paper(study: Study, tmp_path: Path) -> None:
+    assert 1 <= printed_pages(study.folder / "report.html", tmp_path) <= 6
+
+
+def test_the_page_says_when_and_on_how_much(study: Study) -> None:
+    page = (study.folder / "report.html").read_text()
+    assert "3 guides × 2 seeds · 1,797 observations of 64 numbers: 1,438 to train on, 359 held out" in page
+    assert re.search(r"finished \d{4}-\d\d-\d\d \d\d:\d\d UTC, \d+ min \d+ s after it was begun", page)
+
+
+def test_one_guide_is_not_asked_whether_it_is_better(study: Study, tmp_path: Path) -> None:
+    one = {name: getattr(study.findings, name) for name in ("diagnostics", "calibration", "units", "latents")}
+    alone = dataclasses.replace(
+        study.findings,
+        **{name: given.isel(guide=[0]) for name, given in one.items()},
+        histories={"logvar": study.findings.histories["logvar"]},
+        posteriors={"logvar": study.findings.posteriors["logvar"]},
+        refined=None,
+        refined_calibration=None,
+        gaps=None,
+    )
+    assert "How did the fit go?" in {picture.section for picture in draw_figures(tmp_path, alone)}
+    assert "Which guide explains the data better?" in (study.folder / "report.html").read_text()
 
 
 def test_what_users_write_is_escaped(study: Study, tmp_path: Path) -> None:

@@ -71,6 +71,16 @@ def test_a_loss_that_still_falls_is_said_before_seeds_are_asked_for() -> None:
     assert (settled.converged, settled.decided, settled.next_command) == (True, False, "MORE")
 
 
+def test_fits_too_short_to_be_judged_are_said_so_with_a_command() -> None:
+    short = dataclasses.replace(
+        study(refined(gain=1.0)),
+        histories={guide: [history(80.0).isel(epoch=slice(20), step=slice(20))] * 2 for guide in GUIDES},
+    )
+    found = reach_verdict(short, run="runs/x", longer="LONGER", more_seeds="MORE")
+    assert (found.converged, found.next_command) == (None, "LONGER")
+    assert "Whether the fits have settled cannot be told from 20 epochs" in found.sentences[2]
+
+
 def test_where_no_difference_matters_no_seeds_are_asked_for() -> None:
     found = verdict(refined(gain=0.001, spread=0.01))
     assert (found.decided, found.next_command) == (False, None)

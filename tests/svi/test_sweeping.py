@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule
 from torch import nn
@@ -198,3 +199,21 @@ def test_parameters_for_the_rows_of_a_batch_are_refused_by_a_sweep() -> None:
 
     with pytest.raises(ValueError, match="parameters of its own for each row of latent 'z'"):
         sweep(maker(pair), [0, 1], torch.randn(40), engine="native", **OPTIONS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("engine", ["native", "captured"])
+def test_pairs_that_share_what_is_trained_are_refused(engine: str) -> None:
+    pair = amortized()[:2]
+    with pytest.raises(ValueError, match="was in an earlier pair; make new modules in every call"):
+        sweep(lambda: pair, [0, 1], observations(40), engine=engine, **OPTIONS)
+
+
+@needs_compiler
+def test_an_elbo_of_pyro_is_taken_as_by_a_fit() -> None:
+    fits = sweep(
+        maker(amortized), [0, 1], observations(40), engine="native", objective=Trace_ELBO(), **OPTIONS
+    )
+    torch.manual_seed(0)
+    alone = fit(*amortized()[:2], observations(40), engine="eager", objective=Trace_ELBO(), **OPTIONS)
+    np.testing.assert_allclose(fits[0].history["loss"], alone.history["loss"], rtol=1e-7)

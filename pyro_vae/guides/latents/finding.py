@@ -83,7 +83,9 @@ def find_latents(
 ) -> Latents:
     """Run the model once and return its latents, in order, and the plate of the observations.
 
-    The run is invisible to the surrounding program and leaves torch's random streams as they were.
+    The run is invisible to the surrounding program and leaves torch's random streams as they were. Raises
+    ValueError if there is no latent of an observation, or one is discrete, or in a sequential plate, or its
+    support depends on the observation or on a parameter.
 
     Parameters
     ----------
@@ -98,12 +100,6 @@ def find_latents(
         Whether discrete latents that are marked to be enumerated are left out; all are refused otherwise.
     outside, discrete
         What to say of latents outside of every plate, and of discrete ones.
-
-    Raises
-    ------
-    ValueError
-        If there is no latent of an observation, or one is discrete, or in a sequential plate, or its support
-        depends on the observation or on a parameter.
     """
     given = _GivenSubsamples()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

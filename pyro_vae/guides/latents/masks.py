@@ -45,13 +45,8 @@ class Masks(NamedTuple):
 
 
 def hidden_alike(joint: TorchDistribution, masks: Sequence[Masks | None]) -> TorchDistribution:
-    """A distribution of several latents together, with what hides all of them left out of its density.
-
-    Raises
-    ------
-    ValueError
-        If they are not all hidden by one mask.
-    """
+    """A distribution of several latents together, with what hides all of them left out of its density. Raises
+    ValueError if they are not all hidden by one mask."""
     first, *others = masks
     alike = all(
         other is first or (first and other and other.of_values is first.of_values) for other in others

@@ -12,27 +12,18 @@ from pyro.util import ignore_jit_warnings
 
 @dataclass(frozen=True)
 class ObservationPlate:
-    """The plate of the observations as the model opened it in one kind of call.
-
-    Attributes
-    ----------
-    name
-        Of the plate.
-    size
-        Observations in the whole data.
-    batch_size
-        Observations in this call.
-    given
-        Whether the caller chose which (``subsample=``); otherwise the plate itself draws them.
-    dim
-        Where it lies.
-    """
+    """The plate of the observations as the model opened it in one kind of call."""
 
     name: str
+    """Of the plate."""
     size: int
+    """Observations in the whole data."""
     batch_size: int
+    """Observations in this call."""
     given: bool
+    """Whether the caller chose which (``subsample=``); otherwise the plate itself draws them."""
     dim: int = -1
+    """Where it lies."""
 
     @property
     def draws(self) -> bool:

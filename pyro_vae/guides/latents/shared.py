@@ -23,13 +23,8 @@ Globals = str | Callable[[Callable[..., Any]], nn.Module]
 
 
 def as_globals(given: Any) -> Callable[[Callable[..., Any]], nn.Module]:
-    """What makes the autoguide of a model: a name of ours, or a callable.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For another name, or no callable.
-    """
+    """What makes the autoguide of a model: a name of ours, or a callable. Raises ValueError or TypeError for
+    another name, or no callable."""
     if isinstance(given, str):
         if given not in AUTOGUIDES:
             raise ValueError(f"globals is {given!r}; give one of {', '.join(AUTOGUIDES)}, or a callable")

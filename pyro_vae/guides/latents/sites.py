@@ -27,33 +27,22 @@ class InnerPlate(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalSite:
-    """One latent of an observation.
-
-    Attributes
-    ----------
-    name
-        Of the sample site.
-    support
-        Where its values lie, without the event dimensions that ``.to_event`` declared.
-    event_shape
-        Of one value.
-    unconstrained_shape
-        Of one value after ``biject_to(support).inv``: a simplex of 3 has 2 free coordinates.
-    plates
-        Within the observation, the outermost first: an observation has a value for each index.
-    observation_dim
-        Where the plate of the observations lies.
-    masked
-        Whether the model masks it.
-    """
+    """One latent of an observation."""
 
     name: str
+    """Of the sample site."""
     support: Constraint
+    """Where its values lie, without the event dimensions that ``.to_event`` declared."""
     event_shape: torch.Size
+    """Of one value."""
     unconstrained_shape: torch.Size
+    """Of one value after ``biject_to(support).inv``: a simplex of 3 has 2 free coordinates."""
     plates: tuple[InnerPlate, ...] = ()
+    """Within the observation, the outermost first: an observation has a value for each index."""
     observation_dim: int = -1
+    """Where the plate of the observations lies."""
     masked: bool = False
+    """Whether the model masks it."""
 
     @property
     def size(self) -> int:

@@ -10,13 +10,8 @@ from pyro_vae.guides.latents import LatentError
 
 
 def of_the_parts(mixture: MixtureSameFamilyConstraint) -> Constraint:
-    """The support of a mixture's components, which must have the same bounds.
-
-    Raises
-    ------
-    ValueError
-        If they do not.
-    """
+    """The support of a mixture's components, which must have the same bounds. Raises ValueError if they do
+    not."""
     outer: Constraint = mixture.base_constraint
     inner = innermost(outer)
     bounds = {key: getattr(inner, key, None) for key in ("lower_bound", "upper_bound")}
@@ -47,12 +42,7 @@ def innermost(support: Constraint) -> Constraint:
 
 def shared_support(support: Constraint, name: str, event_dim: int) -> Constraint:
     """The support without the batch dimensions of its bounds, which must be the same for all observations.
-
-    Raises
-    ------
-    ValueError
-        If they are not, or are learned.
-    """
+    Raises ValueError if they are not, or are learned."""
     if isinstance(support, MixtureSameFamilyConstraint):
         support = of_the_parts(support)
     shared = copy.copy(innermost(support))

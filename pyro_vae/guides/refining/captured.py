@@ -18,19 +18,13 @@ Replay = Callable[..., Sequence[Tensor]]
 
 
 class Captured(NamedTuple):
-    """A density as a graph of ``(free, *shared, *own)``, in two parts where that saves something.
-
-    Attributes
-    ----------
-    once
-        Of the tensors with a row for each observation, what the density needs of them; None if that is
-        themselves.
-    each
-        The density, of points, what all share, and what ``once`` gave for the rows.
-    """
+    """A density as a graph of ``(free, *shared, *own)``, in two parts where that saves something."""
 
     once: Replay | None
+    """Of the tensors with a row for each observation, what the density needs of them; None if that is
+    themselves."""
     each: Replay
+    """The density, of points, what all share, and what ``once`` gave for the rows."""
 
 
 @dataclass

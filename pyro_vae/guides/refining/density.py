@@ -26,12 +26,13 @@ CHUNK = 4096
 """Rows that go through the model at once: enough for Pyro's own time to be small beside the networks', few
 enough for the activations to stay near the processor."""
 
-SMALLEST_BATCH = 64
+SMALLEST_BATCH = 256
 """Graphs are made for CHUNK rows, half of it, and so on; a batch between two is filled up."""
 
-PATIENCE, SMALLEST_COST = 80_000, 1000
+PATIENCE, SMALLEST_COST = 40_000, 1000
 """How many rows run in Pyro before a batch of their size is captured, where a batch costs as much as a thousand
 rows before there is any. By then a capture would have paid for itself."""
+
 
 class LocalDensity:
     r"""log p(x, z(u)) + log \|dz/du\| of observations, at any number of points u each.
@@ -93,7 +94,9 @@ class LocalDensity:
         )
         self._own = [x for x, by_row in zip(self._leaves, self._by_row, strict=True) if by_row]
         self._shared = [
-            x for x, by_row in zip(self._leaves, self._by_row, strict=True) if torch.is_tensor(x) and not by_row
+            x
+            for x, by_row in zip(self._leaves, self._by_row, strict=True)
+            if torch.is_tensor(x) and not by_row
         ]
         self._once: dict[Hashable, list[Tensor]] = {}
         self._checked: set[Hashable] = set()
@@ -126,13 +129,8 @@ class LocalDensity:
 
     def settle(self, free: Tensor) -> None:
         """Find out whether rows may go through in any number and order, by a comparison at u (rows, size).
-
-        Raises
-        ------
-        ValueError
-            If the model does not run on the observations, its own error being the cause; or if its density at
-            the same latents changes from call to call.
-        """
+        Raises ValueError if the model does not run on the observations, its own error being the cause; or if
+        its density at the same latents changes from call to call."""
         with evaluating(self.model), pyro.validation_enabled(False):
             self._settle(free)
 
@@ -185,12 +183,11 @@ class LocalDensity:
         return [torch.stack(column) for column in zip(*points, strict=True)]
 
     def _batch(self, free: Tensor, index: Tensor, *, gradient: bool) -> Sequence[Tensor]:
-        filled = self._batch_size(len(free))
-        key = (filled, gradient, free.dtype, free.device, *self._signature)
-        runs = self.graphs.runs[key] = self.graphs.runs.get(key, 0) + 1
-        early = runs * (filled + SMALLEST_COST) < PATIENCE and key not in self.graphs.made
-        if self.graphs.refused or early:
-            return self._by_pyro(free, index, gradient=gradient)
+        filled, key = self._graph_for(len(free), (gradient, free.dtype, free.device, *self._signature))
+        if key not in self.graphs.made:
+            runs = self.graphs.runs[key] = self.graphs.runs.get(key, 0) + 1
+            if self.graphs.refused or runs * (filled + SMALLEST_COST) < PATIENCE:
+                return self._by_pyro(free, index, gradient=gradient)
         missing = filled - len(free)
         batch = torch.cat([free, free[-1:].expand(missing, -1)]) if missing else free
         places = torch.cat([index, index[-1:].expand(missing)]) if missing else index
@@ -215,11 +212,16 @@ class LocalDensity:
             parts.append([column[: len(block)] for column in columns])
         return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
-    def _batch_size(self, rows: int) -> int:
-        size = self.chunk
-        while size // 2 >= max(rows, SMALLEST_BATCH):
-            size //= 2
-        return size
+    def _graph_for(self, rows: int, kind: tuple[Hashable, ...]) -> tuple[int, Hashable]:
+        """The size that a batch is filled up to, and its graph's key: the smallest, or a larger one of which
+        there is a graph, if that costs less than Pyro."""
+        sizes = [self.chunk]
+        while sizes[-1] // 2 >= max(rows, SMALLEST_BATCH):
+            sizes.append(sizes[-1] // 2)
+        smallest = sizes[-1]
+        affordable = (size for size in reversed(sizes) if size <= smallest + SMALLEST_COST)
+        size = next((size for size in affordable if (size, *kind) in self.graphs.made), smallest)
+        return size, (size, *kind)
 
     def _by_pyro(self, free: Tensor, index: Tensor | None, *, gradient: bool) -> tuple[Tensor, ...]:
         own = self._own if index is None else [x.index_select(0, index.to(x.device)) for x in self._own]

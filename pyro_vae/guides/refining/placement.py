@@ -14,6 +14,7 @@ from torch.distributions import Transform, biject_to
 
 from pyro_vae.guides.precision import exact_log_prob
 
+
 class Placement(Messenger):
     """Gives latents the values ``biject_to(support)(u)``, and keeps log |dz/du|.
 
@@ -43,10 +44,26 @@ class Placement(Messenger):
                 f"latent '{name}' has {found} rows where {len(free)} observations were given; draw it in a plate "
                 "over the observations at dim -1, pyro.plate('data', len(x))"
             )
-        shaped = free.reshape(len(free), *shape[:axis], *shape[axis + 1 :]).movedim(0, axis)
+        shaped = _in_its_place(free, shape, axis)
         msg["value"] = transform(shaped)
         jacobian = transform.log_abs_det_jacobian(shaped, msg["value"])
         self.log_jacobian[name] = jacobian.movedim(axis, 0).reshape(len(free), -1).sum(-1)
+
+
+class _Reading(Messenger):
+    """Gives latents these values, (rows, ...) by site, and keeps their coordinates."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+        self.free: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if name in self.values and not msg["is_observed"]:
+            shape = fn.batch_shape + fn.event_shape
+            msg["value"] = _in_its_place(self.values[name], shape, len(fn.batch_shape) - 1)
+            self.free[name] = coordinates_of(msg, msg["value"])
 
 
 def placed_trace(
@@ -71,13 +88,8 @@ def log_joint(
     r"""log p(z(u)) + log \|dz/du\| and log p(x|z(u)) of each observation, in nats, (rows,) each.
 
     Masks count; subsampling and annealing scales do not. Sites outside of the plate are the same for all and
-    belong to nobody: they are left out.
-
-    Raises
-    ------
-    ValueError
-        If the model draws a latent that has no coordinates here, or the plate has other rows.
-    """
+    belong to nobody: they are left out. Raises ValueError if the model draws a latent that has no coordinates
+    here, or the plate has other rows."""
     trace, placement = placed_trace(model, free, args, kwargs)
     if not any(site["type"] == "sample" and site["is_observed"] for site in trace.nodes.values()):
         raise ValueError(
@@ -104,6 +116,32 @@ def log_joint(
             else:
                 prior = prior + total
     return prior, likelihood
+
+
+def placed_values(
+    model: Callable[..., Any],
+    free: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """The latents at these coordinates (rows, size) by site, with the row in front."""
+    trace, _ = placed_trace(model, free, args, kwargs)
+    rows = len(next(iter(free.values())))
+    return {name: rows_in_front(trace.nodes[name], trace.nodes[name]["value"], rows) for name in free}
+
+
+def read_coordinates(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """The coordinates (rows, size) of latents, which have the row in front: the reverse of the above, also
+    where the support of one latent depends on what another one is."""
+    reading = _Reading(values)
+    with poutine.block():
+        poutine.trace(reading(model)).get_trace(*args, **kwargs)
+    return reading.free
 
 
 def rows_in_front(site: Any, tensor: Tensor, rows: int) -> Tensor:
@@ -134,6 +172,11 @@ def evaluating(program: Callable[..., Any]) -> ExitStack:
             module.training = False
             stack.callback(setattr, module, "training", True)
     return stack
+
+
+def _in_its_place(rows: Tensor, shape: torch.Size, axis: int) -> Tensor:
+    """What has a row for each observation in front, in the shape that a site has for it."""
+    return rows.reshape(len(rows), *shape[:axis], *shape[axis + 1 :]).movedim(0, axis)
 
 
 def _to_support(support: Any, name: str) -> Transform:

@@ -30,7 +30,8 @@ def starting_normals(
     """The guide's own mean and covariance for each observation, of the latents ``sites`` side by side.
 
     Encoder guides tell them by ``get_posterior``, programs of Normals by one run; the moments of flows, of
-    Pyro's autoguides and of other programs are those of draws, without their correlations.
+    Pyro's autoguides and of other programs are those of draws, without their correlations. Raises ValueError
+    if the guide does not draw a latent, or has no spread to start from.
 
     Parameters
     ----------
@@ -42,11 +43,6 @@ def starting_normals(
         The observations.
     full
         Whether the Normals are to have a full covariance.
-
-    Raises
-    ------
-    ValueError
-        If the guide does not draw a latent, or has no spread to start from.
     """
     told = _by_its_posterior(guide, sites, args, kwargs) or _by_its_sites(guide, sites, args, kwargs)
     normals = _by_draws(guide, sites, args, kwargs) if told is None else told

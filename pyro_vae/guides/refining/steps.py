@@ -50,18 +50,12 @@ FAR = 0.25
 
 
 class Normals(NamedTuple):
-    """N(loc, factor · factorᵀ) for each observation.
-
-    Attributes
-    ----------
-    loc
-        (n, D).
-    factor
-        Any square root of the covariance, (n, D, D), or standard deviations (n, D).
-    """
+    """N(loc, factor · factorᵀ) for each observation."""
 
     loc: Tensor
+    """(n, D)."""
     factor: Tensor
+    """Any square root of the covariance, (n, D, D), or standard deviations (n, D)."""
 
     @property
     def log_det(self) -> Tensor:
@@ -106,22 +100,15 @@ class Normals(NamedTuple):
 
 
 class Refinement(NamedTuple):
-    """What the steps came to, for each observation.
-
-    Attributes
-    ----------
-    normals
-        With Cholesky factors.
-    elbo, elbo_before
-        Of these Normals and of those at the start, in nats, by the cubature rule: (n,).
-    converged
-        Whether the last step promised little, (n,).
-    """
+    """What the steps came to, for each observation."""
 
     normals: Normals
+    """With Cholesky factors."""
     elbo: Tensor
     elbo_before: Tensor
+    """Of these Normals and of those at the start, in nats, by the cubature rule: (n,)."""
     converged: Tensor
+    """Whether the last step promised little, (n,)."""
 
     def rows(self, index: Tensor) -> "Refinement":
         """Of some observations."""

@@ -1,4 +1,4 @@
-"""Is there a better optimum elsewhere? Refinement of a sample of observations from dispersed starts."""
+"""Look for a better optimum elsewhere: refine a sample of observations from dispersed starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refining.density import LocalDensity
 from pyro_vae.guides.refining.placement import coordinates_of
 from pyro_vae.guides.refining.steps import Normals, Refinement, refined_normals
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.evaluation.drawing import Pair
 
 PRIOR_STARTS = 3
 """How many draws from the prior an observation starts from, beside the posterior of a neighbour."""
@@ -24,19 +24,13 @@ BETTER = 0.25
 
 
 class Elsewhere(NamedTuple):
-    """What dispersed starts found, for some observations.
-
-    Attributes
-    ----------
-    rows
-        Which ones, counted within their block.
-    gain
-        By how many nats the best ELBO from elsewhere exceeds that from the guide: (rows,), negative where the
-        guide's was the best.
-    """
+    """What dispersed starts found, for some observations."""
 
     rows: Tensor
+    """Which ones, counted within their block."""
     gain: Tensor
+    """By how many nats the best ELBO from elsewhere exceeds that from the guide: (rows,), negative where the
+    guide's was the best."""
 
 
 def sample_of(observations: int, size: int, seed: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Believable evidence: importance draws around refined Normals, and more rounds where these are few."""
+"""Draw around refined Normals until the evidence can be believed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.guides.refining.density import LocalDensity
 from pyro_vae.guides.refining.steps import Normals
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.refined.rows import RefinedRows, evaluating_model
 from pyro_vae.posterior.repair.proposals import Proposal, matched
@@ -39,22 +39,15 @@ ROUND_KEY = 7
 
 @dataclass(frozen=True)
 class Weighted:
-    """Draws from proposals and what they weigh.
-
-    Attributes
-    ----------
-    free
-        Coordinates, (draws, n, D).
-    log_prior, log_likelihood
-        log p(z) + log |dz/du| and log p(x|z), nats, (draws, n), float64.
-    log_proposal
-        Of the draws, (draws, n).
-    """
+    """Draws from proposals and what they weigh."""
 
     free: Tensor
+    """Coordinates, (draws, n, D)."""
     log_prior: Tensor
     log_likelihood: Tensor
+    """log p(z) + log |dz/du| and log p(x|z), nats, (draws, n), float64."""
     log_proposal: Tensor
+    """Of the draws, (draws, n)."""
 
     @property
     def log_weight(self) -> Tensor:

@@ -24,7 +24,7 @@ from pyro_vae.guides.refined import (
 )
 from pyro_vae.guides.refining.density import CHUNK
 from pyro_vae.guides.refining.steps import Normals, Refinement
-from pyro_vae.posterior.preparation import prepare_last
+from pyro_vae.posterior.evaluation.preparation import prepare_last
 from pyro_vae.posterior.refined.dispersion import (
     elsewhere_attrs,
 )

@@ -1,4 +1,4 @@
-"""Refinement of a pair that is ready, block by block, with the density at hand for what comes next."""
+"""Refine a pair that is ready, block by block, with the density at hand for what comes next."""
 
 from __future__ import annotations
 
@@ -18,34 +18,25 @@ from pyro_vae.guides.refining.captured import Graphs
 from pyro_vae.guides.refining.density import CHUNK, LocalDensity
 from pyro_vae.guides.refining.start import starting_normals
 from pyro_vae.guides.refining.steps import POINTS, Refinement, refined_normals
-from pyro_vae.posterior.drawing import Pair
+from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.refined.dispersion import Elsewhere, refined_from_elsewhere, sample_of
 
 Latents = tuple[tuple[LocalSite, ...], ObservationPlate]
 
 
 class RefinedRows(NamedTuple):
-    """Some observations, refined.
-
-    Attributes
-    ----------
-    observations
-        Which ones.
-    latents
-        Of the model, and their plate.
-    density
-        Their log p(x, u), for use within :func:`evaluating_model`.
-    refinement
-        What the steps came to.
-    elsewhere
-        What dispersed starts found for those that were to be started from elsewhere, too.
-    """
+    """Some observations, refined."""
 
     observations: slice
+    """Which ones."""
     latents: Latents
+    """Of the model, and their plate."""
     density: LocalDensity
+    """Their log p(x, u), for use within :func:`evaluating_model`."""
     refinement: Refinement
+    """What the steps came to."""
     elsewhere: Elsewhere
+    """What dispersed starts found for those that were to be started from elsewhere, too."""
 
     @property
     def latent_dim(self) -> int:
@@ -98,7 +89,6 @@ def _rows(pair: Pair, block: slice) -> tuple[Tensor, ...]:
 
 @contextmanager
 def evaluating_model(pair: Pair, seed: int = 0, *, rows: int | None = None) -> Iterator[None]:
-    """The model of a pair can be run, as in :meth:`~pyro_vae.posterior.drawing.Pair.evaluation`; its
-    parameters are in place, too."""
+    """The model of a pair can be run, as in ``Pair.evaluation``; its parameters are in place, too."""
     with pair.evaluation(seed, rows=rows), pyro.get_param_store().scope(pair.model_state):
         yield

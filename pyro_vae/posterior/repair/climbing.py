@@ -9,16 +9,17 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 from torch import Tensor
 
 from pyro_vae.guides.refining.captured import Graphs
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.pareto import khat_threshold, pareto_smooth
-from pyro_vae.posterior.repair.mixture import GUIDE_SHARE, Adapted, Mixture, adapt_mixture, least_log_evidence
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.pareto import khat_threshold
+from pyro_vae.posterior.repair.edges import Edge, look_beyond
+from pyro_vae.posterior.repair.judging import LARGEST_KHAT, Verdict, judged
+from pyro_vae.posterior.repair.mixture import GUIDE_SHARE, NEW_SHARE, Adapted, Mixture, adapt_mixture
 from pyro_vae.posterior.repair.mode import fit_mode
 from pyro_vae.posterior.repair.nuts import whitened_nuts
-from pyro_vae.posterior.repair.proposals import Proposal, effective_draws, matched, round_draws
+from pyro_vae.posterior.repair.proposals import Proposal, matched, round_draws
 from pyro_vae.posterior.repair.resampling import resampled
 from pyro_vae.posterior.repair.search import (
     NOT_LOOKED_AT,
@@ -36,12 +37,6 @@ Rows = NDArray[np.int64]
 
 STEPS = ("guide", "resample", "local", "nuts")
 
-LARGEST_KHAT = 0.5
-"""Of weights whose draws are believed, or the threshold of so few draws, if that is lower. Up to 0.7 weighted
-averages can still be computed, but only below 0.5 is the variance of the weights finite, and with it the
-error of resampled draws; a guide too narrow by half passes as 0.7 now and then (Yao, Vehtari, Simpson and
-Gelman, 2018, "Yes, but did it work?: Evaluating variational inference")."""
-
 UNWEIGHTED_SHARE = 0.95
 """Of draws that are believed without weights, how many are effective at least. A guide that is far too wide
 has the best k̂, because reweighting mends it, but its own draws are wrong nevertheless. The means of q and
@@ -54,8 +49,16 @@ ENOUGH, MOST = 1.0, 16
 """Effective candidates for each draw that is kept by resampling, as far as a round before tells, and how many
 candidates are taken for it at most."""
 
-EASY = 0.4
-"""Effective share of the draws of the first round with which a proposal needs no adaptation."""
+EASY, HARD = 0.4, 0.3
+"""Effective share of the first candidates above which they are enough, and below which their mixture adapts
+itself to the posterior."""
+
+NEARLY_NORMAL = 0.25
+"""Nats between evidence and ELBO of the refined Normal, the KL of the one from the posterior, up to which a
+posterior has no edges to look beyond."""
+
+FEWEST_CANDIDATES = int(SMALLEST_ESS / EASY)
+"""So that as many can be effective as belief asks for."""
 
 HARDER = 2.0
 """How many times more candidates are taken where it did."""
@@ -86,11 +89,13 @@ class Ladder:
         self.modes = np.ones(n, dtype=np.int64)
         self.khat, self.ess = ({step: np.full(n, np.nan) for step in STEPS[:-1]} for _ in range(2))
         self.rhat, self.log_evidence, self.log_evidence_se = (np.full(n, np.nan) for _ in range(3))
+        self.elbo = np.full(n, np.nan)
+        """Of the refined Normals."""
         self.least_evidence = np.full(n, -np.inf)
         """The largest of what the steps so far say that the log evidence is at least."""
 
-    def stand(self) -> None:
-        """The guide's own draws, and how much they are worth."""
+    def judge_guide(self) -> None:
+        """Draw from the guide, and see how much its draws are worth."""
         for block in self.pair.blocks(self.draws, self.seed, self.chunk):
             self.log_weight[block.observations, block.draws] = block.log_weight.numpy().T
             for site, value in block.latents.items():
@@ -98,8 +103,13 @@ class Ladder:
                     shape = (self.draws, self.pair.observations, *value.shape[2:])
                     self.values[site] = value.new_empty(shape)
                 self.values[site][block.draws, block.observations] = value
+        self.begin_with(self.values, self.log_weight)
+
+    def begin_with(self, values: dict[str, Tensor], log_weight: Array) -> None:
+        """Begin with draws by site, (draws, observations, ...), and their weights, (observations, draws)."""
+        self.values, self.log_weight = values, log_weight
         everyone = np.arange(self.pair.observations)
-        self._judge("guide", everyone, self.log_weight, UNWEIGHTED_SHARE * self.draws)
+        self._note("guide", everyone, judged(log_weight), UNWEIGHTED_SHARE * self.draws)
 
     def climb(self, group: Rows, steps: Sequence[str]) -> Iterator[str]:
         """Look around some observations, then take the steps, each with those that the one before left."""
@@ -107,14 +117,8 @@ class Ladder:
         posterior, free = UnconstrainedPosterior.of(
             self.pair, group, values, min(self.chunk, ROWS), self.graphs
         )
-        guide = matched(free, torch.zeros_like(free[..., 0]))
-        refined = posterior.refined(guide.loc, guide.tril, steps=REFINING_STEPS, stop=REFINED)
-        pool, self.sources = dispersed(posterior, free, self.values, group, self.seed)
-        modes = find_modes(posterior, Proposal(*refined.normals), refined.elbo, pool)
-        self.modes[group] = modes.counted()
-        self.believable[group] &= modes.reached_by(free, torch.from_numpy(self.log_evidence[group])).numpy()
-        weighted = matched(free, torch.from_numpy(self.log_weight[group].T))
-        reached = _Reached(modes.mixture(), guide, weighted)
+        with posterior.evaluation(draws=self.draws):
+            reached = self._looked_around(posterior, free, group)
         left = np.flatnonzero(~self.believable[group])
         yield "guide"
         for step in steps:
@@ -124,7 +128,8 @@ class Ladder:
                 for few in np.array_split(left, -(-len(left) // NUTS_GROUP)):
                     self._move(posterior.part(few), reached.part(few), group[few])
             else:
-                now = self._weigh(step, posterior.part(left), reached.part(left), group[left])
+                with posterior.evaluation(draws=self.draws):
+                    now = self._weigh(step, posterior.part(left), reached.part(left), group[left])
                 reached = reached.replaced(left, now)
             yield step
             left = left[~self.believable[group[left]]]
@@ -138,7 +143,7 @@ class Ladder:
         """All observations, few enough at a time."""
         n = self.pair.observations
         size = self.latent_dim
-        most = max(1, GROUP // (size * max(4 * self.draws, round_draws(size))))
+        most = max(1, GROUP // (size * max(self.draws, round_draws(size))))
         for start in range(0, n, most):
             yield np.arange(start, min(start + most, n))
 
@@ -169,69 +174,85 @@ class Ladder:
             },
         )
 
+    def _looked_around(self, posterior: UnconstrainedPosterior, free: Tensor, rows: Rows) -> _Reached:
+        """Modes that the guide's draws have missed make them unbelievable."""
+        guide = matched(free, torch.zeros_like(free[..., 0]))
+        refined = posterior.refined(guide.loc, guide.tril, steps=REFINING_STEPS, stop=REFINED)
+        self.elbo[rows] = refined.elbo.numpy()
+        pool, self.sources = dispersed(posterior, free, self.values, rows, self.seed)
+        modes = find_modes(posterior, Proposal(*refined.normals), refined.elbo, pool)
+        self.modes[rows] = modes.counted()
+        self.believable[rows] &= modes.reached_by(free, torch.from_numpy(self.log_evidence[rows])).numpy()
+        return _Reached(modes.mixture(), guide, free, torch.from_numpy(self.log_weight[rows].T))
+
     def _weigh(self, step: str, posterior: UnconstrainedPosterior, start: _Reached, rows: Rows) -> _Reached:
-        """Resampled draws of a mixture that adapts itself, from where the step before or a fit left it."""
+        """Resampled draws of a mixture from where the step before or a fit left it; again, and more of them,
+        where few are effective; and of one that has adapted itself where hardly any are."""
         generators = [np.random.default_rng([self.seed, STEPS.index(step), row]) for row in rows.tolist()]
-        mixture = start.mixture
+        group, mixture = _Group(posterior, rows, generators), start.mixture
         if step == "local":
             mixture = Mixture.of(fit_mode(posterior, start.unit)).joined(mixture, 0.5)
-        adapted = adapt_mixture(posterior, mixture, start.guide, generators, rounds=1)
-        hard = (adapted.worth < EASY).nonzero()[:, 0]
-        if len(hard):
-            adapted = adapted.replaced(hard, self._twice(posterior, mixture, start, hard, generators))
-        self.least_evidence[rows] = np.fmax(self.least_evidence[rows], adapted.least.numpy())
-        for few, candidates in self._batches(adapted.worth):
-            proposal = adapted.mixture.part(torch.from_numpy(few))
-            self._draw(step, posterior.part(few), proposal, rows[few], candidates)
-        return replace(start, mixture=adapted.mixture)
+        first = mixture.joined(Mixture.of(start.guide), GUIDE_SHARE)
+        worth, mixture = self._draw(step, group, first, mixture, np.full(len(rows), ENOUGH))
+        trusted = self.khat[step][rows] <= LARGEST_KHAT
+        again = np.flatnonzero(trusted & (worth >= HARD) & (worth < EASY))
+        if len(again):
+            at = torch.from_numpy(again)
+            _, seen = self._draw(step, group.part(again), first.part(at), mixture.part(at), worth[again])
+            mixture = mixture.replaced(at, seen)
+        hard = np.flatnonzero(~self.believable[rows] | (worth < HARD))
+        if len(hard) == 0:
+            return start
+        at, group = torch.from_numpy(hard), group.part(hard)
+        adapted = _adapted_twice(group, mixture.part(at), start.part(hard))
+        self.least_evidence[group.rows] = np.fmax(self.least_evidence[group.rows], adapted.least.numpy())
+        _, seen = self._draw(step, group, adapted.mixture, adapted.mixture, adapted.worth.numpy())
+        return replace(start, mixture=start.mixture.replaced(at, seen))
 
-    def _twice(
-        self,
-        posterior: UnconstrainedPosterior,
-        mixture: Mixture,
-        start: _Reached,
-        rows: Tensor,
-        generators: Sequence[np.random.Generator],
-    ) -> Adapted:
-        """A mixture of two that adapt independently of each other: what one misses, the other may find."""
-        mixture = mixture.part(rows).joined(Mixture.of(start.weighted.part(rows)), 0.5)
-        one, other = (
-            adapt_mixture(
-                posterior.part(rows.numpy()),
-                mixture,
-                start.guide.part(rows),
-                [generators[i] for i in rows.tolist()],
-            )
-            for _ in range(2)
-        )
-        return Adapted(
-            one.mixture.joined(other.mixture, 0.5),
-            torch.minimum(one.worth, other.worth) / HARDER,
-            torch.maximum(one.least, other.least),
-        )
+    def _draw(
+        self, step: str, group: _Group, proposal: Mixture, mixture: Mixture, worth: Array
+    ) -> tuple[Array, Mixture]:
+        """Judge as many candidates as it takes if that share of them is effective, and keep draws of them by
+        their weights. Returned is which share really was, and the mixture with a component beyond the
+        candidates where there is more of the posterior."""
+        found, odd, edges = np.empty(len(worth)), [], []
+        for few, candidates in self._batches(worth):
+            part, own = group.part(few), proposal.part(torch.from_numpy(few))
+            free = own.draw(candidates, part.generators)
+            log_density = part.posterior.log_density(free)
+            log_weight = log_density - own.log_density(free)
+            verdict = judged(log_weight.numpy().T)
+            self._note(step, part.rows, verdict, min(SMALLEST_ESS, self.draws))
+            chosen = resampled(verdict.smooth, log_density.numpy().T, self.draws, part.generators)
+            kept = free[chosen, torch.arange(len(few), device="cpu")]
+            self._keep(part.rows, part.posterior.values(kept))
+            found[few] = verdict.worth
+            normal = verdict.log_evidence - self.elbo[part.rows] <= NEARLY_NORMAL
+            which = np.flatnonzero(self.believable[part.rows] & ~normal)
+            if len(which):
+                at = torch.from_numpy(which)
+                odd.append(few[which])
+                edges.append(Edge.of(own.part(at), free[:, at], log_weight[:, at]))
+        if not odd:
+            return found, mixture
+        where = np.concatenate(odd)
+        part = group.part(where)
+        beyond = look_beyond(part.posterior, Edge.joined(edges), part.generators)
+        more = beyond.more.nonzero()[:, 0]
+        self.believable[part.rows[more.numpy()]] = False
+        at = torch.from_numpy(where)[more]
+        wider = mixture.part(at).joined(Mixture.of(beyond.visited.part(more)), NEW_SHARE)
+        return found, mixture.replaced(at, wider) if len(at) else mixture
 
-    def _batches(self, worth: Tensor) -> Iterator[tuple[Rows, int]]:
+    def _batches(self, worth: Array) -> Iterator[tuple[Rows, int]]:
         """Observations that take as many candidates, by the share of them that is effective, and how many."""
-        quarters = np.ceil(4 * ENOUGH / worth.clamp_min(1e-9).numpy()).clip(4, 4 * MOST).astype(int)
+        quarters = np.ceil(4 * ENOUGH / worth.clip(1e-9)).clip(4, 4 * MOST).astype(int)
         for count in np.unique(quarters):
             few = np.flatnonzero(quarters == count)
-            candidates = self.draws * int(count) // 4
+            candidates = max(self.draws * int(count) // 4, FEWEST_CANDIDATES)
             size = max(1, GROUP // (candidates * self.latent_dim))
             for start in range(0, len(few), size):
                 yield few[start : start + size], candidates
-
-    def _draw(
-        self, step: str, posterior: UnconstrainedPosterior, proposal: Mixture, rows: Rows, candidates: int
-    ) -> None:
-        """Judge candidates, and keep as many of them as draws are wanted, by their weights."""
-        key = (self.seed, STEPS.index(step), 1)
-        generators = [np.random.default_rng([*key, row]) for row in rows.tolist()]
-        free = proposal.draw(candidates, generators)
-        log_density = posterior.log_density(free)
-        log_weight = (log_density - proposal.log_density(free)).numpy().T
-        smooth = self._judge(step, rows, log_weight, min(SMALLEST_ESS, self.draws))
-        chosen = resampled(smooth, log_density.numpy().T, self.draws, generators)
-        self._keep(rows, posterior.values(free[chosen, torch.arange(len(rows), device="cpu")]))
 
     def _move(self, posterior: UnconstrainedPosterior, reached: _Reached, rows: Rows) -> None:
         """Chains from draws of every component, the guide's among them. Where one diverges, observations are
@@ -252,28 +273,36 @@ class Ladder:
         self.believable[rows] = (self.rhat[rows] <= LARGEST_RHAT) & enough & (chains.divergences == 0)
         self.step[rows] = "nuts"
         thin = np.random.default_rng(key).permutation(self.chains * each)[: self.draws]
-        self._keep(rows, posterior.values(chains.free.flatten(0, 1)[thin]))
+        with posterior.evaluation(draws=self.draws):
+            self._keep(rows, posterior.values(chains.free.flatten(0, 1)[thin]))
 
-    def _judge(self, step: str, rows: Rows, log_weight: Array, least: float) -> Array:
-        """Note what weights (observations, draws) say; smoothed, they are returned."""
-        candidates = log_weight.shape[1]
-        smooth, khat = pareto_smooth(log_weight)
-        weights = torch.from_numpy(log_weight.T)
-        ess = effective_draws(weights).numpy()
-        trusted = khat <= min(LARGEST_KHAT, khat_threshold(candidates))
-        self.step[rows], self.khat[step][rows], self.ess[step][rows] = step, khat, ess
-        with np.errstate(all="ignore"):  # weights that are all zero or no numbers
-            self.log_evidence[rows] = logsumexp(log_weight, axis=1) - np.log(candidates)
-            relative = np.maximum(candidates / ess - 1, 0) / (candidates - 1)
-            self.log_evidence_se[rows] = np.sqrt(relative)
-            most = self.log_evidence[rows] + 4 * self.log_evidence_se[rows]
-        self.believable[rows] = trusted & (ess >= least) & ~(most < self.least_evidence[rows])
-        self.least_evidence[rows] = np.fmax(self.least_evidence[rows], least_log_evidence(weights).numpy())
-        return smooth
+    def _note(self, step: str, rows: Rows, verdict: Verdict, effective: float) -> None:
+        """What weights say of some observations."""
+        self.step[rows], self.khat[step][rows], self.ess[step][rows] = step, verdict.khat, verdict.ess
+        self.log_evidence[rows] = verdict.log_evidence
+        self.log_evidence_se[rows] = verdict.log_evidence_se
+        self.believable[rows] = verdict.believable(effective, self.least_evidence[rows])
+        self.least_evidence[rows] = np.fmax(self.least_evidence[rows], verdict.least)
 
     def _keep(self, rows: Rows, values: dict[str, Tensor]) -> None:
         for site, value in values.items():
             self.values[site][:, rows] = value
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Observations that go through a step together."""
+
+    posterior: UnconstrainedPosterior
+    rows: Rows
+    """Which of all they are."""
+    generators: Sequence[np.random.Generator]
+    """One of each."""
+
+    def part(self, few: Rows) -> _Group:
+        """Some of them, counted from 0."""
+        generators = [self.generators[i] for i in few.tolist()]
+        return _Group(self.posterior.part(few), self.rows[few], generators)
 
 
 @dataclass(frozen=True)
@@ -282,8 +311,14 @@ class _Reached:
 
     mixture: Mixture
     guide: Proposal
-    weighted: Proposal
-    """With the moments of the guide's weighted draws."""
+    free: Tensor
+    log_weight: Tensor
+    """The guide's draws as coordinates, (draws, observations, size), and what they weigh."""
+
+    @property
+    def weighted(self) -> Proposal:
+        """With the moments of the guide's weighted draws."""
+        return matched(self.free, self.log_weight)
 
     @property
     def unit(self) -> Proposal:
@@ -292,7 +327,18 @@ class _Reached:
 
     def part(self, rows: Rows) -> _Reached:
         at = torch.from_numpy(rows)
-        return _Reached(self.mixture.part(at), self.guide.part(at), self.weighted.part(at))
+        return _Reached(self.mixture.part(at), self.guide.part(at), self.free[:, at], self.log_weight[:, at])
 
     def replaced(self, rows: Rows, other: _Reached) -> _Reached:
         return replace(self, mixture=self.mixture.replaced(torch.from_numpy(rows), other.mixture))
+
+
+def _adapted_twice(group: _Group, mixture: Mixture, start: _Reached) -> Adapted:
+    """A mixture of two that adapt independently of each other: what one misses, the other may find."""
+    mixture = mixture.joined(Mixture.of(start.weighted), 0.5)
+    one, other = (adapt_mixture(group.posterior, mixture, start.guide, group.generators) for _ in range(2))
+    return Adapted(
+        one.mixture.joined(other.mixture, 0.5),
+        torch.minimum(one.worth, other.worth) / HARDER,
+        torch.maximum(one.least, other.least),
+    )

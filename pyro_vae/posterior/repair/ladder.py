@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -12,12 +13,18 @@ from pyro_vae.arguments import require_count
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import prepare_joint, prepare_last
+from pyro_vae.posterior.evaluation.selection import select
+from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
-from pyro_vae.posterior.preparation import prepare_last, select
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
+from pyro_vae.posterior.repair.together import SITE, Together
 from pyro_vae.posterior.truth.reference import draws_tree
 from pyro_vae.progress import progress_bar
+
+FEWEST_ROWS = 64
+"""Points that go through the model together, each with all data, where the data are many."""
 
 FINEST = 1e-3
 """Nats that the rounding of a density may come to; computations are in double precision where it is more."""
@@ -76,6 +83,10 @@ def repair(
     progress
         Whether to show a progress bar.
 
+    Where observations share latents, everything is one posterior, of at most a thousand numbers, and takes
+    these steps as one observation does: draws of shared latents and of those of each observation belong
+    together, and the report has no dimension ``observation``. ``observations`` cannot be chosen then.
+
     Returns
     -------
     xr.DataTree
@@ -112,24 +123,46 @@ def repair(
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk, least=FEWEST_DRAWS, advice=FEWEST_ADVICE)
     _check_steps(steps, chains, warmup)
     index, subset = select(data, observations)
-    pair = ready(model, guide, subset)
-    for module in modules_of(pair.model):
+    try:
+        ladder = Ladder(ready(model, guide, subset), draws, seed, chunk, chains, warmup)
+        together = None
+    except SharedLatentError as error:
+        if observations is not None:
+            raise ValueError(
+                "observations names some of the data, but all of them share latents; leave it out"
+            ) from error
+        together = Together.of(prepare_joint(model, guide, data), draws, seed)
+        ladder = together_ladder(together, draws, seed, chunk, chains, warmup)
+    for module in modules_of(ladder.pair.model, *([together.pair.model] if together else [])):
         module.requires_grad_(False)  # a copy; only latents and proposals move
-    ladder = Ladder(pair, draws, seed, chunk, chains, warmup)
+    n = ladder.pair.observations
     here = making_tensors_on(torch.device("cpu"))  # whatever the user's default is; the model has its own
-    rows = min(chunk, draws * len(index))
-    with (
-        here,
-        pair.threads(rows),
-        progress_bar(len(index), "believable posteriors", enabled=progress) as show,
-    ):
-        ladder.stand()
+    threads = ladder.pair.threads(min(chunk, draws * n))
+    with here, threads, progress_bar(n, "believable posteriors", enabled=progress) as show:
+        if together is None:
+            ladder.judge_guide()
         for group in ladder.groups():
             for step in ladder.climb(group, steps):
                 show(int(ladder.believable.sum()), step)
-    tree = draws_tree({site: value[None] for site, value in ladder.values.items()}, index, "repair", seed)
-    tree["repair"] = xr.DataTree(dataset=ladder.report(index))
+    if together is None:
+        values, report = ladder.values, ladder.report(index)
+    else:
+        values = together.values(ladder.values[SITE])
+        report = ladder.report(np.zeros(1, dtype=np.int64)).isel(observation=0, drop=True)
+    shared = () if together is None else together.shared
+    tree = draws_tree({site: value[None] for site, value in values.items()}, index, "repair", seed, shared)
+    tree["repair"] = xr.DataTree(dataset=report)
     return tree
+
+
+def together_ladder(
+    together: Together, draws: int, seed: int, chunk: int, chains: int, warmup: int
+) -> Ladder:
+    """The climb of the one posterior of everything, which stands where the guide's draws are."""
+    rows = max(FEWEST_ROWS, chunk // together.pair.observations)
+    ladder = Ladder(together.one, draws, seed, rows, chains, warmup)
+    ladder.begin_with({SITE: together.free}, together.log_weight.numpy())
+    return ladder
 
 
 def ready(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:

@@ -50,19 +50,13 @@ NEIGHBOURS = 0.1
 
 @dataclass(frozen=True)
 class Mixture:
-    """For each observation a mixture of as many Student-t's as it needs.
-
-    Attributes
-    ----------
-    share
-        (observations, components), each row's sum is 1; what a row does not need is 0.
-    loc, tril
-        (observations, components, size) and (observations, components, size, size).
-    """
+    """For each observation a mixture of as many Student-t's as it needs."""
 
     share: Tensor
+    """(observations, components), each row's sum is 1; what a row does not need is 0."""
     loc: Tensor
     tril: Tensor
+    """(observations, components, size) and (observations, components, size, size)."""
 
     @classmethod
     def of(cls, *parts: Proposal, share: Tensor | None = None) -> Mixture:
@@ -71,6 +65,14 @@ class Mixture:
         if share is None:
             share = torch.full(loc.shape[:2], 1 / len(parts)).to(loc)
         return cls(share, loc, torch.stack([part.tril for part in parts], dim=1))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Mixture]) -> Mixture:
+        """Of the observations of all parts."""
+        count = max(part.components for part in parts)
+        padded = [part._padded(count) for part in parts]
+        columns = [[getattr(part, name) for part in padded] for name in ("share", "loc", "tril")]
+        return cls(*map(torch.cat, columns))
 
     @property
     def components(self) -> int:
@@ -122,16 +124,23 @@ class Mixture:
     def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
         """(draws, observations, size), each component's part in proportion to its share. Each observation has
         a generator of its own, so its draws do not depend on which others are drawn for."""
-        rows = []
-        for n, generator in enumerate(generators):
-            which = _in_proportion(self.share[n].numpy(), draws, generator)
-            noise = torch.from_numpy(self.component(0).noise(draws, generator))
-            free = torch.empty_like(noise)
-            for k in np.unique(which):
-                mine = torch.from_numpy(which == k)
-                free[mine] = self.loc[n, k] + noise[mine] @ self.tril[n, k].mT
-            rows.append(free)
-        return torch.stack(rows, dim=1)
+        parts = [
+            (_in_proportion(share, draws, generator), self.component(0).noise(draws, generator))
+            for share, generator in zip(self.share.numpy(), generators, strict=True)
+        ]
+        which, noise = (torch.from_numpy(np.stack(column)) for column in zip(*parts, strict=True))
+        free = noise
+        for k in range(self.components):
+            rows = (self.share[:, k] > 0).nonzero()[:, 0]
+            if len(rows) == 0:
+                continue
+            part = self.loc[rows, k, None] + noise[rows] @ self.tril[rows, k].mT
+            if len(rows) == len(free) and k == 0:
+                free = part
+                continue
+            mine = (which[rows] == k)[..., None]
+            free = free.index_copy(0, rows, torch.where(mine, part, free[rows]))
+        return free.transpose(0, 1)
 
     def log_density(self, free: Tensor) -> Tensor:
         """Of coordinates (draws, observations, size), in nats, (draws, observations)."""
@@ -143,7 +152,8 @@ class Mixture:
         for k in range(self.components):
             rows = (self.share[:, k] > 0).nonzero()[:, 0]
             if len(rows):
-                log_density = self.component(k).part(rows).log_density(free[:, rows])
+                seen = free if len(rows) == free.shape[1] else free[:, rows]
+                log_density = self.component(k).part(rows).log_density(seen)
                 parts[:, rows, k] = log_density + self.share[rows, k].log()
         return parts
 
@@ -160,21 +170,14 @@ class Mixture:
 
 
 class Adapted(NamedTuple):
-    """What the rounds of an adaptation came to, for each observation.
-
-    Attributes
-    ----------
-    mixture
-        Of the round whose draws were worth most, the guide's part among it.
-    worth
-        The share of its draws that were effective.
-    least
-        The largest of the rounds' log evidences less four standard errors: a later one may not be lower.
-    """
+    """What the rounds of an adaptation came to, for each observation."""
 
     mixture: Mixture
+    """Of the round whose draws were worth most, the guide's part among it."""
     worth: Tensor
+    """The share of its draws that were effective."""
     least: Tensor
+    """The largest of the rounds' log evidences less four standard errors: a later one may not be lower."""
 
     def replaced(self, rows: Tensor, other: Adapted) -> Adapted:
         """With those of some observations."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,20 +27,44 @@ LENGTHS = 0.5 ** torch.arange(10)
 CLIMBS = 16
 """Steps of a climb: enough to tell where it leads, Newton's method goes on from there."""
 
+STEPS_BETWEEN = 4
+"""Steps after which climbs are given up that have come home."""
 
-def climb(posterior: UnconstrainedPosterior, unit: Proposal, starts: Tensor) -> tuple[Tensor, Tensor]:
+
+def climb(
+    posterior: UnconstrainedPosterior,
+    unit: Proposal,
+    starts: Tensor,
+    known: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
     """Where the density leads from these starts (starts, observations, size), and how high, by gradient steps
     in the coordinates in which ``unit`` is standard, each as long as the two before say (Barzilai and
-    Borwein, 1988) and kept if it climbs."""
-    at = unit.to_white(starts)
-    height, slope = _height_and_slope(posterior, unit, at)
+    Borwein, 1988) and kept if it climbs. A climb ends early at a place ``known(rows, coordinates, height)``.
+    """
+    count, n, _ = starts.shape
+    every = torch.arange(n).repeat(count)
+    ends, tops = starts.flatten(0, 1).clone(), torch.full((count * n,), -torch.inf, dtype=starts.dtype)
+    left, rows = torch.arange(count * n), every
+    at = unit.part(rows).to_white(ends[None])[0]
+    height, slope = height_and_slope(posterior.part(rows.numpy()), unit.part(rows), at[None])
+    height, slope = height[0], slope[0]
     radius = 1 + at.norm(dim=-1, keepdim=True) / 4
     rate = torch.ones_like(radius)
-    for _ in range(CLIMBS):
+    for step in range(CLIMBS):
+        if step and step % STEPS_BETWEEN == 0:
+            place = unit.part(rows).from_white(at)
+            ends[left], tops[left] = place, height
+            away = (~known(rows, place, height)).nonzero()[:, 0]
+            if len(away) == 0:
+                break
+            left, rows, at, height, slope, radius, rate = (
+                part[away] for part in (left, rows, at, height, slope, radius, rate)
+            )
         move = rate * slope
         length = move.norm(dim=-1, keepdim=True)
         move = move * (radius / length.clamp_min(1e-300)).clamp_max(1.0)
-        higher, there = _height_and_slope(posterior, unit, at + move)
+        now = posterior.part(rows.numpy()), unit.part(rows)
+        higher, there = (part[0] for part in height_and_slope(*now, (at + move)[None]))
         climbs = (higher > height)[..., None]
         curved = (move * (slope - there)).sum(-1, keepdim=True)
         fitted = move.square().sum(-1, keepdim=True) / curved.clamp_min(1e-300)
@@ -47,7 +73,9 @@ def climb(posterior: UnconstrainedPosterior, unit: Proposal, starts: Tensor) -> 
         radius = torch.where(climbs, 2 * radius, torch.minimum(radius, length) / 4)
         at, slope = torch.where(climbs, at + move, at), torch.where(climbs, there, slope)
         height = torch.where(climbs[..., 0], higher, height)
-    return unit.from_white(at), height
+    else:
+        ends[left], tops[left] = unit.part(rows).from_white(at), height
+    return ends.unflatten(0, (count, n)), tops.unflatten(0, (count, n))
 
 
 def fit_mode(posterior: UnconstrainedPosterior, start: Proposal) -> Proposal:
@@ -88,10 +116,10 @@ def _newton(posterior: UnconstrainedPosterior, unit: Proposal) -> tuple[Proposal
 
 def _gradient(posterior: UnconstrainedPosterior, unit: Proposal, white: Tensor) -> Tensor:
     """Of the log density, (points, observations, size); zero where it is not finite."""
-    return _height_and_slope(posterior, unit, white)[1]
+    return height_and_slope(posterior, unit, white)[1]
 
 
-def _height_and_slope(
+def height_and_slope(
     posterior: UnconstrainedPosterior, unit: Proposal, white: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The log density (points, observations), −∞ where it is no number, and its gradient in white coordinates

@@ -14,23 +14,16 @@ from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 
 
 class Chains(NamedTuple):
-    """Draws of NUTS and how its chains agree.
-
-    Attributes
-    ----------
-    free
-        Coordinates, (chains, draws, observations, size).
-    rhat, ess
-        The largest R-hat of an observation's coordinates and its log density, which is how well energies are
-        explored, and their smallest effective sample size, of the bulk or the tails: (observations).
-    divergences
-        Of all chains after warm-up.
-    """
+    """Draws of NUTS and how its chains agree."""
 
     free: Tensor
+    """Coordinates, (chains, draws, observations, size)."""
     rhat: Tensor
     ess: Tensor
+    """The largest R-hat of an observation's coordinates and its log density, which is how well energies are
+    explored, and their smallest effective sample size, of the bulk or the tails: (observations)."""
     divergences: int
+    """Of all chains after warm-up."""
 
 
 def whitened_nuts(
@@ -64,7 +57,8 @@ def whitened_nuts(
             by_chain.append(unit.from_white(sampler.get_samples()["v"].detach()))
         divergences += sum(len(found) for found in sampler.diagnostics()["divergences"].values())
     free = torch.stack(by_chain)
-    log_density = posterior.log_density(free.flatten(0, 1)).unflatten(0, free.shape[:2])
+    with posterior.evaluation():
+        log_density = posterior.log_density(free.flatten(0, 1)).unflatten(0, free.shape[:2])
     return Chains(free, *_agreement(torch.cat([free, log_density[..., None]], dim=-1)), divergences)
 
 
@@ -73,7 +67,7 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, white: Tensor, posterior: UnconstrainedPosterior, unit: Proposal) -> Tensor:
-        value, gradient = posterior.within(unit.from_white(white)[None])
+        value, gradient = posterior.value_and_gradient(unit.from_white(white)[None])
         context.save_for_backward(torch.einsum("nij,ni->nj", unit.tril, gradient[0]))
         return -value.sum()
 

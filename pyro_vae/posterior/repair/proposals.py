@@ -41,18 +41,12 @@ JITTER = 1e-9
 
 @dataclass(frozen=True)
 class Proposal:
-    """For each observation a multivariate Student-t, a tenth of it twice as wide.
-
-    Attributes
-    ----------
-    loc
-        (observations, size), float64.
-    tril
-        Cholesky factors of the scale matrices, (observations, size, size).
-    """
+    """For each observation a multivariate Student-t, a tenth of it twice as wide."""
 
     loc: Tensor
+    """(observations, size), float64."""
     tril: Tensor
+    """Cholesky factors of the scale matrices, (observations, size, size)."""
 
     @property
     def freedom(self) -> float:
@@ -73,9 +67,10 @@ class Proposal:
 
     def to_white(self, free: Tensor) -> Tensor:
         """The v of which :meth:`from_white` makes these coordinates (draws, observations, size)."""
-        apart = (free - self.loc).permute(1, 2, 0)
-        white: Tensor = torch.linalg.solve_triangular(self.tril, apart, upper=False)
-        return white.permute(2, 0, 1)
+        eye = torch.eye(self.loc.shape[-1]).to(self.tril)
+        inverse = torch.linalg.solve_triangular(self.tril, eye.expand_as(self.tril), upper=False)
+        white: Tensor = ((free - self.loc).transpose(0, 1) @ inverse.mT).transpose(0, 1)
+        return white
 
     def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
         """(draws, observations, size). Each observation has a generator of its own, so its draws do not
@@ -130,7 +125,8 @@ def matched(
     inside = torch.where(possible[..., None], free, 0.0)
     loc = torch.einsum("sn,snj->nj", weight, inside)
     apart = torch.where(possible[..., None], free - loc, 0.0)
-    covariance = torch.einsum("sn,sni,snj->nij", weight, apart, apart)
+    spread = (apart * weight.sqrt()[..., None]).permute(1, 2, 0)
+    covariance = spread @ spread.mT
     sane = torch.isfinite(covariance).all(-1).all(-1)  # one overflow must not stop the others
     covariance = torch.where(sane[:, None, None], covariance, torch.eye(size).to(covariance))
     behind = effective_draws(log_weight)
@@ -161,19 +157,24 @@ def effective_draws(log_weight: Tensor) -> Tensor:
 
 
 def tempered(log_weight: Tensor, goal: float) -> Tensor:
-    """The weights to the largest power of at most 1 that leaves ``goal`` effective draws."""
+    """The weights to the largest power of at most 1 that leaves ``goal`` effective draws, within a percent,
+    and to 2⁻⁴⁰ if none does."""
+    few = (effective_draws(log_weight) < goal).nonzero()[:, 0]
+    if len(few) == 0:
+        return log_weight
+    unequal = log_weight[:, few]
 
-    def powered(power: Tensor) -> Tensor:
-        return torch.where(log_weight > -torch.inf, power * log_weight, -torch.inf)  # 0 · −∞ is not a number
+    def powered(halvings: Tensor) -> Tensor:
+        power = 0.5**halvings
+        return torch.where(unequal > -torch.inf, power * unequal, -torch.inf)  # 0 · −∞ is not a number
 
-    low = torch.zeros_like(log_weight[0])
-    high = torch.ones_like(low)
-    enough = effective_draws(log_weight) >= goal
-    for _ in range(30):
+    low = torch.zeros_like(unequal[0])
+    high = torch.full_like(low, 40.0)
+    for _ in range(12):
         middle = (low + high) / 2
         good = effective_draws(powered(middle)) >= goal
-        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
-    return powered(torch.where(enough, 1.0, low))
+        low, high = torch.where(good, low, middle), torch.where(good, middle, high)
+    return log_weight.index_copy(1, few, powered(high))
 
 
 def _cholesky(covariance: Tensor, effective: Tensor) -> Tensor:

@@ -70,18 +70,12 @@ LEAST_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Modes:
-    """What is known of each posterior: Normals and their masses. The first is where the guide is.
-
-    Attributes
-    ----------
-    proposals
-        Each for all observations.
-    log_mass
-        (observations, modes), in nats, unnormalized; −inf where an observation has no such mode.
-    """
+    """What is known of each posterior: Normals and their masses. The first is where the guide is."""
 
     proposals: tuple[Proposal, ...]
+    """Each for all observations."""
     log_mass: Tensor
+    """(observations, modes), in nats, unnormalized; −inf where an observation has no such mode."""
 
     @property
     def share(self) -> Tensor:
@@ -118,6 +112,13 @@ class Modes:
             reached &= (share < SMALLEST_SHARE) | (inside >= OFTEN * share)
         return reached
 
+    def explains(self, rows: Tensor, free: Tensor, height: Tensor) -> Tensor:
+        """Whether places (rows, size) of some observations, which are as high as that, are inside of the
+        first mode and no higher than it says."""
+        own = self.proposals[0].part(rows)
+        inside = own.to_white(free[None])[0].square().sum(-1) <= free.shape[-1]
+        return inside & (height - own.log_density(free[None])[0] - self.log_mass[rows, 0] < UNEXPLAINED)
+
     def covers(self, rows: Tensor, loc: Tensor) -> Tensor:
         """Whether a location (rows, size) of some observations is that of a mode known before."""
         same = torch.zeros(len(rows), dtype=torch.bool)
@@ -145,8 +146,11 @@ def dispersed(
     """
     generators = [np.random.default_rng([seed, SEARCH_KEY, row]) for row in rows.tolist()]
     parts, sources = [_stretched(free, generators)], ["the guide's draws, stretched"]
-    with suppress(Exception):  # a prior or a likelihood that cannot be drawn from
-        parts.append(posterior.from_prior(FROM_EACH, seed, SEARCH_KEY))
+    with (
+        suppress(Exception),
+        posterior.evaluation(seed, SEARCH_KEY, draws=FROM_EACH),
+    ):  # a prior may not be drawn from
+        parts.append(posterior.from_prior(FROM_EACH))
         sources.append("the prior")
     draws, everyone = next(iter(values.values())).shape[:2]
     if everyone > 1:
@@ -177,8 +181,8 @@ def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: T
     have that log evidence."""
     height = torch.nan_to_num(posterior.log_density(pool), nan=-torch.inf)
     starts = torch.cat([own.loc[None], _best_of_each_neighbourhood(own, pool, height)])
-    ends, height = climb(posterior, own, starts)
     known = Modes((own,), torch.nan_to_num(log_evidence, nan=-torch.inf)[:, None])
+    ends, height = climb(posterior, own, starts, known.explains)
     lowest = height.amax(0) - LOWEST - LOWER_BY_SIZE * ends.shape[-1]
     height = torch.where(height > lowest, height, -torch.inf)
     for _ in range(MOST_MODES):
@@ -204,16 +208,17 @@ def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: T
 def _best_of_each_neighbourhood(unit: Proposal, pool: Tensor, height: Tensor) -> Tensor:
     """The highest of the pool, then the highest of what is not near it, and so on: (starts, observations,
     size)."""
-    white, each = unit.to_white(pool), torch.arange(pool.shape[1])
+    white = unit.to_white(pool).transpose(0, 1).contiguous()
+    each = torch.arange(len(white))
     near = len(pool) // STARTS
-    left = torch.where(torch.isfinite(white).all(-1), height, -torch.inf)
+    left = torch.where(torch.isfinite(white).all(-1), height.T, -torch.inf)
     chosen = []
     for _ in range(STARTS):
-        best = left.argmax(0)
+        best = left.argmax(1)
         chosen.append(pool[best, each])
-        distance = (white - white[best, each]).square().sum(-1)
+        distance = (white - white[each, best, None]).square().sum(-1)
         distance = torch.where(left > -torch.inf, distance, torch.inf)
-        taken = distance.topk(near, dim=0, largest=False).indices
-        left = left.scatter(0, taken, -torch.inf)
-        left[best, each] = -torch.inf
+        taken = distance.topk(near, dim=1, largest=False, sorted=False).indices
+        left = left.scatter(1, taken, -torch.inf)
+        left[each, best] = -torch.inf
     return torch.stack(chosen)

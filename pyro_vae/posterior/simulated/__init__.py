@@ -1,1 +1,1 @@
-"""What is asked of data that the model made itself, where the latents behind them are known."""
+"""Ask about data that the model made itself, where the latents behind them are known."""

@@ -13,11 +13,12 @@ from pyro_vae.arguments import kind, require_count
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.streams import first_rows, is_stream
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.drawing import CHUNK
-from pyro_vae.posterior.preparation import as_parts, prepare_last
+from pyro_vae.posterior.evaluation.drawing import CHUNK
+from pyro_vae.posterior.evaluation.preparation import prepare_last
+from pyro_vae.posterior.evaluation.selection import as_parts
+from pyro_vae.posterior.evaluation.sites import coordinate_names
 from pyro_vae.posterior.simulated.pairs import example, joint, ranks, simulate, transforms
 from pyro_vae.posterior.simulated.uniformity import uniform_p
-from pyro_vae.posterior.sites import coordinate_names
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 

@@ -1,4 +1,4 @@
-"""Latents and data from the model, and where a guide's posterior puts those latents."""
+"""Draw latents and data from the model, and see where a guide's posterior puts those latents."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from pyro_vae.pairs.isolation import isolated
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.sites import drawn_sites, sample_sites
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import drawn_sites, sample_sites
 
 Array = NDArray[np.float64]
 
@@ -24,21 +24,14 @@ UNIVARIATE = torch.Size()
 
 @dataclass(frozen=True)
 class Simulated:
-    """Some observations that the model made.
-
-    Attributes
-    ----------
-    truth
-        The latents behind them, by site, (rows, ...).
-    trace
-        The run of the model that drew them.
-    args
-        The programs' arguments, with the data in place of the observed ones.
-    """
+    """Some observations that the model made."""
 
     truth: dict[str, Tensor]
+    """The latents behind them, by site, (rows, ...)."""
     trace: Any
+    """The run of the model that drew them."""
     args: tuple[Tensor, ...]
+    """The programs' arguments, with the data in place of the observed ones."""
 
     @property
     def rows(self) -> int:

@@ -1,4 +1,4 @@
-"""Are these numbers uniform? A test by simultaneous bands of their distribution function."""
+"""Test whether numbers are uniform, by simultaneous bands of their distribution function."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the posterior really is, and how far a guide is from it."""
+"""Find what the posterior really is, and how far a guide is from it."""

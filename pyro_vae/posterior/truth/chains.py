@@ -1,4 +1,4 @@
-"""Pyro's NUTS on the latents of all observations, and whether its chains agree."""
+"""Run Pyro's NUTS on the latents of all observations, and see whether its chains agree."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.pairs.isolation import owner
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.sites import coordinate_names, in_data_plate, sample_sites
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.sites import coordinate_names, in_data_plate, sample_sites
 
 LARGEST_RHAT = 1.01
 SMALLEST_ESS_PER_CHAIN = 100

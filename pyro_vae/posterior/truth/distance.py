@@ -1,4 +1,4 @@
-"""How far the draws of a guide are from those of a judge: moments, distances, and what its intervals hold."""
+"""Measure how far the draws of a guide are from those of a judge."""
 
 from __future__ import annotations
 

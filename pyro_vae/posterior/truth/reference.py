@@ -1,4 +1,4 @@
-"""Draws from the true posterior: exact where the model knows it, by NUTS elsewhere."""
+"""Draw from the true posterior: exactly where the model knows it, by NUTS elsewhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.arguments import check_numbers, check_programs, require_count
-from pyro_vae.posterior.drawing import Pair
-from pyro_vae.posterior.preparation import prepare_chosen
-from pyro_vae.posterior.sites import in_data_plate, site_dims
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.preparation import prepare_chosen
+from pyro_vae.posterior.evaluation.sites import in_data_plate, site_dims
 from pyro_vae.posterior.tree import library_attrs
 from pyro_vae.posterior.truth.chains import convergence_of, latent_sites, nuts, require_convergence
 

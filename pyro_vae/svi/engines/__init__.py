@@ -1,1 +1,1 @@
-"""Everything that takes steps."""
+"""Take the steps of a fit."""

@@ -1,4 +1,4 @@
-"""Steps one by one, with gradients by the graph that Pyro leaves behind when it runs once."""
+"""Take steps one by one, with gradients by the graph that Pyro leaves behind when it runs once."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from pyro_vae.batches.batches import Batch
 from pyro_vae.devices import forked_streams
+from pyro_vae.graphs.guards import Guard
 from pyro_vae.graphs.places import blamed
 from pyro_vae.graphs.replay import make_replay
 from pyro_vae.pairs.isolation import modules_of, untouched_buffers
@@ -51,6 +52,8 @@ class CapturedSteps(EagerSteps):
         self._modules = [m for root in modules_of(task.model, task.guide) for m in root.modules()]
         self._captured: dict[Any, _Captured] = {}
         self._settings: dict[str, Any] = {}
+        self._guard: Guard | None = None
+        """What the pair reads besides its tensors, as it was when a graph was last compared with it."""
         self._verified_at = 0
         self._refused: CannotError | None = None
 
@@ -69,20 +72,23 @@ class CapturedSteps(EagerSteps):
         return [captured.graph for captured in self._captured.values()]
 
     def verify(self, batch: Batch, plan: Plan, *, every: int = STEPS_BETWEEN_VERIFICATIONS) -> None:
-        """Compare the graph with Pyro, if a plain setting of the modules has changed or ``every`` steps have
-        passed, and capture again where they differ."""
+        """Compare the graph with Pyro, if ``every`` steps have passed or something has changed that the pair
+        reads: settings of modules, globals, closures, entries of dicts and lists. Capture again where they
+        differ."""
         task, known = self.task, self._captured.get(self._signature(batch))
         now = settings_of(task.model, task.guide)
-        if known is None or (plan.step - self._verified_at < every and now == self._settings):
+        same = now == self._settings and self._guard is not None and self._guard.holds()
+        if known is None or (plan.step - self._verified_at < every and same):
             return
+        places = [] if self._guard is None or now != self._settings else self._guard.changed()
         before, self._settings, self._verified_at = self._settings, now, plan.step
+        self._guard = self._looked_at()
         task.weigh(plan.step)
         with task.alone():
             if self._agrees(known.replay, batch, gradients=False):
                 return
-        logger.info(
-            "the captured step no longer equals Pyro and is captured again: %s", changed_settings(before, now)
-        )
+        what = ", ".join(f"{place.name} has changed" for place in places[:3]) or changed_settings(before, now)
+        logger.info("the captured step no longer equals Pyro and is captured again: %s", what)
         self._captured.clear()
         self._captured_for(batch)
 
@@ -102,8 +108,12 @@ class CapturedSteps(EagerSteps):
                 self._refused = refused
                 raise
             self._settings = settings_of(self.task.model, self.task.guide)
+            self._guard = self._looked_at()
             self._captured[signature] = known
         return known
+
+    def _looked_at(self) -> Guard:
+        return Guard([self.task.model, self.task.guide, self.task.objective])
 
     def _taken_over(self, batch: Batch) -> _Captured | None:
         """The graph of an equal pair, if its numbers are those of this one."""

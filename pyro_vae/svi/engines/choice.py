@@ -1,4 +1,4 @@
-"""Which steps a fit gets."""
+"""Choose which steps a fit tries, the fastest first."""
 
 import torch
 

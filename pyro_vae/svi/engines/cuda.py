@@ -1,4 +1,4 @@
-"""Recording work on a CUDA device: CUDA graphs."""
+"""Record work on a CUDA device as a CUDA graph."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

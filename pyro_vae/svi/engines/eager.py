@@ -1,4 +1,4 @@
-"""Steps one by one: gradients by Pyro itself, a look whether they are finite, the update."""
+"""Take steps one by one: gradients by Pyro itself, a check that they are finite, the update."""
 
 import math
 from collections.abc import Callable, Sequence

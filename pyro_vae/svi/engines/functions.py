@@ -1,5 +1,4 @@
-"""Functions that take many whole steps on a captured graph: what they have in common, and how they are tried
-out without moving anything."""
+"""Say what functions that take many whole steps have in common, and try one out without moving anything."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ class StepFunction(Protocol):
 
     @property
     def steps_per_call(self) -> int:
-        """As many take a moment; Python handles an interrupt only between calls."""
+        """Steps of one call. They take a moment: Python handles an interrupt only between calls."""
 
     def run(
         self,

@@ -1,5 +1,4 @@
-"""The step that engines take: loss, KL, reconstruction and gradients, computed by Pyro or captured as a
-graph."""
+"""Compute loss, KL, reconstruction and gradients of a step: by Pyro, or captured as a graph."""
 
 from collections.abc import Sequence
 from typing import Any

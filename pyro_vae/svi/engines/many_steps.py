@@ -1,4 +1,4 @@
-"""Many whole steps per call, by functions that are made from the captured graph."""
+"""Take many whole steps per call, by functions that are made from the captured graph."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +65,7 @@ class ManySteps:
             return self.take_one(ahead, plan)
         size = rows.shape[1]
         task.weigh(plan.step)
-        self.prepare(tensors, [size])
+        self.make_ready(tensors, [size])
         function = self._functions[size][1]
         rows = rows[: function.steps_per_call]
         weights = [task.objective.weight_at(plan.step + i) for i in range(len(rows))]
@@ -89,7 +89,7 @@ class ManySteps:
         """Compare the graph with Pyro, where that is due."""
         self.captured.verify(batch, plan, every=STEPS_BETWEEN_VERIFICATIONS)
 
-    def prepare(self, tensors: Batch, sizes: Sequence[int]) -> None:
+    def make_ready(self, tensors: Batch, sizes: Sequence[int]) -> None:
         """Have a function for batches of each of these sizes, made from the graph as it is now and compared
         with it. Raises CannotError if there cannot be one, or its numbers are not the graph's."""
         batches = {size: tuple(x[:size] for x in tensors) for size in sizes}

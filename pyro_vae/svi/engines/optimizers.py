@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from pyro_vae.arguments import kind
 from pyro_vae.batches.batches import Batch
@@ -97,6 +97,11 @@ def make_optimizer(
             "optimizer made an LBFGS, which runs the loss several times in a step, with one noise; give an "
             "optimizer that takes a gradient, such as torch.optim.Adam"
         )
+    if isinstance(made, torch.optim.SparseAdam):
+        raise TypeError(
+            "optimizer made a SparseAdam, which takes sparse gradients alone; give torch.optim.Adam, or an "
+            "Embedding with sparse=False"
+        )
     for parameter in parameters.values():
         if id(parameter) in slopes:
             slope = slopes[id(parameter)]
@@ -129,6 +134,16 @@ def make_schedule(
     return made
 
 
+def check_length(schedule: LRScheduler | None, steps: int) -> None:
+    """Raise a ValueError if a schedule ends before a fit of so many steps does."""
+    most = getattr(schedule, "total_steps", None)
+    if isinstance(schedule, OneCycleLR) and isinstance(most, int) and most < steps:
+        raise ValueError(
+            f"schedule made a {type(schedule).__name__} of {most} steps, and this fit takes {steps}; give "
+            f"total_steps={steps}, or steps={most}"
+        )
+
+
 def constant_rates(optimizer: Optimizer, steps: int) -> Tensor:
     """(steps, groups of the optimizer): the rates as they are now, for every step."""
     return torch.tensor([_rates_now(optimizer)], dtype=torch.float64).expand(steps, -1)
@@ -152,13 +167,8 @@ class RatesAhead:
         self._steps = 0
 
     def take(self, steps: int) -> Tensor:
-        """(steps, groups of the optimizer): the rates of the next steps.
-
-        Raises
-        ------
-        CannotError
-            If the schedule moves anything but learning rates; it is then where it was.
-        """
+        """(steps, groups of the optimizer): the rates of the next steps. Raises CannotError if the schedule
+        moves anything but learning rates; it is then where it was."""
         groups = self.optimizer.param_groups
         self._before = copy.deepcopy(self.schedule.state_dict()), [dict(group) for group in groups]
         self._steps = steps

@@ -1,4 +1,5 @@
-"""Whole steps as tensor operations on fixed memory, which a device records once and repeats by itself."""
+"""Take whole steps as tensor operations on fixed memory, which a device records once and repeats by
+itself."""
 
 import logging
 import math
@@ -28,7 +29,7 @@ TOGETHER = (10, 1)
 """Steps that are started as one, for between two starts the device waits; and the rest one by one."""
 
 
-class Recorder(Protocol):
+class WorkRecorder(Protocol):
     """What a device offers for repeating work without the host
     (:class:`~pyro_vae.svi.engines.cuda.CudaRecorder`)."""
 
@@ -69,7 +70,7 @@ class RecordedFunction:
     max_norm
         Clips the norm of the whole gradient.
     most_bad
-        As many steps in a row that are not finite end a call.
+        This number of steps in a row that are not finite ends a call.
     fuse
         Compile what a step computes by inductor, which makes few kernels of many small ones; takes ten to
         thirty seconds.
@@ -81,7 +82,7 @@ class RecordedFunction:
         parameters: Sequence[Tensor],
         batch: Sequence[Tensor],
         optimizer: Optimizer,
-        recorder: Recorder,
+        recorder: WorkRecorder,
         *,
         max_norm: float | None = None,
         most_bad: int = 3,

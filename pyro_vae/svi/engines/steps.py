@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     step: int = 0
     """Steps taken before."""
     most: int = 1
-    """As many may be taken now."""
+    """Steps that may be taken now, at the most."""
     bad_in_a_row: int = 0
     """Of the last steps, how many were not finite."""
 
@@ -145,19 +145,8 @@ class Steps(Protocol):
 
     def take(self, ahead: Ahead, plan: Plan) -> Taken:
         """Take one step or many on the batches ahead and leave these behind; none at the end of the epoch.
-
-        Raises
-        ------
-        CannotError
-            If it cannot; nothing has moved then.
-        """
+        Raises CannotError if it cannot; nothing has moved then."""
 
     def verify(self, batch: Batch, plan: Plan) -> None:
         """Compare with Pyro, where there is something to compare and it is due. Called at the start of every
-        epoch, with its first batch.
-
-        Raises
-        ------
-        CannotError
-            If the two cannot be brought together.
-        """
+        epoch, with its first batch. Raises CannotError if the two cannot be brought together."""

@@ -1,4 +1,4 @@
-"""From gradients to the next parameters, with nothing in between that a step does not need."""
+"""Move parameters by gradients, with nothing in between that a step does not need."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,1 +1,1 @@
-"""What is maximized."""
+"""What a fit minimizes: one file for each objective."""

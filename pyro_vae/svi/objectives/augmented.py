@@ -1,4 +1,4 @@
-"""An objective on batches that are drawn anew at every step."""
+"""Draw the batches of an objective anew at every step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

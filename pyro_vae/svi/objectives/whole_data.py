@@ -1,4 +1,4 @@
-"""An objective on minibatches of a model that takes each for all data."""
+"""Scale minibatches to all data, for models that take each batch for all."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,1 +1,1 @@
-"""A fit on many processes."""
+"""Spread a fit over many processes."""

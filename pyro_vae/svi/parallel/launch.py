@@ -1,4 +1,4 @@
-"""What ``torchrun`` has started: how its processes know it, where they meet, and words between them."""
+"""Find what ``torchrun`` has started: how its processes know it, where they meet, and words between them."""
 
 from __future__ import annotations
 

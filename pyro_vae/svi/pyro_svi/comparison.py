@@ -67,7 +67,8 @@ def from_state(streams: Streams, buffers: Sequence[Tensor], values: Sequence[Ten
 @torch.no_grad()
 def _fill(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for buffer, value in zip(buffers, values, strict=True):
-        buffer.copy_(value)
+        if not torch.equal(buffer, value):  # guards count how often a tensor is changed
+            buffer.copy_(value)
 
 
 def agrees(graph: Outcome, pyro: Outcome) -> bool:

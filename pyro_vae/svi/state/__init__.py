@@ -1,1 +1,1 @@
-"""A fit on disk, to load or to resume."""
+"""Keep a fit on disk, to load or to resume."""

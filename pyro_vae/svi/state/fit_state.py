@@ -1,4 +1,4 @@
-"""The whole state of a fit that is under way, in its loop and around it: taken out, and put back to go on."""
+"""Take out the whole state of a fit that is under way, and put it back to go on."""
 
 import hashlib
 import logging

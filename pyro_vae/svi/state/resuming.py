@@ -1,4 +1,4 @@
-"""A fit that can be interrupted: the file that its state is written to while it runs, and read from."""
+"""Write the state of a fit to a file while it runs, and go on from there."""
 
 import logging
 import math
@@ -56,13 +56,7 @@ class Checkpoint:
 
 
 def as_checkpoint(checkpoint: str | Path | Checkpoint) -> Checkpoint:
-    """The checkpoint that ``fit`` was given.
-
-    Raises
-    ------
-    TypeError
-        If it is neither a path nor a Checkpoint.
-    """
+    """The checkpoint that ``fit`` was given. Raises TypeError if it is neither a path nor a Checkpoint."""
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     if not isinstance(checkpoint, str | Path):
@@ -160,15 +154,8 @@ class Saver(NoSaver):
             logger.warning("the state of the fit could not be written, and it goes on: %s", error)
 
     def write(self) -> None:
-        """Write now.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written; the file is as it was.
-        TypeError
-            If the optimizer, the schedule or a callback keeps something that is no data.
-        """
+        """Write now. Raises OSError if it cannot be written; the file is as it was; TypeError if the
+        optimizer, the schedule or a callback keeps something that is no data."""
         write_whole(self.path, pack(self._state.content(), "the state"))
         self._written_at = time.monotonic()
 
@@ -176,17 +163,8 @@ class Saver(NoSaver):
 @contextmanager
 def open_checkpoint(given: str | Path | Checkpoint | None, ranks: OneProcess) -> Iterator[NoSaver]:
     """Hold a checkpoint's file for one fit, and read it if it exists. Of several processes the first does so,
-    and tells the others what it has read.
-
-    Raises
-    ------
-    ValueError
-        If it is damaged, foreign or of a newer schema.
-    BlockingIOError
-        If another fit is writing it.
-    OSError
-        If its folder cannot be written.
-    """
+    and tells the others what it has read. Raises ValueError if it is damaged, foreign or of a newer schema;
+    BlockingIOError if another fit is writing it; OSError if its folder cannot be written."""
     if given is None:
         yield NoSaver()
         return

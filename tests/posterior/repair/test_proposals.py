@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae.posterior.preparation import prepare
+from pyro_vae.posterior.evaluation.preparation import prepare
 from pyro_vae.posterior.repair.mixture import Mixture, adapt_mixture
 from pyro_vae.posterior.repair.mode import fit_mode
 from pyro_vae.posterior.repair.proposals import (

@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,8 +180,7 @@ def test_a_number_that_changes_is_noticed_and_captured_again(caplog: pytest.LogC
         assert_same(gradients(captured, x), wanted)
 
 
-def test_what_hides_in_a_closure_is_noticed_after_some_steps() -> None:
-    """No attribute tells, so only a comparison with Pyro does, which is not made at every epoch."""
+def test_what_lies_in_a_closure_is_noticed_at_the_next_epoch(caplog: pytest.LogCaptureFixture) -> None:
     inner, settings = Decoder(), {"scale": 1.0}
 
     def model(x: Tensor) -> None:
@@ -189,10 +189,30 @@ def test_what_hides_in_a_closure_is_noticed_after_some_steps() -> None:
             inner(x)
 
     pair, x = Pair(model, Encoder()), observations()
-    with inside(pair):
+    with inside(pair), caplog.at_level("INFO", logger="pyro_vae"):
         _, captured, _ = make_steps(pair, x)
         stale = float(gradients(captured, x)[2])
         settings["scale"] = 1e-3
+        captured.verify((x,), Plan(1))
+        assert abs(float(gradients(captured, x)[2])) < abs(stale) / 100
+    assert "settings['scale'] has changed" in caplog.text
+
+
+def test_what_no_place_tells_is_noticed_after_some_steps(tmp_path: Path) -> None:
+    """Only a comparison with Pyro tells of a file, and that is not made at every epoch."""
+    inner, file = Decoder(), tmp_path / "scale"
+    file.write_text("1.0")
+
+    def model(x: Tensor) -> None:
+        pyro.module("inner", inner)
+        with poutine.scale(scale=float(file.read_text())):
+            inner(x)
+
+    pair, x = Pair(model, Encoder()), observations()
+    with inside(pair):
+        _, captured, _ = make_steps(pair, x)
+        stale = float(gradients(captured, x)[2])
+        file.write_text("0.001")
         captured.verify((x,), Plan(STEPS_BETWEEN_VERIFICATIONS - 1))
         assert float(gradients(captured, x)[2]) == pytest.approx(stale, rel=0.5)
         captured.verify((x,), Plan(STEPS_BETWEEN_VERIFICATIONS))

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import transforms
 from pyro.infer import (
     RenyiELBO,
     Trace_ELBO,
@@ -297,8 +298,6 @@ def discrete_latent_by_its_score() -> Program:
 
 @program
 def flow_prior() -> Program:
-    import pyro.distributions.transforms as transforms
-
     coupling = transforms.affine_coupling(2, hidden_dims=[4])
 
     def model(x: Tensor) -> None:
@@ -314,6 +313,88 @@ def flow_prior() -> Program:
             pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
 
     return Program(model, guide, Trace_ELBO(), batches(6, 2))
+
+
+def latent_flow(transform: Any) -> Program:
+    """A flow of Pyro's as a prior, which is asked for the density of the guide's draws."""
+
+    def model(x: Tensor) -> None:
+        pyro.module("flow", transform)
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            z = pyro.sample("z", dist.TransformedDistribution(base, [transform]))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = pyro.param("scale", lambda: torch.ones(2), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+    return Program(model, guide, Trace_ELBO(), batches(6, 2))
+
+
+@program
+def masked_autoregressive_flow() -> Program:
+    return latent_flow(transforms.affine_autoregressive(2, hidden_dims=[6]))
+
+
+@program
+def spline_flow() -> Program:
+    return latent_flow(transforms.spline_coupling(2, hidden_dims=[6], count_bins=4))
+
+
+@program
+def cells_in_places() -> Program:
+    """As cell2location: how many cells of each kind lie at each place, from counts of genes."""
+    kinds, genes, places = 3, 5, 6
+    signatures = torch.rand(kinds, genes) + 0.2
+
+    def model(counts: Tensor, batch: Tensor) -> None:
+        here = pyro.plate("places", len(counts), dim=-2)
+        gain = pyro.sample("gain", dist.Gamma(torch.full((genes,), 20.0), 20.0).to_event(1))
+        spread = pyro.sample("spread", dist.Exponential(torch.full((genes,), 3.0)).to_event(1))
+        with pyro.plate("batches", 2):
+            depth = pyro.sample("depth", dist.Gamma(10.0, 10.0))
+        with here:
+            cells = pyro.sample("cells", dist.Gamma(8.0, 1.0))
+            shares = cells.unsqueeze(-1) / kinds * torch.ones(kinds)
+            abundance = pyro.sample("abundance", dist.Gamma(shares, 1.0).to_event(1)).squeeze(-2)
+        one_hot = nn.functional.one_hot(batch, 2).to(depth.dtype)
+        mean = (abundance @ signatures) * gain * (one_hot @ depth).unsqueeze(-1)
+        concentration = 1 / spread.square()
+        with here, pyro.plate("genes", genes, dim=-1):
+            pyro.sample("counts", dist.GammaPoisson(concentration, concentration / mean), obs=counts)
+
+    call = torch.poisson(torch.full((places, genes), 4.0)), torch.randint(2, (places,))
+    return Program(model, AutoNormal(model), Trace_ELBO(), [(call, {})])
+
+
+@program
+def deep_exponential_family() -> Program:
+    """Two layers of sparse gamma latents beneath counts (Ranganath, Tang, Charlin and Blei, 2015)."""
+    top, bottom, words = 2, 3, 5
+
+    def model(x: Tensor) -> None:
+        upper = pyro.sample("upper", dist.Gamma(0.3, 0.3).expand([top, bottom]).to_event(2))
+        lower = pyro.sample("lower", dist.Gamma(0.3, 0.3).expand([bottom, words]).to_event(2))
+        with pyro.plate("documents", len(x)):
+            z_top = pyro.sample("z_top", dist.Gamma(0.3, 0.3).expand([top]).to_event(1))
+            z = pyro.sample("z", dist.Gamma(0.3, 0.3 / (z_top @ upper + 1e-3)).to_event(1))
+            pyro.sample("x", dist.Poisson(z @ lower + 1e-3).to_event(1), obs=x)
+
+    def gamma(name: str, shape: tuple[int, ...]) -> Any:
+        alpha = pyro.param(f"alpha_{name}", lambda: torch.full(shape, 0.8), constraint=constraints.positive)
+        mean = pyro.param(f"mean_{name}", lambda: torch.ones(shape), constraint=constraints.positive)
+        return dist.Gamma(alpha, alpha / mean)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("upper", gamma("upper", (top, bottom)).to_event(2))
+        pyro.sample("lower", gamma("lower", (bottom, words)).to_event(2))
+        with pyro.plate("documents", len(x)):
+            pyro.sample("z_top", gamma("z_top", (len(x), top)).to_event(1))
+            pyro.sample("z", gamma("z", (len(x), bottom)).to_event(1))
+
+    return Program(model, guide, Trace_ELBO(), [((torch.poisson(torch.full((6, words), 2.0)),), {})])
 
 
 @program

@@ -1,4 +1,4 @@
-"""C++ source to a loaded function, by the machine's own compiler, once: builds are kept in a cache folder."""
+"""Build C++ source by the machine's own compiler and load it; builds are kept in a cache folder."""
 
 import ctypes
 import functools

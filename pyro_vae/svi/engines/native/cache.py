@@ -1,5 +1,5 @@
-"""The folder that builds are kept in, whom it must belong to, and its bound: what was not used for longest
-goes first."""
+"""Keep builds in a folder that belongs to this user alone, within bounds: what was not used for longest goes
+first."""
 
 import atexit
 import functools

@@ -1,5 +1,5 @@
-"""From a :class:`~pyro_vae.svi.engines.native.program.Program` to C++: one function that computes a step,
-between the headers that hold the kernels and the loop over steps."""
+"""Write a :class:`~pyro_vae.svi.engines.native.program.StepProgram` as C++: one function that computes a
+step, between the headers that hold the kernels and the loop over steps."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,15 +9,15 @@ import torch
 
 from pyro_vae.svi.engines.native.call import declaration
 from pyro_vae.svi.engines.native.formulas import literal
-from pyro_vae.svi.engines.native.program import Buffer, Pointwise, Product, Program, Sum, View
-from pyro_vae.svi.engines.native.stages import Loop, Stage, arrange
+from pyro_vae.svi.engines.native.program import Buffer, Pointwise, Product, StepProgram, Sum, View
+from pyro_vae.svi.engines.native.stages import FusedLoop, Stage, arrange
 
 HEADERS = ("mathematics.hpp", "kernels.hpp")
 ALIGNMENT = 16
 """Buffers start at multiples of this number of elements."""
 
 
-def emit(program: Program) -> str:
+def emit(program: StepProgram) -> str:
     """C++ source with one exported function, ``run``."""
     stages = arrange(program.operations)
     kept = _kept(program, stages)
@@ -42,7 +42,7 @@ def emit(program: Program) -> str:
 class _Layout:
     """Where in the arena each buffer lies that the step makes."""
 
-    def __init__(self, program: Program, kept: set[Buffer | float]) -> None:
+    def __init__(self, program: StepProgram, kept: set[Buffer | float]) -> None:
         self.offsets: dict[Buffer, int] = {}
         self.size = 0
         for buffer in (*program.data, *(op.out.source for op in program.operations if op.out.source in kept)):
@@ -55,7 +55,7 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _constants(program: Program, layout: _Layout, stages: Sequence[Stage]) -> list[str]:
+def _constants(program: StepProgram, layout: _Layout, stages: Sequence[Stage]) -> list[str]:
     gradients = [view.source for view in program.gradients]
     deepest = max((op.left.shape[1] for op in stages if isinstance(op, Product)), default=0)
     tables = {
@@ -78,13 +78,13 @@ def _constants(program: Program, layout: _Layout, stages: Sequence[Stage]) -> li
     ]
 
 
-def _pointers(program: Program, layout: _Layout) -> Iterable[str]:
+def _pointers(program: StepProgram, layout: _Layout) -> Iterable[str]:
     for buffer in program.parameters:
         yield f"const T* {buffer.name} = call.parameters[{buffer.index}];"
     for i in range(len(program.constants)):
         yield f"const T* constant_{i} = call.constants[{i}];"
     start = 0
-    for buffer in program.noise:
+    for buffer in (part for part in program.noise if part.size):
         yield f"const T* {buffer.name} = call.noise + k * NOISE + {start};"
         start += buffer.size
     yield "const T* kl_weight_0 = call.kl_weight + k;"
@@ -92,7 +92,7 @@ def _pointers(program: Program, layout: _Layout) -> Iterable[str]:
         yield f"T* {buffer.name} = call.arena + {offset};"
 
 
-def _outputs(program: Program) -> Iterable[str]:
+def _outputs(program: StepProgram) -> Iterable[str]:
     yield "team.wait();"
     names = [view.source.name for view in program.terms if isinstance(view.source, Buffer)]
     yield f"if (team.rank == 0) {{ call.loss[k] = *{names[0]}; call.kl[k] = *{names[1]}; "
@@ -104,13 +104,13 @@ def _body(stages: Sequence[Stage], kept: set[Buffer | float]) -> Iterable[str]:
     last."""
     fresh: set[Buffer | float] = set()
     for stage in stages:
-        operations = stage.operations if isinstance(stage, Loop) else [stage]
+        operations = stage.operations if isinstance(stage, FusedLoop) else [stage]
         touched = {view.source for op in operations for view in (*op.reads, op.out)}
         if touched & fresh:
             yield "team.wait();"
             fresh.clear()
         fresh |= {op.out.source for op in operations}
-        if isinstance(stage, Loop):
+        if isinstance(stage, FusedLoop):
             yield from _loop(stage, kept)
         elif isinstance(stage, Sum):
             yield _sum(stage)
@@ -118,11 +118,11 @@ def _body(stages: Sequence[Stage], kept: set[Buffer | float]) -> Iterable[str]:
             yield _product(stage)
 
 
-def _kept(program: Program, stages: Sequence[Stage]) -> set[Buffer | float]:
+def _kept(program: StepProgram, stages: Sequence[Stage]) -> set[Buffer | float]:
     """The results that go to memory: what an output, another stage, or another layout of it reads."""
     kept = {view.source for view in (*program.terms, *program.gradients)}
     for stage in stages:
-        operations = stage.operations if isinstance(stage, Loop) else [stage]
+        operations = stage.operations if isinstance(stage, FusedLoop) else [stage]
         made = {op.out for op in operations if isinstance(op, Pointwise)}
         kept |= {view.source for op in operations for view in op.reads if view not in made}
         kept |= {op.out.source for op in operations if not isinstance(op, Pointwise)}
@@ -154,7 +154,7 @@ def _at(view: View) -> str:
     return f"{view.source.name} + {view.offset}" if view.offset else view.source.name
 
 
-def _loop(loop: Loop, kept: set[Buffer | float]) -> Iterable[str]:
+def _loop(loop: FusedLoop, kept: set[Buffer | float]) -> Iterable[str]:
     inside = {op.out: f"v{i}" for i, op in enumerate(loop.members)}
     views = [view for op in loop.members for view in (*op.operands, op.out) if view.is_stored]
     index = _Index(loop.shape, flat=not loop.sums, views=views)

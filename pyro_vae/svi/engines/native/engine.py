@@ -4,6 +4,7 @@ import ctypes
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -56,7 +57,8 @@ class NativeFunction:
     max_norm
         Clips the norm of the whole gradient.
     most_bad
-        As many steps in a row that are not finite end a run; the random stream is then where they left it.
+        This number of steps in a row that are not finite ends a run; the random stream is then where they
+        left it.
     threads
         By default one for a step so small that threads would cost more to wait for each other, else torch's
         number or one, whichever the clock says (:class:`~pyro_vae.svi.engines.native.pace.Pace`).
@@ -86,6 +88,9 @@ class NativeFunction:
         self.batch_size, self.dtype = self.program.batch_size, self.program.dtype
         self.parameters, self.optimizer = list(parameters), optimizer
         self._groups = _groups(optimizer, self.parameters)
+        self._dtypes = [x.dtype for x in batch]
+        self._converted: dict[int, tuple[Any, Tensor, Tensor]] = {}
+        """By address, with the tensor itself, so that the address stays its own."""
         self._constants = [getattr(graph, name) for name in self.program.constants]
         self.max_norm = math.inf if max_norm is None else max_norm
         self.most_bad = most_bad
@@ -104,7 +109,7 @@ class NativeFunction:
 
     @property
     def steps_per_call(self) -> int:
-        """As many take about a tenth of a second; Python handles an interrupt only between calls."""
+        """Steps of one call: a tenth of a second, for Python handles an interrupt only between calls."""
         return self._pace.steps
 
     def run(
@@ -150,13 +155,25 @@ class NativeFunction:
             raise ValueError(f"kl_weight has shape {tuple(kl_weight.shape)}; give ({len(index)},)")
         sizes = [buffer.size // program.batch_size for buffer in program.data]
         given = [(x.dtype, x[0].numel()) for x in data]
-        if given != [(program.dtype, size) for size in sizes]:
+        if given != [*zip(self._dtypes, sizes, strict=True)]:
             raise ValueError(f"data has parts of (dtype, row size) {given}, unlike the batch of the graph")
         rows = min(len(x) for x in data)
         low, high = (int(end) for end in index.aminmax()) if index.numel() else (0, 0)
         if not 0 <= low <= high < rows:
             raise ValueError(f"index goes from {low} to {high}, but data has {rows} rows")
-        return [x.contiguous() for x in data]
+        return [self._as_numbers(x) for x in data]
+
+    def _as_numbers(self, part: Tensor) -> Tensor:
+        """A part of the data in the number type of the step; whole numbers are converted once."""
+        if part.dtype == self.program.dtype:
+            return part.contiguous()
+        key = part.data_ptr(), part._version, part.shape
+        if self._converted.get(key[0], (None,))[0] != key:
+            most = 2 ** (24 if self.program.dtype == torch.float32 else 53)
+            if part.dtype != torch.bool and part.numel() and int(part.abs().max()) > most:
+                raise CannotError(f"data of {part.dtype} that are no numbers of {self.program.dtype}")
+            self._converted[key[0]] = key, part.to(self.program.dtype).contiguous(), part
+        return self._converted[key[0]][1]
 
     def _rates(self, lr: Tensor | None, steps: int) -> Tensor:
         """The rate of each parameter at each step that is taken."""
@@ -237,6 +254,9 @@ class NativeFunction:
             return noise.normal_(generator=self.generator)
         for row in noise:
             for part, numbers in zip(parts, row.split(sizes), strict=True):
+                if part.kind == "permutation":
+                    torch.randperm(part.index, generator=self.generator)
+                    continue
                 fill = numbers.normal_ if part.kind == "normal" else numbers.uniform_
                 fill(generator=self.generator)
         return noise

@@ -54,6 +54,7 @@ FORMULAS: Mapping[str, str] = {
     "aten.logical_or.default": "T({self} != 0 || {other} != 0)",
     "aten.lt.Scalar": "T({self} < {other})",
     "aten.lt.Tensor": "T({self} < {other})",
+    "aten.masked_fill.Scalar": "{mask} != 0 ? {value} : {self}",
     "aten.maximum.default": "maximum({self}, {other})",
     "aten.minimum.default": "-maximum(-{self}, -{other})",
     "aten.mul.Scalar": "{self} * {other}",
@@ -83,6 +84,7 @@ FORMULAS: Mapping[str, str] = {
     "aten.tanh_backward.default": "{grad_output} * (1 - {output} * {output})",
     "aten.threshold_backward.default": "{self} <= {threshold} ? 0 : {grad_output}",
     "aten.where.self": "{condition} != 0 ? {self} : {other}",
+    "aten.xlogy.Tensor": "{other} != {other} || {self} != 0 ? {self} * math::log({other}) : 0",
 }
 
 MASKS = frozenset(

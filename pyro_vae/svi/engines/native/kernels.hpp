@@ -38,10 +38,10 @@ constexpr int VECTOR_BYTES = 16, WIDEST = 2;
 constexpr int LANES = VECTOR_BYTES / sizeof(T);
 typedef T Vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 
-// A panel whose rows lie over so many bytes is packed, because the processor finds the pages of fewer at once.
+// A panel whose rows lie over more bytes than this is packed, because the processor finds the pages of fewer at once.
 constexpr int64_t MANY_PAGES = 1 << 17;
 
-// Rows of a register tile that is so many vectors wide: with 32 registers, and with 16.
+// Rows of a register tile by its width in vectors: with 32 registers, and with 16.
 constexpr int rows_of_tile(int vectors) {
   return WIDEST == 4 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14) : (vectors == 2 ? 6 : 8);
 }

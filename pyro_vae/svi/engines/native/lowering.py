@@ -1,18 +1,21 @@
-"""From a captured graph to a :class:`~pyro_vae.svi.engines.native.program.Program`; what is not known is
-refused by name before anything runs."""
+"""Lower a captured graph to a :class:`~pyro_vae.svi.engines.native.program.StepProgram`; refuse by name what
+is not known, before anything runs."""
 
 import math
 import operator
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.graphs.simplification import CONSTANT
 from pyro_vae.svi.engines.native.formulas import FORMULAS, MASKS, fill_in
+from pyro_vae.svi.engines.native.inputs import WHOLE_NUMBERS, call_arguments, check_inputs, dtype_of
+from pyro_vae.svi.engines.native.normalization import layer_norm, layer_norm_backward
 from pyro_vae.svi.engines.native.operations import Operations
-from pyro_vae.svi.engines.native.program import Buffer, Program, View
+from pyro_vae.svi.engines.native.program import Buffer, StepProgram, View
 from pyro_vae.svi.engines.steps import CannotError
 
 aten = torch.ops.aten
@@ -63,7 +66,7 @@ _UNCHANGED = frozenset(("{0}", "{0} * T(1.0)", "{0} / T(1.0)", "{0} + T(0.0)", "
 """Formulas that change no number."""
 
 
-def lower(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> Program:
+def lower(graph: fx.GraphModule, parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> StepProgram:
     """The operations of ``graph(*parameters, kl_weight, *batch)`` for batches shaped like ``batch``. Raises
     CannotError by name, for an operation, argument, dtype or layout that is not known."""
     return _Lowering(graph, parameters, batch).program()
@@ -80,13 +83,15 @@ class _Lowering:
         self.noise: list[Buffer] = []
         self.constants: dict[str, View] = {}
 
-    def program(self) -> Program:
-        _check_inputs(self.parameters, self.batch)
+    def program(self) -> StepProgram:
+        check_inputs(self.parameters, self.batch)
         parameters = [Buffer("parameter", i, p.numel()) for i, p in enumerate(self.parameters)]
         data = [Buffer("data", i, x.numel()) for i, x in enumerate(self.batch)]
         inputs = [View.whole(b, p.shape) for b, p in zip(parameters, self.parameters, strict=True)]
         inputs.append(View.whole(Buffer("kl_weight", 0, 1), ()))
-        inputs += [View.whole(b, x.shape) for b, x in zip(data, self.batch, strict=True)]
+        inputs += [
+            View.whole(b, x.shape, mask=x.dtype == torch.bool) for b, x in zip(data, self.batch, strict=True)
+        ]
         placeholders = iter(inputs)
         outputs: list[View] = []
         for node in self.graph.graph.nodes:
@@ -98,7 +103,7 @@ class _Lowering:
                 self.values[node] = self._call(node)
             else:
                 outputs = [self.operations.stored(self.values[output]) for output in node.args[0]]
-        return Program(
+        return StepProgram(
             self.dtype,
             tuple(parameters),
             tuple(data),
@@ -113,12 +118,22 @@ class _Lowering:
     def _constant(self, name: str) -> View:
         if name not in self.constants:
             tensor = getattr(self.graph, name)
+            if tensor.dtype in WHOLE_NUMBERS and name.startswith(CONSTANT):
+                return self._converted(name, tensor)
             if tensor.dtype != self.dtype or tensor.device.type != "cpu":
                 raise CannotError(f"a constant of dtype {tensor.dtype} on device {tensor.device}")
             buffer = Buffer("constant", len(self.constants), tensor.numel())
             # the pointer that is passed is that of the first element
             self.constants[name] = View.like(buffer, tensor.as_strided(tensor.shape, tensor.stride(), 0))
         return self.constants[name]
+
+    def _converted(self, name: str, tensor: Tensor) -> View:
+        """A constant of the step's own, whole numbers or truth values, in the step's number type."""
+        converted = f"{name}_in_{str(self.dtype).removeprefix('torch.')}"
+        setattr(self.graph, converted, tensor.to(self.dtype).contiguous())
+        buffer = Buffer("constant", len(self.constants), tensor.numel())
+        self.constants[converted] = View.whole(buffer, tensor.shape, mask=tensor.dtype == torch.bool)
+        return self.constants[converted]
 
     def _call(self, node: fx.Node) -> Any:
         target: Any = node.target
@@ -129,24 +144,28 @@ class _Lowering:
             return None
         if target is aten.logical_and_.default and _is_last_use(node):
             target = aten.logical_and.default
-        arguments = _arguments(node, target, self.values)
+        arguments = call_arguments(node, target, self.values)
         if str(target) in FORMULAS:
             result = self._pointwise(target, arguments)
             return (result, result) if target is aten.log_sigmoid_forward.default else result
         if target in _VIEWS:
             return self._view(target, arguments.pop("self"), arguments)
         if target in _IDENTITIES:
-            return self._identity(target, arguments["self"], arguments.get("dtype"))
+            return self._identity(target, arguments["self"], arguments.get("dtype"), dtype_of(node.args[0]))
         if target in _FILLS:
             return self._fill(target, arguments)
-        rules: dict[Any, Callable[..., View]] = {
+        rules: dict[Any, Callable[..., Any]] = {
             aten.addmm.default: self._product_and_bias,
             aten.cat.default: self.operations.cat,
             aten.logsumexp.default: self._logsumexp,
             aten.mean.default: self._mean,
             aten.mean.dim: self._mean,
             aten.mm.default: self.operations.product,
+            aten.mv.default: self._product_and_vector,
+            aten.native_layer_norm.default: partial(layer_norm, self.operations),
+            aten.native_layer_norm_backward.default: partial(layer_norm_backward, self.operations),
             aten.rand.default: self._rand,
+            aten.randperm.default: partial(self._randperm, node),
             aten.rand_like.default: self._rand_like,
             aten.randn.default: self._randn,
             aten.select_backward.default: self._select_backward,
@@ -157,8 +176,9 @@ class _Lowering:
         }
         if target not in rules:
             raise CannotError(str(target))
-        if "self" in arguments:  # Python's own name for something else
-            arguments["view"] = arguments.pop("self")
+        for own in ("self", "input"):  # Python's own names for something else
+            if own in arguments:
+                arguments["view"] = arguments.pop(own)
         return rules[target](**arguments)
 
     def _pointwise(self, target: Any, arguments: dict[str, Any]) -> View:
@@ -170,6 +190,8 @@ class _Lowering:
         mask = name in MASKS
         if target is aten.where.self:
             mask = views["self"].mask and views["other"].mask
+        elif target is aten.masked_fill.Scalar:
+            mask = views["self"].mask
         elif not mask and any(view.mask for view in views.values()):
             if name not in _OF_MASKS:
                 raise CannotError(f"{name} of truth values")
@@ -189,16 +211,20 @@ class _Lowering:
             return View.like(view.source, made, mask=view.mask)
         return [View.like(view.source, part, mask=view.mask) for part in made]
 
-    def _identity(self, target: Any, view: View, dtype: torch.dtype | None) -> View:
-        if dtype in (None, torch.bool if view.mask else self.dtype):
+    def _identity(
+        self, target: Any, view: View, dtype: torch.dtype | None, before: torch.dtype | None
+    ) -> View:
+        if dtype in (None, torch.bool if view.mask else self.dtype, before):
             return view
-        if dtype != self.dtype:
+        if dtype == torch.bool:
+            return self.operations.pointwise("T({0} != 0)", (view,), view.shape, mask=True)
+        if dtype != self.dtype and not (dtype == torch.int64 and before in WHOLE_NUMBERS):
             raise CannotError(f"{target} to {dtype}")
         return View(view.source, view.shape, view.strides, view.offset)
 
     def _fill(self, target: Any, arguments: dict[str, Any]) -> View:
         value, source, dtype = _FILLS[target], arguments.get("self"), arguments.get("dtype")
-        if dtype not in (None, self.dtype, torch.bool):
+        if dtype not in (None, self.dtype, torch.bool, torch.int64):
             raise CannotError(f"{target} of {dtype}")
         mask = dtype == torch.bool or (dtype is None and isinstance(source, View) and source.mask)
         shape = arguments.get("size", source.shape if isinstance(source, View) else ())
@@ -212,6 +238,12 @@ class _Lowering:
 
     def _rand_like(self, view: View, dtype: torch.dtype | None = None, **_: Any) -> View:
         return self._noise("uniform", view.shape, dtype)
+
+    def _randperm(self, node: fx.Node, n: int, **_: Any) -> None:
+        """Which rows a plate would draw, where the program has its own: only the stream moves."""
+        if node.users:
+            raise CannotError("aten.randperm.default")
+        self.noise.append(Buffer("permutation", n, 0))
 
     def _noise(self, kind: str, size: Sequence[int], dtype: torch.dtype | None) -> View:
         if dtype not in (self.dtype, None):
@@ -238,6 +270,11 @@ class _Lowering:
             raise CannotError(f"aten.addmm.default with beta={beta}, alpha={alpha}")
         return self.operations.product(mat1, mat2, view.over((mat1.shape[0], mat2.shape[1])))
 
+    def _product_and_vector(self, view: View, vec: View) -> View:
+        column = View.like(vec.source, vec.as_meta().unsqueeze(1))
+        product = self.operations.product(view, column)
+        return View.like(product.source, product.as_meta().squeeze(1))
+
     def _sum(
         self, view: View, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: Any = None
     ) -> View:
@@ -263,40 +300,10 @@ class _Lowering:
         return self.operations.padded(grad_output, input_sizes, lambda x: aten.select.int(x, **where))
 
 
-def _check_inputs(parameters: Sequence[Tensor], batch: Sequence[Tensor]) -> None:
-    dtype = parameters[0].dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise CannotError(f"parameters of dtype {dtype}")
-    named = [(f"parameter {i}", p) for i, p in enumerate(parameters)]
-    named += [(f"batch[{i}]", x) for i, x in enumerate(batch)]
-    for name, tensor in named:
-        if tensor.dtype != dtype:
-            raise CannotError(f"{name} of dtype {tensor.dtype} beside parameters of dtype {dtype}")
-        if tensor.device.type != "cpu":
-            raise CannotError(f"{name} on device {tensor.device}")
-        if not tensor.is_contiguous():
-            raise CannotError(f"{name}, which is not contiguous")
-    if len({len(x) if x.dim() else 0 for x in batch}) != 1 or not batch[0].numel():
-        raise CannotError("a batch without rows, or whose parts differ in length")
-
-
 def _is_last_use(node: fx.Node) -> bool:
     """Whether nobody else sees the tensor that this node changes in place."""
     changed = node.args[0]
     return isinstance(changed, fx.Node) and str(changed.target) in FORMULAS and len(changed.users) == 1
-
-
-def _arguments(node: fx.Node, target: Any, values: dict[fx.Node, Any]) -> dict[str, Any]:
-    """The arguments of an aten call by name, defaults included."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        raise CannotError(str(target))
-    if schema.is_mutable:
-        raise CannotError(f"{target}, which changes a tensor in place")
-    positional, by_name = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-    named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    named.update(zip((a.name for a in schema.arguments), positional, strict=False))
-    return {**named, **by_name}
 
 
 def _known_now(target: Any, arguments: dict[str, Any], dtype: torch.dtype) -> View:

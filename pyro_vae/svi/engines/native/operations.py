@@ -1,4 +1,4 @@
-"""The operations of a step as they are collected: each distinct one once."""
+"""Collect the operations of a step, each distinct one once."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,5 @@
-"""How many steps to take in the next call, and on how many threads: by the clock."""
+"""Choose by the clock how many steps the next call takes, and on how many threads; numbers do not depend on
+it."""
 
 from collections.abc import Sequence
 

@@ -131,7 +131,7 @@ Operation = Pointwise | Sum | Product
 
 
 @dataclass(frozen=True)
-class Program:
+class StepProgram:
     """One step: inputs, operations in an order in which they can run, and outputs."""
 
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""In which order operations run, and which of them share a loop."""
+"""Put operations in order, and let some of them share a loop."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ WIDE = 64
 
 
 @dataclass
-class Loop:
+class FusedLoop:
     """Pointwise operations of one shape in one loop, and sums along its last axis. What is needed only inside
     the loop stays in registers."""
 
@@ -24,7 +24,7 @@ class Loop:
         return [*self.members, *self.sums]
 
 
-Stage = Loop | Sum | Product
+Stage = FusedLoop | Sum | Product
 
 
 def arrange(operations: Sequence[Operation]) -> list[Stage]:
@@ -35,7 +35,7 @@ def arrange(operations: Sequence[Operation]) -> list[Stage]:
     while pending:
         stage = _next(pending, unfinished)
         stages.append(stage)
-        for done in stage.operations if isinstance(stage, Loop) else [stage]:
+        for done in stage.operations if isinstance(stage, FusedLoop) else [stage]:
             pending.remove(done)
             unfinished[done.out.source] -= 1
     return stages
@@ -55,8 +55,8 @@ def _next(pending: list[Operation], unfinished: Counter[Buffer | float]) -> Stag
     return _loop(smallest.out.shape, pending, unfinished)
 
 
-def _loop(shape: tuple[int, ...], pending: list[Operation], unfinished: Counter[Buffer | float]) -> Loop:
-    loop = Loop(shape)
+def _loop(shape: tuple[int, ...], pending: list[Operation], unfinished: Counter[Buffer | float]) -> FusedLoop:
+    loop = FusedLoop(shape)
     inside: dict[Buffer | float, View] = {}
     late: set[Buffer | float] = set()
 

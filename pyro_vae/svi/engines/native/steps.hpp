@@ -3,7 +3,7 @@
 #include <xmmintrin.h>
 #endif
 
-// Every part of the sum of squares is of so many elements, whatever the number of threads, so that the norm is
+// Every part of the sum of squares has this many elements, whatever the number of threads, so that the norm is
 // the same for any of them.
 constexpr int64_t BLOCK = 4096;
 

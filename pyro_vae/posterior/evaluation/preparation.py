@@ -1,9 +1,9 @@
-"""Making a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
+"""Make a user's pair ready for evaluation: copies, precision, and the way in which it takes many draws."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,23 +11,19 @@ import numpy as np
 import pyro
 import torch
 from numpy.typing import NDArray
-from pyro.infer.autoguide import AutoGuide
-from torch import Tensor, nn
 
 from pyro_vae.arguments import without_trace
 from pyro_vae.arrays import subsets
-from pyro_vae.batches.files import read_rows
-from pyro_vae.batches.rows import as_rows, plain_parts
-from pyro_vae.copies import deep_copy
 from pyro_vae.guides.latents import LatentError
 from pyro_vae.pairs.enumeration import left_to_enumeration
-from pyro_vae.pairs.isolation import owner
 from pyro_vae.pairs.numbers import is_floating
 from pyro_vae.pairs.running import check_observed, counting_flops
 from pyro_vae.pairs.telling import told_better
-from pyro_vae.posterior.drawing import Block, Pair, StoreState
-from pyro_vae.posterior.joint import joint_pair
-from pyro_vae.posterior.sites import (
+from pyro_vae.posterior.evaluation.block import Block
+from pyro_vae.posterior.evaluation.copies import copied_pairs
+from pyro_vae.posterior.evaluation.drawing import Pair
+from pyro_vae.posterior.evaluation.selection import as_parts, select
+from pyro_vae.posterior.evaluation.sites import (
     DataPlate,
     PairError,
     SharedLatentError,
@@ -35,6 +31,7 @@ from pyro_vae.posterior.sites import (
     sample_sites,
     shared_latent,
 )
+from pyro_vae.posterior.joint import joint_pair
 
 
 def prepare(
@@ -43,6 +40,7 @@ def prepare(
     data: Any,
     *,
     dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+    predictive: bool = False,
 ) -> Pair:
     """Make a pair ready: copies in evaluation mode and float64, and the fastest right way to run them.
 
@@ -56,25 +54,18 @@ def prepare(
     - ``broadcast`` with all observations at once, for guides with parameters of their own for each
       observation (Pyro's autoguides).
 
-    Integers are tried as they are, and then as floating point. ``dtypes`` are tried in this order with two
-    modules; None is their own.
-
-    Raises
-    ------
-    PairError
-        If a latent is missing in one of the two programs or lies outside the observation plate.
-    TypeError
-        If the data are neither tensors nor arrays.
-    ValueError
-        If the data are empty or not finite, or the pair does not run on them; the pair's own error is the
-        cause.
-    """
+    ``predictive`` asks for a pair that also draws from the prior, whose constants may be of another dtype
+    than the data. Integers are tried as they are, and then as floating point. ``dtypes`` are tried in this
+    order with two modules; None is their own. Raises PairError if a latent is missing in one of the two
+    programs or lies outside the observation plate; TypeError if the data are neither tensors nor arrays;
+    ValueError if the data are empty or not finite, or the pair does not run on them; the pair's own error is
+    the cause."""
     parts = as_parts(data)
     data = parts if len(parts) > 1 or isinstance(data, tuple) else parts[0]
     errors: list[Exception] = []
     whole = [i for i, part in enumerate(parts) if not is_floating(part)]
     for floats in subsets(whole):
-        pair = _prepared(model, guide, data, dtypes, floats, errors)
+        pair = _prepared(model, guide, data, dtypes, floats, errors, predictive)
         if pair is not None:
             _refuse_impossible(pair)
             return replace(pair, flops=_flops(pair))
@@ -101,13 +92,8 @@ def prepare_last(
     *,
     dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
 ) -> Pair:
-    """:func:`prepare` for what looks for the observations at the last dim of each site.
-
-    Raises
-    ------
-    PairError
-        If their plate lies elsewhere; otherwise as :func:`prepare`.
-    """
+    """:func:`prepare` for what looks for the observations at the last dim of each site. Raises PairError if
+    their plate lies elsewhere; otherwise as :func:`prepare`."""
     pair = prepare(model, guide, data, dtypes=dtypes)
     if pair.plate.dim != -1:
         name = min(pair.plate.names, default="data")
@@ -130,42 +116,44 @@ def _refuse_impossible(pair: Pair) -> None:
     check_observed(trace, first, pair.args)
 
 
-def prepare_joint(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
-    """Make a pair ready whose latents are shared by the observations: it runs on all of them at once.
-
-    Raises
-    ------
-    PairError, TypeError, ValueError
-        As :func:`prepare`.
-    """
+def prepare_joint(
+    model: Callable[..., Any], guide: Callable[..., Any], data: Any, *, predictive: bool = False
+) -> Pair:
+    """Make a pair ready whose latents are shared by the observations: it runs on all of them at once. Raises
+    PairError or TypeError or ValueError as :func:`prepare`."""
     parts = as_parts(data)
     data = parts if len(parts) > 1 or isinstance(data, tuple) else parts[0]
     whole = [i for i, part in enumerate(parts) if not is_floating(part)]
     candidates = (
         candidate
         for floats in subsets(whole)
-        for candidate in _copies(model, guide, data, (torch.float64, None), floats)
+        for candidate in copied_pairs(model, guide, data, (torch.float64, None), floats)
     )
-    pair = joint_pair(_with_structure(candidate) for candidate in candidates)
+    pair = joint_pair(map(_with_structure, candidates), predictive=predictive)
     pair = replace(pair, flops=_flops(pair))
     _refuse_impossible(replace(pair, whole=True))
     return pair
 
 
 def prepare_chosen(
-    model: Callable[..., Any], guide: Callable[..., Any], data: Any, observations: Sequence[int] | None
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    observations: Sequence[int] | None,
+    *,
+    predictive: bool = False,
 ) -> tuple[NDArray[np.int64], Pair, bool]:
     """Make a pair ready for some observations: which they are, the pair, and whether it has latents that all
     observations share; then it is on all of the data."""
     index, subset = select(data, observations)
     try:
-        return index, prepare(model, guide, subset), False
+        return index, prepare(model, guide, subset, predictive=predictive), False
     except SharedLatentError as error:
         if observations is not None:
             raise ValueError(
                 "observations names some of the data, but all of them share latents; leave it out"
             ) from error
-    return index, prepare_joint(model, guide, data), True
+    return index, prepare_joint(model, guide, data, predictive=predictive), True
 
 
 def _with_structure(pair: Pair) -> Pair:
@@ -209,19 +197,20 @@ def _prepared(
     dtypes: Sequence[torch.dtype | None],
     floats: Collection[int],
     errors: list[Exception],
+    predictive: bool,
 ) -> Pair | None:
     """The pair with the integers of some parts as floating point, if it runs on them."""
-    for candidate in map(_with_structure, _copies(model, guide, data, dtypes, floats)):
+    for candidate in map(_with_structure, copied_pairs(model, guide, data, dtypes, floats)):
         two = slice(0, min(2, candidate.observations))
-        rows = _attempt(replace(candidate, layout="rows"), two, errors)
-        broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors)
+        rows = _attempt(replace(candidate, layout="rows"), two, errors, predictive)
+        broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors, predictive)
         if broadcast is not None and (rows is None or _agree(broadcast[1], rows[1])):
             # two observations may be all there are, and the guide's parameters theirs alone
             return replace(broadcast[0], whole=rows is None and candidate.observations <= 2)
         if rows is not None:
             return rows[0]
         together = replace(candidate, layout="broadcast", whole=True)
-        whole = _attempt(together, slice(0, candidate.observations), errors)
+        whole = _attempt(together, slice(0, candidate.observations), errors, predictive)
         if whole is not None:
             return whole[0]
         _note_shared(candidate, errors)
@@ -243,11 +232,13 @@ def _note_shared(candidate: Pair, errors: list[Exception]) -> None:
         errors.append(SharedLatentError(shared_latent(outside[0])))
 
 
-def _attempt(pair: Pair, observations: slice, errors: list[Exception]) -> tuple[Pair, Block] | None:
+def _attempt(
+    pair: Pair, observations: slice, errors: list[Exception], predictive: bool
+) -> tuple[Pair, Block] | None:
     """Try a way of running on a few observations. Users' programs can fail with anything."""
     try:
         pair = replace(pair, nesting=_nesting(pair, observations))
-        return pair, pair.block(observations, slice(0, 3), seed=0)
+        return pair, pair.block(observations, slice(0, 3), seed=0, predictive=predictive)
     except Exception as error:
         errors.append(error)
         return None
@@ -277,109 +268,3 @@ def _nesting(pair: Pair, observations: slice) -> int:
 
 def _agree(a: Block, b: Block) -> bool:
     return torch.allclose(a.log_weight, b.log_weight, rtol=1e-4, atol=1e-4, equal_nan=True)
-
-
-def _copies(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    data: Any,
-    dtypes: Sequence[torch.dtype | None],
-    floats: Collection[int],
-) -> Iterator[Pair]:
-    """The pair in each dtype if both programs are modules, else in the one that it has."""
-    store = pyro.get_param_store().get_state()
-    modules = [module for module in (owner(model), owner(guide)) if module is not None]
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    own = floating[0] if floating else torch.get_default_dtype()
-    device = tensors[0].device if tensors else _device(data)
-    for dtype in dtypes if len(modules) == 2 else (None,):
-        shared: dict[int, Any] = {}
-        programs = [_evaluation_copy(program, dtype, shared) for program in (model, guide)]
-        states = [_state(store, owner(program), dtype) for program in programs]
-        args = as_rows(data, device=device, dtype=dtype or own, floats=floats)
-        yield Pair(programs[0], programs[1], args, states[0], states[1], dtype)
-
-
-def _evaluation_copy(
-    program: Callable[..., Any], dtype: torch.dtype | None, shared: dict[int, Any]
-) -> Callable[..., Any]:
-    """A module's copy in evaluation mode; ``shared`` keeps what model and guide have in common one thing."""
-    module = owner(program)
-    if module is None:
-        return program
-    autoguides = _autoguides(module)
-    models = [(part._model, part.master) for part in autoguides]
-    twin = deep_copy(program, shared)
-    twin_module: Any = owner(twin)
-    twin_module.to(dtype=dtype).eval()
-    # copying an autoguide takes its model away, from the original too
-    for part, twin_part, saved in zip(autoguides, _autoguides(twin_module), models, strict=True):
-        part._model, part.master = saved
-        twin_part._model = tuple(_evaluation_copy(model, dtype, shared) for model in part._model or ())
-    return twin
-
-
-def _autoguides(module: nn.Module) -> list[Any]:
-    return [part for part in module.modules() if isinstance(part, AutoGuide)]
-
-
-def _state(store: StoreState, module: nn.Module | None, dtype: torch.dtype | None) -> StoreState:
-    """The store entries that a program needs: a function all, a module those that it does not hold itself.
-
-    Entries under a module's own names, or put there by ``pyro.module`` (their names have ``$$$``), may
-    belong to another pair.
-    """
-    if module is None:
-        return {"params": dict(store["params"]), "constraints": dict(store["constraints"])}
-    own = {name.removesuffix("_unconstrained") for name, _ in module.named_parameters()}
-    params = {name: value for name, value in store["params"].items() if name not in own and "$$$" not in name}
-    cast = {
-        name: value.detach().to(dtype).requires_grad_(value.requires_grad) for name, value in params.items()
-    }
-    return {"params": cast, "constraints": {name: store["constraints"][name] for name in params}}
-
-
-def _device(data: Any) -> torch.device:
-    first = as_parts(data)[0]
-    return first.device if isinstance(first, Tensor) else torch.device("cpu")
-
-
-def as_parts(data: Any) -> tuple[Any, ...]:
-    """The arguments of the programs as tensors and arrays; of a loader all that it has.
-
-    Raises
-    ------
-    TypeError
-        If one is no array.
-    ValueError
-        If there is no observation.
-    """
-    empty = isinstance(data, tuple) and not data
-    parts = () if empty else plain_parts(data)[0]
-    if not parts or any(part.ndim == 0 or part.shape[0] == 0 for part in parts):
-        raise ValueError("data is empty; give at least one observation")
-    return parts
-
-
-def select(data: Any, observations: Sequence[int] | None) -> tuple[NDArray[np.int64], Any]:
-    """The chosen observations, and their data."""
-    parts = as_parts(data)
-    total = int(parts[0].shape[0])
-    several = len(parts) > 1 or isinstance(data, tuple)
-    if observations is None:
-        return np.arange(total), parts if several else parts[0]
-    chosen_rows = np.asarray(observations).ravel()
-    if chosen_rows.size == 0:
-        raise ValueError("observations is empty; name at least one, or leave it out for all")
-    if chosen_rows.dtype.kind not in "iu":
-        raise TypeError(f"observations has dtype {chosen_rows.dtype}; give row numbers, such as [0, 5]")
-    index = chosen_rows.astype(np.int64)
-    if index.min() < -total or index.max() >= total:
-        raise IndexError(
-            f"observations reach from {index.min()} to {index.max()}, but the data have only {total}; "
-            f"give row numbers in 0…{total - 1}"
-        )
-    index = index % total
-    chosen = tuple(part[index] if isinstance(part, Tensor) else read_rows(part, index) for part in parts)
-    return index, chosen if several else chosen[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,6 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
-from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
@@ -29,7 +28,8 @@ from pyro_vae.guides.local_guide import LocalGuide
 from pyro_vae.guides.precision import exact_log_prob
 from pyro_vae.pairs.enumeration import Program, by_chain_rule, drawn_given_the_rest, enumerated
 from pyro_vae.pairs.isolation import evaluating, isolated
-from pyro_vae.posterior.sites import (
+from pyro_vae.posterior.evaluation.block import Block
+from pyro_vae.posterior.evaluation.sites import (
     DataPlate,
     PairError,
     SharedLatentError,
@@ -40,6 +40,7 @@ from pyro_vae.posterior.sites import (
     shared_latent,
     wrong_rows,
 )
+from pyro_vae.posterior.evaluation.surroundings import default_dtype, whole_plates
 from pyro_vae.progress import progress_bar
 
 CHUNK = 16_384
@@ -52,60 +53,10 @@ Layout = Literal["broadcast", "rows"]
 
 
 @dataclass(frozen=True)
-class Block:
-    """Some draws for some observations. Densities are in nats, of shape (draws, observations).
-
-    Attributes
-    ----------
-    observations, draws
-        Which ones.
-    latents
-        By site name, of shape (draws, observations, ...).
-    observed
-        What the model was conditioned on, by site name, of shape (observations, ...).
-    log_prior, log_guide
-        log p(z) and log q(z|x).
-    log_likelihood
-        log p(x|z) by observed site, and what ``pyro.factor`` adds.
-    log_priors
-        log p(z) by latent site, each given those before it.
-    prior, replicates
-        Latents drawn from the prior, and data drawn anew given ``latents``, by site, of shape (draws,
-        observations, ...); empty unless asked for.
-    """
-
-    observations: slice
-    draws: slice
-    latents: dict[str, Tensor]
-    observed: dict[str, Tensor]
-    log_prior: Tensor
-    log_guide: Tensor
-    log_likelihood: dict[str, Tensor]
-    log_priors: dict[str, Tensor] = field(default_factory=dict)
-    prior: dict[str, Tensor] = field(default_factory=dict)
-    replicates: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def reconstruction(self) -> Tensor:
-        """log p(x|z), all observed sites together."""
-        return sum(self.log_likelihood.values(), torch.zeros_like(self.log_prior))
-
-    @property
-    def log_weight(self) -> Tensor:
-        """log p(x, z) − log q(z|x)."""
-        return self.log_prior + self.reconstruction - self.log_guide
-
-    @property
-    def latent_dim(self) -> int:
-        """Latent numbers per observation."""
-        return sum(value[0, 0].numel() for value in self.latents.values())
-
-
-@dataclass(frozen=True)
 class Pair:
     """A model and a guide made ready for evaluation on some data.
 
-    Made by :func:`~pyro_vae.posterior.preparation.prepare`.
+    Made by :func:`~pyro_vae.posterior.evaluation.preparation.prepare`.
     """
 
     model: Callable[..., Any]
@@ -172,8 +123,8 @@ class Pair:
             self.threads(self.observations if rows is None else rows),
             isolated(self.model, self.guide, seed=seed),
             evaluating(self.model, self.guide),
-            _default_dtype(self.dtype),
-            _whole_plates(),
+            default_dtype(self.dtype),
+            whole_plates(),
             torch.no_grad(),
         ):
             yield
@@ -360,31 +311,3 @@ class Pair:
         front = value.movedim(value.dim() - site["fn"].event_dim + self.plate.dim, 0)[:rows]
         inner = range(1, front.dim() - int(site["fn"].event_dim))
         return front.squeeze(tuple(i for i in inner if front.shape[i] == 1))
-
-
-@contextmanager
-def _whole_plates() -> Iterator[None]:
-    """Plates that draw a subsample of their own (``subsample_size=``) go over all of their rows: a diagnosis
-    is about the data, and not about a minibatch. Threads take turns inside, as :func:`isolated` has it."""
-    plate: Any = SubsampleMessenger
-    subsample = plate._subsample
-
-    def whole(name: str, size: Any, subsample_size: Any, given: Any, *rest: Any) -> Any:
-        return subsample(name, size, None if given is None else subsample_size, given, *rest)
-
-    plate._subsample = staticmethod(whole)
-    try:
-        yield
-    finally:
-        plate._subsample = staticmethod(subsample)
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """Constants that a program makes on the way (``torch.zeros(8)``) fit its parameters."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype or before)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -1,4 +1,4 @@
-"""The sample sites of a traced program: which count, where they lie, what their numbers are called."""
+"""Tell the sample sites of a traced program: which count, where they lie, what their numbers are called."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def shared_latent(name: str) -> str:
     return (
         f"site '{name}' is not in a plate over the observations at dim -1, so it has no density per "
         "observation; put it into pyro.plate('data', len(x)) if it belongs to one; if all share it, ask "
-        "log_weights, diagnose, from_pyro_svi or reference_posterior, which take the joint posterior"
+        "log_weights, diagnose, from_pyro_svi, repair, inference_gaps or reference_posterior, which take the "
+        "joint posterior"
     )
 
 

@@ -1,0 +1,1 @@
+"""Evaluate a user's pair: made ready, drawn from, its densities read block by block."""

@@ -1,0 +1,65 @@
+"""What is selected by a mask to be assigned by it is a choice, and no size that depends on values."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_vae.graphs.reading import DependsOnValuesError
+from pyro_vae.graphs.tracing import capture
+
+
+def test_masked_assignment_is_captured_for_every_mask() -> None:
+    weight = torch.tensor(2.0, requires_grad=True)
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        outside = x.abs() > 1
+        out = weight * x
+        out[outside] = x[outside]
+        other = x.exp()
+        other[outside] = 0.0
+        (gradient,) = torch.autograd.grad(out.square().sum(), [weight])
+        return out.detach(), other, gradient
+
+    graph = capture(function, [torch.tensor([0.0, 2.0, -0.5])], lifted=[weight])
+    for x in (torch.tensor([3.0, -4.0, 5.0]), torch.tensor([0.1, 0.2, -1.5])):
+        for found, wanted in zip(graph(weight, x), function(x), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_rows_are_selected_by_a_mask_of_rows() -> None:
+    def function(x: Tensor, y: Tensor) -> tuple[Tensor]:
+        out, first = x.clone(), x[:, 0] > 0
+        out[first] = y[first]
+        return (out,)
+
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    graph = capture(function, [x, y])
+    torch.testing.assert_close(graph(y, x)[0], function(y, x)[0])
+
+
+def assigned_and_counted(x: Tensor) -> tuple[Tensor]:
+    out, inside = torch.zeros_like(x), x > 0
+    chosen = x[inside]
+    out[inside] = chosen
+    return (out / chosen.shape[0],)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x[x > 0].sum(),),
+        lambda x: (x.clone().index_put_((x > 0,), 2.0 * x[x > 0]),),
+        lambda x: (x / len(x[x > 0]),),
+        assigned_and_counted,
+    ],
+    ids=["sum", "other mask", "length", "assigned and counted"],
+)
+def test_other_selections_are_still_refused(function: object) -> None:
+    with pytest.raises(DependsOnValuesError, match="size of a tensor depends on values"):
+        capture(function, [torch.tensor([1.0, -1.0, 2.0])])  # type: ignore[arg-type]
+
+
+def test_numbers_to_index_by_belong_to_no_input() -> None:
+    order = torch.tensor([1, 0])
+    graph = capture(lambda x: (torch.stack([x[i] * (k + 1) for k, i in enumerate(order)]),), [torch.ones(2)])
+    assert graph(torch.tensor([3.0, 5.0]))[0].tolist() == [5.0, 6.0]
