@@ -4,6 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/
 STAMP := $(VENV)/.installed
 SEED ?= 0
+ORDER ?= 0
 DOCS_STAMP := $(VENV)/.installed-docs
 
 export PIP_NO_CACHE_DIR := 1
@@ -31,8 +32,8 @@ check: $(STAMP)  ## ruff and mypy --strict
 	$(RUN)ruff format --check .
 	$(RUN)mypy
 
-test: check  ## check, then the whole test suite with the doctests; SEED=1: on other random streams
-	OMP_NUM_THREADS=1 SEED=$(SEED) $(RUN)python -m pytest -n auto --dist loadgroup -m 'not slow' --hypothesis-seed=$(SEED)
+test: check  ## check, then the whole test suite with the doctests; SEED=1: on other random streams; ORDER=1: in another order
+	OMP_NUM_THREADS=1 SEED=$(SEED) ORDER=$(ORDER) $(RUN)python -m pytest -n auto -m 'not slow' --hypothesis-seed=$(SEED)
 
 arviz: $(STAMP)  ## the tests that face ArviZ (for the other line: make arviz VENV=.venv-3.12 PYTHON=python3.12)
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto -m 'arviz and not slow' tests

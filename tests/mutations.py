@@ -86,7 +86,7 @@ FAULTS = (
     ),
     Fault(
         "draws that ignore their weights",
-        "finite = np.nan_to_num(np.exp(row))",
+        "finite = np.nan_to_num(np.exp(row[order]))",
         "finite = np.ones_like(row)",
         "test_ladder",
         "narrow or wide",
@@ -99,8 +99,8 @@ FAULTS = (
     ),
     Fault(
         "a gap the wrong way round",
-        '"amortization_gap": local["elbo"] - guide["elbo"]',
-        '"amortization_gap": guide["elbo"] - local["elbo"]',
+        "np.where(converged, local - elbo, np.nan)",
+        "np.where(converged, elbo - local, np.nan)",
         "test_gaps",
     ),
     Fault(
@@ -117,8 +117,8 @@ FAULTS = (
     ),
     Fault(
         "a mask that is not read",
-        'scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])',
-        'site["fn"].log_prob(site["value"])',
+        'scale_and_mask(exact_log_prob(site["fn"], site["value"]), mask=site["mask"])',
+        'exact_log_prob(site["fn"], site["value"])',
         "test_preparation",
         within="drawing.py",
     ),

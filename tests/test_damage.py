@@ -22,9 +22,10 @@ from pyro_vae.study import Study, StudyConfig, resume_study, run_study
 from pyro_vae.study.config import read_config
 from pyro_vae.svi import Checkpoint, Fit, fit
 from pyro_vae.svi.state.saved import read
+from tests.conftest import without_figures
 from tests.svi.pairs import PAIRS, observations
 
-pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("damage")]
+pytestmark = pytest.mark.arviz
 
 NETCDF = ("diagnostics.nc", "calibration.nc", "units.nc", "latents.nc", "gaps.nc", "posterior/abs.nc")
 
@@ -128,13 +129,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         gap_observations=2,
         device="cpu",
     )
-    return run_study(config, out=folder / "run", progress=False)
+    with without_figures():
+        return run_study(config, out=folder / "run", progress=False)
 
 
 @pytest.fixture
-def run(study: Study, tmp_path: Path) -> Path:
+def run(study: Study, tmp_path: Path) -> Iterator[Path]:
     torch.set_default_dtype(torch.float32)
-    return Path(shutil.copytree(study.folder, tmp_path / "run"))
+    with without_figures():
+        yield Path(shutil.copytree(study.folder, tmp_path / "run"))
 
 
 class TestDamage:
@@ -259,4 +262,4 @@ def test_a_newer_run_is_refused_by_name(run: Path) -> None:
 
 def test_nothing_is_pickled(run: Path) -> None:
     suffixes = {path.suffix for path in run.rglob("*") if path.is_file()}
-    assert suffixes == {".safetensors", ".json", ".nc", ".png", ".html"}
+    assert suffixes == {".safetensors", ".json", ".nc", ".html"}

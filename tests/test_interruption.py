@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +24,35 @@ from pyro_vae.run_folder import RunFolder, writing
 from pyro_vae.study import (
     Study,
     StudyConfig,
+    completion,
     diagnose_again,
-    job,
     report_again,
     resume_study,
     run_study,
 )
 from pyro_vae.svi import Fit
 from pyro_vae.svi.state.saved import read
+from tests.conftest import without_figures
 from tests.svi.pairs import PAIRS, observations
 
-pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("interruption")]
+pytestmark = pytest.mark.arviz
 
 ROOT = Path(__file__).parent.parent
 
 RUN = """
 import sys
 from pathlib import Path
-from pyro_vae.study import StudyConfig, job, resume_study, run_study
+from contextlib import nullcontext
+from pyro_vae.study import StudyConfig, resume_study, run_study
+from tests.conftest import without_figures
 from tests.test_interruption import small
 data, out, figures = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True"
-if not figures:
-    job.draw_figures = lambda folder, findings: []
 print("begun", flush=True)
-if (out / "run.json").exists():
-    resume_study(out, progress=False, checkpoint_seconds=0)
-else:
-    run_study(small(data, fits=int(sys.argv[4])), out=out, progress=False, checkpoint_seconds=0)
+with nullcontext() if figures else without_figures():
+    if (out / "run.json").exists():
+        resume_study(out, progress=False, checkpoint_seconds=0)
+    else:
+        run_study(small(data, fits=int(sys.argv[4])), out=out, progress=False, checkpoint_seconds=0)
 print("done", flush=True)
 """
 
@@ -71,10 +73,10 @@ def small(data: Path, *, fits: int = 1) -> StudyConfig:
 
 
 @pytest.fixture(autouse=True)
-def _as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In single precision; without figures, which take longer than all the rest."""
+def _as_users_run_it() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
-    monkeypatch.setattr(job, "draw_figures", lambda _folder, _findings: [])
+    with without_figures():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +90,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody interrupts."""
     torch.set_default_dtype(torch.float32)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(job, "draw_figures", lambda _folder, _findings: [])
+    with without_figures():
         return run_study(small(data), out=tmp_path_factory.mktemp("whole") / "run", progress=False).folder
 
 
@@ -395,7 +396,7 @@ def test_a_diagnosis_that_is_stopped_is_gone_on_with(
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     study = Study.load(run)
     with monkeypatch.context() as patched, pytest.raises(StoppedError):  # noqa: PT012
-        patched.setattr(job, "write_findings", lambda *_: stop())
+        patched.setattr(completion, "write_findings", lambda *_: stop())
         diagnose_again(study, draws=200, progress=False)
     with pytest.raises(ValueError, match=r"is 'diagnosing' and not done; `pyro-vae resume .*` goes on"):
         Study.load(run)

@@ -21,9 +21,10 @@ from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.lock import locked
 from pyro_vae.storage.netcdf import netcdf_bytes, read_dataset, read_tree
 from pyro_vae.storage.records import checksum, write_record
-from pyro_vae.study import Study, StudyConfig, diagnose_again, job, phases, run_study
+from pyro_vae.study import Study, StudyConfig, diagnose_again, phases, run_study
+from tests.conftest import without_figures
 
-pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("planted")]
+pytestmark = pytest.mark.arviz
 
 PLANTED = (
     ".report.html.tmp",
@@ -52,7 +53,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gap_observations=0,
         device="cpu",
     )
-    return run_study(config, out=folder / "run", progress=False).folder
+    with without_figures():
+        return run_study(config, out=folder / "run", progress=False).folder
 
 
 @pytest.fixture
@@ -290,9 +292,9 @@ def test_a_diagnosis_that_is_interrupted_leaves_the_run_as_it_was(
     assert done.exit_code == 130
     assert f"interrupted; the run in {run} is as it was" in done.stderr
     assert {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    monkeypatch.setattr(job, "draw_figures", lambda *_: [])
-    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
-    again = CliRunner().invoke(app, ["diagnose", str(run), "--draws", "120", "--json"])
+    with without_figures():
+        assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+        again = CliRunner().invoke(app, ["diagnose", str(run), "--draws", "120", "--json"])
     assert json.loads(again.stdout)["config"]["draws"] == 120
 
 

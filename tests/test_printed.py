@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from pyro_vae.cli import app, output
 from pyro_vae.cli.commands import _PlainText
 from pyro_vae.study import StudyConfig, run_study
+from tests.conftest import without_figures
 
-pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("printed")]
+pytestmark = pytest.mark.arviz
 
 NAMES = (
     "[b]bold[/b]",
@@ -48,7 +49,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gap_observations=0,
         device="cpu",
     )
-    return run_study(config, out=folder / "run", progress=False).folder
+    with without_figures():
+        return run_study(config, out=folder / "run", progress=False).folder
 
 
 @pytest.mark.parametrize("name", NAMES)

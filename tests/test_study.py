@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pyro_vae.study.config import read_config
 from pyro_vae.svi import NonFiniteError
 from tests import conftest
 
-pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("digits")]
+pytestmark = pytest.mark.arviz
 
 FIGURES = (
     "evidence",
@@ -52,9 +53,44 @@ def _as_users_run_it() -> None:
 SMALL = StudyConfig(**conftest.SMALL)
 
 
+TINY = StudyConfig(
+    seeds=1,
+    scales=("logvar",),
+    epochs=1,
+    hidden=(4,),
+    latent_dim=1,
+    draws=100,
+    gap_observations=0,
+    device="cpu",
+)
+
+
 @pytest.fixture
 def study(digits_study: Study) -> Study:
     return digits_study
+
+
+@pytest.fixture
+def _no_figures() -> Iterator[None]:
+    with conftest.without_figures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two guides on forty rows of counts, for what needs a run of its own."""
+    torch.set_default_dtype(torch.float32)
+    folder = tmp_path_factory.mktemp("tiny")
+    np.save(folder / "counts.npy", np.random.default_rng(0).poisson(3.0, (40, 4)))
+    config = dataclasses.replace(
+        TINY,
+        data=str(folder / "counts.npy"),
+        scales=("logvar", "softplus"),
+        latent_dim=2,
+        gap_observations=2,
+    )
+    with conftest.without_figures():
+        return run_study(config, out=folder / "run", progress=False)
 
 
 def test_everything_is_on_disk_and_nothing_else(study: Study) -> None:
@@ -136,12 +172,14 @@ def test_a_saved_fit_of_a_run_can_be_loaded(study: Study) -> None:
     np.testing.assert_allclose(again["log_evidence"], saved, rtol=1e-10)
 
 
-def test_the_same_study_gives_the_same_numbers(study: Study, tmp_path: Path) -> None:
-    again = run_study(SMALL, out=tmp_path / "again", progress=False)
+@pytest.mark.usefixtures("_no_figures")
+def test_the_same_study_gives_the_same_numbers(tiny_study: Study, tmp_path: Path) -> None:
+    again = run_study(tiny_study.config, out=tmp_path / "again", progress=False)
     for measure in (*MEASURES, *REFINED, "gaps"):
-        xr.testing.assert_equal(getattr(again.findings, measure), getattr(study.findings, measure))
-    assert again.answer == study.answer
-    assert (tmp_path / "again" / "compare.csv").read_text() == (study.folder / "compare.csv").read_text()
+        xr.testing.assert_equal(getattr(again.findings, measure), getattr(tiny_study.findings, measure))
+    assert again.answer == tiny_study.answer
+    kept = (tiny_study.folder / "compare.csv").read_text()
+    assert (tmp_path / "again" / "compare.csv").read_text() == kept
 
 
 def test_guides_start_from_the_same_function() -> None:
@@ -176,6 +214,7 @@ def test_the_summary_and_the_answer(study: Study) -> None:
     assert study.answer in repr(study)
 
 
+@pytest.mark.usefixtures("_no_figures")
 def test_one_guide_alone_is_diagnosed_but_not_compared(tmp_path: Path) -> None:
     config = StudyConfig(scales=("softplus-var",), seeds=1, epochs=1, hidden=(8,), latent_dim=2, draws=100)
     study = run_study(config, out=tmp_path / "one", progress=False)
@@ -187,7 +226,10 @@ def test_one_guide_alone_is_diagnosed_but_not_compared(tmp_path: Path) -> None:
     assert study.verdict.guide == "softplus-var"
 
 
-def test_a_guide_that_fails_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_no_figures")
+def test_a_guide_that_fails_is_left_out_by_name(
+    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real_fit = pyro_vae.study.fits.fit
 
     def failing(model: object, guide: object, *args: object, **options: object) -> Fit:
@@ -196,7 +238,8 @@ def test_a_guide_that_fails_is_left_out_by_name(tmp_path: Path, monkeypatch: pyt
         return real_fit(model, guide, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pyro_vae.study.fits, "fit", failing)
-    study = run_study(SMALL, out=tmp_path / "run", progress=False)
+    config = dataclasses.replace(tiny_study.config, scales=("logvar", "logstd", "softplus"))
+    study = run_study(config, out=tmp_path / "run", progress=False)
     assert list(study.failures) == ["logvar"]
     assert study.comparison is not None
     assert sorted(study.comparison.index) == ["logstd", "softplus"]
@@ -207,8 +250,9 @@ def test_a_guide_that_fails_is_left_out_by_name(tmp_path: Path, monkeypatch: pyt
         run_study(only, out=tmp_path / "none", progress=False)
 
 
+@pytest.mark.usefixtures("_no_figures")
 def test_a_fit_that_has_run_away_is_left_out_and_no_run_is_made_of_it_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = pyro_vae.study.phases.measure_fit
 
@@ -219,22 +263,20 @@ def test_a_fit_that_has_run_away_is_left_out_and_no_run_is_made_of_it_alone(
         return found
 
     monkeypatch.setattr(pyro_vae.study.phases, "measure_fit", measured)
-    config = dataclasses.replace(SMALL, seeds=1, scales=("logvar", "softplus"))
+    config = tiny_study.config
     study = run_study(config, out=tmp_path / "run", progress=False)
     assert list(study.failures) == ["logvar"]
-    assert "the ELBO of 2 of 359 held-out observations is not finite" in study.failures["logvar"]
+    assert "the ELBO of 2 of 8 held-out observations is not finite" in study.failures["logvar"]
     assert list(study.summary().index) == ["softplus"]
     alone = dataclasses.replace(config, scales=("logvar",))
-    with pytest.raises(NonFiniteError, match=r"logvar, seed 0: the ELBO of 2 of 359 .* run away"):
+    with pytest.raises(NonFiniteError, match=r"logvar, seed 0: the ELBO of 2 of 8 .* run away"):
         run_study(alone, out=tmp_path / "none", progress=False)
 
 
 def test_a_users_file(tmp_path: Path) -> None:
     counts = np.random.default_rng(0).poisson(3.0, (60, 4))
     pd.DataFrame(counts, columns=list("abcd")).to_csv(tmp_path / "counts.csv", index=False)
-    config = StudyConfig(
-        str(tmp_path / "counts.csv"), likelihood="poisson", seeds=1, epochs=1, draws=100, latent_dim=2
-    )
+    config = dataclasses.replace(TINY, data=str(tmp_path / "counts.csv"), likelihood="poisson")
     study = run_study(config, out=tmp_path / "run", progress=False)
     assert study.diagnostics.sizes["observation"] == 12
     assert not (tmp_path / "run" / "figures" / "predictive.png").exists()
@@ -286,8 +328,9 @@ class TestReadBack:
         assert report_again(Study.load(study.folder)) == study.folder / "report.html"
         assert (study.folder / "report.html").read_text() == before
 
-    def test_the_fits_are_diagnosed_anew(self, study: Study, tmp_path: Path) -> None:
-        copy = Path(shutil.copytree(study.folder, tmp_path / "copy"))
+    @pytest.mark.usefixtures("_no_figures")
+    def test_the_fits_are_diagnosed_anew(self, tiny_study: Study, tmp_path: Path) -> None:
+        study, copy = tiny_study, Path(shutil.copytree(tiny_study.folder, tmp_path / "copy"))
         same = diagnose_again(Study.load(copy), progress=False)
         np.testing.assert_allclose(
             same.diagnostics["log_evidence"], study.diagnostics["log_evidence"], rtol=1e-10
@@ -380,18 +423,7 @@ class TestConfigFile:
             read_config(tmp_path / "study.toml")
 
 
-TINY = StudyConfig(
-    seeds=1,
-    scales=("logvar",),
-    epochs=1,
-    hidden=(4,),
-    latent_dim=1,
-    draws=100,
-    gap_observations=0,
-    device="cpu",
-)
-
-
+@pytest.mark.usefixtures("_no_figures")
 class TestWhatIsThere:
     """A run never replaces another."""
 

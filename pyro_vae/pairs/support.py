@@ -138,8 +138,8 @@ def _rules(base: Any, fixed: bool) -> Iterator[Rule]:
         support = base.support
     except (NotImplementedError, ValueError, AttributeError):
         return
-    if support is None or (fixed and not _is_fixed(support)):
-        return
+    if support is None or support is constraints.real or (fixed and not _is_fixed(support)):
+        return  # that data are finite was seen when they were read
     simplex = isinstance(support, type(constraints.simplex))
     yield in_words(support), OTHERS, _adds_up if simplex else support.check
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from pyro_vae.cli import app
 from pyro_vae.storage.records import write_record
+from tests.conftest import without_figures
 
 pytestmark = pytest.mark.arviz
 
@@ -128,7 +129,8 @@ def test_a_guide_that_cannot_be_fitted_is_left_out_and_named() -> None:
     """At lr 10 an exponential map overflows; the other guide is fitted, diagnosed and reported."""
     small = "--epochs 4 --seeds 1 --latent-dim 2 --draws 100 --gap-observations 0 --device cpu --hidden 32"
     words = ["compare", "digits", "-s", "logvar", "-s", "softclip", "--lr", "10", *small.split()]
-    done = CliRunner().invoke(app, [*words, "--out", "run"])
+    with without_figures():
+        done = CliRunner().invoke(app, [*words, "--out", "run"])
     assert done.exit_code == 0, done.output
     failed = next(line for line in done.stdout.splitlines() if line.startswith("Failed: "))
     assert failed.startswith("Failed: logvar, seed 0: 3 steps in a row were not finite")

@@ -10,7 +10,7 @@ from pyro_vae.report.pictures import draw_figures
 from pyro_vae.study import Study
 from tests.report.browser import look_at, printed_pages
 
-pytestmark = [pytest.mark.arviz, pytest.mark.xdist_group("digits")]
+pytestmark = pytest.mark.arviz
 
 
 @pytest.fixture

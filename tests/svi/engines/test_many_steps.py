@@ -122,7 +122,7 @@ def halving(optimizer: torch.optim.Optimizer) -> schedules.LRScheduler:
     ids=" ".join,
 )
 def test_whatever_fit_is_asked_for(options: dict[str, Any]) -> None:
-    assert_same_fit(amortized, **options)
+    assert_same_fit(amortized, observations(48), **options)
 
 
 def conditional() -> Pair:

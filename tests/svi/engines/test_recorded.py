@@ -77,7 +77,7 @@ def test_every_pair_is_fitted(name: str) -> None:
     ids=" ".join,
 )
 def test_whatever_fit_is_asked_for(options: dict[str, Any]) -> None:
-    assert_same_fit(amortized, **options)
+    assert_same_fit(amortized, observations(48), **options)
 
 
 def test_matched_rates_are_rounded_to_single_precision() -> None:
