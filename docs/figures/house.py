@@ -32,7 +32,7 @@ PLACES = {
     "batches": (0, 1),
 }
 # Single files that every room may import: one strip below all the others, without arrows.
-GROUND = ("arguments", "arrays", "copies", "devices", "progress", "version")
+GROUND = ("arguments", "arrays", "copies", "devices", "figures", "older_arviz", "progress", "version")
 WIDTH, HEIGHT, COLUMN, FLOOR, MARGIN = 260, 76, 310, 118, 16
 
 
@@ -107,7 +107,7 @@ def strip() -> str:
     y, width = MARGIN + max(floor for _, floor in PLACES.values()) * FLOOR, picture_width() - 2 * MARGIN
     lines = [textwrap.shorten(f"{name}: {summary(name)}", 95, placeholder=" …") for name in GROUND]
     text = "".join(
-        f'<text x="{MARGIN + 12 + i // 3 * width // 2}" y="{y + 20 + 18 * (i % 3)}" font-size="11.5" '
+        f'<text x="{MARGIN + 12 + i // 4 * width // 2}" y="{y + 19 + 16 * (i % 4)}" font-size="11.5" '
         f'fill="#444">{escape(line)}</text>'
         for i, line in enumerate(lines)
     )

@@ -27,9 +27,10 @@ ROUNDING = 1e-9
 SHAPE_ERRORS = 1.25
 """How many standard errors above k̂ the shape is taken to be where the missing tail is reckoned."""
 
-LARGEST_SHAPE = 0.5
-"""Of that raised shape. Above it the variance of the weights may be infinite and no standard error is told:
-too many of the runs that look good there are those that missed the tail."""
+LARGEST_SHAPE, TELLING_ERRORS = 0.5, 2.5
+"""Above this shape the variance of the weights is infinite. No standard error is told unless k̂ is below it by
+so many of its own standard errors: of the runs that look good nearer to it, too many are those that missed
+the tail."""
 
 MISSING_SHARE = 0.5
 """Of the missing tail, what enters the standard error, so that a 95% interval reaches as far as what may be
@@ -128,13 +129,15 @@ def evidence_error(log_weight: Array, khat: Array) -> Array:
     σ / (1 − k) if its shape were k̂ plus 1.25 standard errors (1 + k̂) / √M of a fit to M weights, with σ from
     the median excess, which hardly depends on weights that were not drawn.
 
-    No number is honest, and it is +inf, where k̂ exceeds its threshold, where that raised shape exceeds 0.6,
-    or where fewer than 25 draws are effective.
+    No number is honest, and it is +inf, where k̂ exceeds its threshold, where it is not below 0.5 by 2.5
+    standard errors of the fit, or where fewer than 25 draws are effective.
     """
     draws, tail = log_weight.shape[1], tail_size(log_weight.shape[1])
     effective = effective_draws(log_weight)
-    shape = khat + SHAPE_ERRORS * (1 + np.maximum(khat, 0)) / np.sqrt(tail)
-    told = (khat <= khat_threshold(draws)) & (shape <= LARGEST_SHAPE) & (effective >= SMALLEST_ESS)
+    of_the_fit = (1 + np.maximum(khat, 0)) / np.sqrt(tail)
+    shape = khat + SHAPE_ERRORS * of_the_fit
+    sure = khat + TELLING_ERRORS * of_the_fit <= LARGEST_SHAPE
+    told = (khat <= khat_threshold(draws)) & sure & (effective >= SMALLEST_ESS)
     error = np.full(len(log_weight), np.inf)
     if not told.any():
         return error

@@ -4,7 +4,13 @@ import re
 from dataclasses import dataclass
 from itertools import groupby
 
-from pyro_vae.posterior import coverage_reading, evidence_reading, gaps_reading, units_reading
+from pyro_vae.posterior import (
+    coverage_reading,
+    evidence_reading,
+    gaps_reading,
+    sandwich_reading,
+    units_reading,
+)
 from pyro_vae.report.findings import Findings
 
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\w)")
@@ -21,7 +27,8 @@ class Reading:
 
 
 def read_findings_aloud(findings: Findings) -> list[Reading]:
-    """Evidence and k̂, gaps, coverage and active units of each guide; seeds pooled, units of the first seed.
+    """Evidence and k̂, gaps, coverage, bounds of the evidence on simulated data (of the refined guides where
+    they were measured) and active units of each guide; seeds pooled, units of the first seed.
 
     For example: "q is too narrow: its 90% intervals cover 74% of the latents".
     """
@@ -29,14 +36,24 @@ def read_findings_aloud(findings: Findings) -> list[Reading]:
         "evidence": ("diagnostics", evidence_reading),
         "gaps": ("gaps", gaps_reading),
         "coverage": ("calibration", coverage_reading),
+        "bounds": (_bounding(findings), sandwich_reading),
         "units": ("units", lambda units: units_reading(units.isel(seed=0))),
     }
     return [
         Reading(name, guide, tell(values))
         for name, (measure, tell) in tellers.items()
-        if getattr(findings, measure) is not None
+        if measure and getattr(findings, measure) is not None
         for guide, values in findings.by_guide(measure).items()
     ]
+
+
+def _bounding(findings: Findings) -> str:
+    """The measure with the best bounds of the evidence; runs of earlier versions have none."""
+    for measure in ("refined_calibration", "calibration"):
+        found = getattr(findings, measure)
+        if found is not None and "sandwich" in found:
+            return measure
+    return ""
 
 
 def read_together(readings: list[Reading]) -> list[Reading]:

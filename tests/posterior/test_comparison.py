@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 from scipy import stats
 
-from pyro_vae.posterior import answer, compare, diagnose, repair
+from pyro_vae.posterior import answer, compare, diagnose, refine, repair
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, observations
 
 pytestmark = pytest.mark.arviz
@@ -261,6 +261,23 @@ class TestBelief:
         after = compare(repaired)
         assert after["unbelieved"].max() <= 0.05
         assert after.loc["worse", "diff"] - after.loc["truth", "diff"] == pytest.approx(truth, abs=0.03)
+
+    def test_refined_and_repaired_evidence_is_compared_as_it_comes(self):
+        """Guides half as wide as they should be, of a model and of a worse one: all three ways agree with
+        the exact difference, and believe it."""
+        model, worse, x = linear(0.7), linear(0.9), observations(linear(0.7), 60)
+        arms = {name: (m, GaussianGuide.exact(m, 0.5)) for name, m in (("truth", model), ("worse", worse))}
+        truth = (worse.log_evidence(x) - model.log_evidence(x)).mean().item()
+        for way in (
+            lambda *pair: refine(*pair, x),
+            lambda *pair: repair(*pair, x, 400, steps=("resample",)),
+            lambda *pair: diagnose(*pair, x, 400, refined=True),
+        ):
+            table = compare({name: way(*arm) for name, arm in arms.items()})
+            assert table["unbelieved"].max() == 0
+            assert table.index[0] == "truth"
+            assert table.loc["worse", "diff"] == pytest.approx(truth, abs=0.03)
+            assert table.loc["worse", "decided"]
 
     def test_two_rotations_of_one_model_are_one_model(self):
         """p(x) is the same; a mean-field guide loses 0.1 nats by its weights alone."""

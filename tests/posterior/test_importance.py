@@ -206,7 +206,7 @@ def test_told_intervals_hold_the_truth(dimension, width, draws):
     weights = gaussian_weights(dimension, width, draws, runs=300)
     found = _summary(weights, np.zeros_like(weights))
     told = np.isfinite(found["log_evidence_se"])
-    assert told.mean() > 0.4
+    assert told.mean() > (0.4 if width > 1 else 0.04)
     covered = (abs(found["log_evidence"]) <= 1.96 * found["log_evidence_se"])[told].mean()
     four = 4 * np.sqrt(0.95 * 0.05 / told.sum())
     assert 0.9 - four < covered < 0.97 + four
@@ -218,9 +218,7 @@ def test_no_standard_error_for_guides_that_are_far_too_narrow(dimension, width, 
     weights = gaussian_weights(dimension, width, draws, runs=200)
     found = _summary(weights, np.zeros_like(weights))
     assert (found["khat"] <= khat_threshold(draws)).mean() > 0.1
-    assert np.isfinite(found["log_evidence_se"]).mean() < 0.2
-    missed = abs(found["log_evidence"]) > 1.96 * found["log_evidence_se"]
-    assert missed.mean() < 0.15
+    assert np.isfinite(found["log_evidence_se"]).mean() < 0.05
 
 
 def gaussian_weights(dimension, width, draws, runs):

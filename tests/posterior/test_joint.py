@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from scipy import stats
 from scipy.special import logsumexp
 
@@ -257,6 +257,18 @@ class TestGaps:
         assert bool(gaps["converged"])
         assert float(gaps["elbo_local"]) > float(gaps["elbo"])
         assert float(gaps["elbo_local"]) < problem.log_evidence + 0.05
+
+    def test_independent_normals_of_several_latents(self):
+        """The best of them for N(m) N(z | m) N(x | z) is known from the precision of everything."""
+        x = torch.tensor([1.0, -0.5, 2.0])
+        pyro.clear_param_store()
+        guide = AutoNormal(both)
+        guide(x)
+        gaps = inference_gaps(both, guide, x)
+        precision = torch.eye(4) * 2.0
+        precision[0, 0], precision[0, 1:], precision[1:, 0] = 4.0, -1.0, -1.0
+        lost = (precision.diagonal().log().sum() - torch.logdet(precision)).item() / 2
+        assert float(gaps["approximation_gap"]) == pytest.approx(lost, abs=0.05)
 
     def test_a_family_that_is_not_known(self):
         problem = Regression()

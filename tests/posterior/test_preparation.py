@@ -432,7 +432,7 @@ class TestErrors:
             pyro.sample("w", dist.Normal(0.0, 1.0))
 
         with pytest.raises(ValueError, match="site 'w' is not in a plate over the observations at dim -1"):
-            inference_gaps(model, guide, torch.randn(3))
+            active_units(model, guide, torch.randn(3))
 
     def test_joint_autoguide(self):
         model = diagonal()

@@ -51,6 +51,24 @@ def test_no_gaps():
     assert {reading.measure for reading in readings} == {"evidence", "coverage", "units"}
 
 
+def test_bounds_of_the_evidence_are_those_of_the_refined_guides():
+    by_fit = ("guide", "seed")
+    bounds = {"evidence_lower": -9.2, "evidence_upper": -9.0}
+    refined = xr.Dataset(
+        {name: ((*by_fit, "simulation"), np.full((2, 2, 5), value)) for name, value in bounds.items()}
+        | {"sandwich": (by_fit, np.full((2, 2), 0.2))},
+        {"guide": GUIDES},
+    )
+    wider = findings().calibration.assign(refined + 1.0)
+    for changed in ({"refined_calibration": refined}, {"calibration": wider, "refined_calibration": refined}):
+        readings = read_findings_aloud(dataclasses.replace(findings(), **changed))
+        told = [reading.sentence for reading in readings if reading.measure == "bounds"]
+        assert len(told) == len(GUIDES)
+        assert "lies between -9.20 and -9.00 nats per observation: it is known to within 0.20" in told[0]
+    alone = read_findings_aloud(dataclasses.replace(findings(), calibration=wider))
+    assert any("between -8.20 and -8.00" in reading.sentence for reading in alone)
+
+
 def test_what_is_said_of_many_guides_is_said_once() -> None:
     active = {"a": 8, "b": 6, "c": 8}
     said = [Reading("units", name, f"{n} of 8 latents, -{n}.50 nats") for name, n in active.items()]

@@ -131,8 +131,13 @@ class Together:
             drawn = {
                 n: s["fn"] for n, s in drawn_sites(guide_trace).items() if not isinstance(s["fn"], Delta)
             }
+            free = {f"{name}_unconstrained": name for name in self.shapes}  # AutoNormal's
             if drawn.keys() == self.shapes.keys():
                 parts = [_normal(drawn[name], sites[name]["fn"].support) for name in self.shapes]
+            elif drawn.keys() == free.keys():
+                apart = [guide_trace.nodes[own]["value"].to(value).flatten() for own in free]
+                same = torch.allclose(torch.cat(apart), value, atol=1e-4)
+                parts = [_normal(drawn[own], drawn[own].support) if same else None for own in free]
             elif len(drawn) == 1:  # an autoguide's: everything else is a function of it
                 ((name, fn),) = drawn.items()
                 same = torch.allclose(guide_trace.nodes[name]["value"].to(value).flatten(), value, atol=1e-4)

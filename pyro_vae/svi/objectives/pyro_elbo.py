@@ -76,6 +76,11 @@ def as_objective(objective: Any) -> Objective:
     """What is asked for as an objective: ours as it is, Pyro's ELBOs wrapped, and ``ELBO()`` for None."""
     if objective is None:
         return ELBO()
+    if isinstance(objective, infer.ReweightedWakeSleep | infer.TraceTailAdaptive_ELBO):
+        raise TypeError(
+            f"objective is {type(objective).__name__}, which has no single loss to follow; take its steps by "
+            "pyro_vae.SVI, which gives Pyro's numbers"
+        )
     return PyroELBO(objective) if isinstance(objective, infer.ELBO) else objective
 
 

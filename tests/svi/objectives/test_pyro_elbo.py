@@ -6,9 +6,18 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import pyro.infer
+import pyro.optim
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from torch import Tensor
 
 import pyro_vae
@@ -91,3 +100,18 @@ def test_a_mixture_is_fitted_by_enumeration_and_refused_without() -> None:
     torch.testing.assert_close(locs, torch.stack([x[:40].mean(), x[40:].mean()]), atol=0.1, rtol=0)
     with pytest.raises(ValueError, match=r"enumerates 'assignment'.*TraceEnum_ELBO"):
         pyro_vae.fit(mixture, nothing, x, **options)
+
+
+@pytest.mark.parametrize("elbo", [ReweightedWakeSleep, TraceTailAdaptive_ELBO])
+def test_what_has_no_single_loss_is_left_to_svi(elbo: Any) -> None:
+    x = torch.linspace(-2, 2, 6)
+    made = {"num_particles": 3, "vectorize_particles": elbo is TraceTailAdaptive_ELBO}
+    with pytest.raises(TypeError, match=f"objective is {elbo.__name__}.*pyro_vae.SVI"):
+        pyro_vae.fit(local, encoder, x, steps=1, objective=elbo(**made), progress=False)
+    losses = []
+    for kind in (pyro.infer.SVI, pyro_vae.SVI):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = kind(local, encoder, pyro.optim.Adam({"lr": 0.1}), elbo(**made))
+        losses.append(torch.tensor([svi.step(x) for _ in range(4)]))
+    torch.testing.assert_close(losses[1], losses[0])
