@@ -285,7 +285,7 @@ def _program_and_data(data: str | None, given: str | None) -> dict[str, str | No
     if is_program and data is None:
         raise ValueError(f"{given} is a program, and its data are not named; give them as --data x.npy")
     if data is None or given is None:
-        return {"data": given or data, "program": None}
+        return {"data": data if given is None else given, "program": None}
     if not is_program:
         raise ValueError(
             f"{given} and --data {data} are two data sets; give one of them, or a program of yours: "
@@ -301,7 +301,7 @@ def _refuse_several(asked: dict[str, Any], config: Path | None, options: dict[st
             where = (
                 f"{option} is given {len(names)} times"
                 if options.get(setting)
-                else f"{config} names {len(names)}"
+                else f"{config} names {len(names)} {setting}"
             )
             raise ValueError(
                 f"{where} ({', '.join(map(str, names))}), and fit takes one; choose one by {option}, or call "
