@@ -31,9 +31,10 @@ class AmortizedNormal(EncoderGuide):
     ``TraceMeanField_ELBO`` applies.
 
     The guide finds the latents itself: those in the model's observation plate, any number, any event shape,
-    in further plates within an observation or not. The plate may be ``plate("data", len(x))``, with another size in every call, or part of a
-    larger whole (``subsample=``, ``subsample_size=``), in which case the guide scales as the model does.
-    Where the plate itself draws the part, the encoder returns features of the whole data.
+    in further plates within an observation or not. The plate may be ``plate("data", len(x))``, with another
+    size in every call, or part of a larger whole (``subsample=``, ``subsample_size=``), in which case the
+    guide scales as the model does. Where the plate itself draws the part, the encoder returns features of the
+    whole data.
 
     Latents outside that plate are drawn by the autoguide that ``globals`` names. Where the model masks a
     latent, its density in the guide is left out, too; discrete latents that are marked to be enumerated are
@@ -59,8 +60,9 @@ class AmortizedNormal(EncoderGuide):
     TypeError
         If ``encoder`` is no module or returns something other than one floating-point tensor.
     ValueError
-        If features are not (batch, H); if ``scale`` does not reach ``init_scale``; if the model has no
-        latent, or one that is discrete, outside the observation plate or in further plates.
+        If features are not (batch, H); if ``scale`` does not reach ``init_scale``; if the model has no latent
+        in its observation plate, a discrete one that is not marked to be enumerated, or one outside that
+        plate while ``globals`` is None.
 
     Notes
     -----

@@ -276,6 +276,4 @@ class AutoLowRankMultivariateNormal(_ScaledContinuous, autoguide.AutoLowRankMult
             positive_integer("rank", rank)
         raw_value(scales.get(scale), init_scale)  # a refusal names the argument
         self._use_map(scale, 0.5**0.5 * init_scale)  # as Pyro splits it between diagonal and factor
-        autoguide.AutoLowRankMultivariateNormal.__init__(
-            self, model, init_loc_fn, float(init_scale), rank
-        )
+        autoguide.AutoLowRankMultivariateNormal.__init__(self, model, init_loc_fn, float(init_scale), rank)

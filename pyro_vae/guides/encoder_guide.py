@@ -120,8 +120,8 @@ class EncoderGuide(LocalGuide):
             )
         if features.shape[1] == 0:
             raise ValueError(
-                f"{made_by} features of shape {tuple(features.shape)}; {type(self).__name__} needs (batch, H) "
-                "with at least one feature"
+                f"{made_by} features of shape {tuple(features.shape)}; {type(self).__name__} needs "
+                "(batch, H) with at least one feature"
             )
         linear = self._loc_linear
         if linear is not None and features.shape[1] != linear.in_features:

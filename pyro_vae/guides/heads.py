@@ -17,8 +17,8 @@ def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:
     if not scale_map.contains(scale):
         low, high = scale_map.bounds
         raise ValueError(
-            f"init_scale is {init_scale!r}, and the scales of {scale_map!r} lie between {low:g} and {high:g}; "
-            "give another init_scale or another map"
+            f"init_scale is {init_scale!r}, and the scales of {scale_map!r} lie between {low:g} and "
+            f"{high:g}; give another init_scale or another map"
         )
     return float(scale_map.inv(scale))
 

@@ -53,7 +53,9 @@ def encoded(guide: EncoderProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
                 raise
             raise type(error)(without_trace(error)) from error
 
-    whole = [i for i, value in enumerate(values) if isinstance(value, Tensor) and not value.is_floating_point()]
+    whole = [
+        i for i, value in enumerate(values) if isinstance(value, Tensor) and not value.is_floating_point()
+    ]
     for floats in subsets(whole):
         try:
             found = run([v.to(dtype) if i in floats else v for i, v in enumerate(values)])

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from pyro_vae.arguments import kind, brief, check_programs
+from pyro_vae.arguments import brief, check_programs, kind
 from pyro_vae.guides.families import DIAGONAL, Family, split
 from pyro_vae.guides.inputs import encoded
 from pyro_vae.guides.latents.finding import Latents, find_latents
@@ -159,7 +159,9 @@ class LocalGuide(AutoGuide):
     ) -> TorchDistribution | dict[str, TorchDistribution]:
         """:meth:`posterior` with given :meth:`local_parameters`."""
         if not self.sites:
-            raise RuntimeError(f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first")
+            raise RuntimeError(
+                f"{UNKNOWN.format(type(self).__name__)}: call the guide, or posterior(x), first"
+            )
         if not isinstance(parameters, dict) or "loc" not in parameters:
             raise TypeError(
                 f"parameters is {kind(parameters)}; give what local_parameters(x) returns, a dict with "

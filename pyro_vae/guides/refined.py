@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.arguments import kind, check_programs
+from pyro_vae.arguments import check_programs, kind
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.families import DIAGONAL, FULL, Family
 from pyro_vae.guides.latents.finding import find_latents
@@ -101,9 +101,9 @@ class Refined(NormalsGuide):
 
     References
     ----------
-    Opper and Archambeau (2009), The Variational Gaussian Approximation Revisited. Kim, Wiseman, Miller, Sontag
-    and Rush (2018), Semi-Amortized Variational Autoencoders. Marino, Yue and Mandt (2018), Iterative Amortized
-    Inference.
+    Opper and Archambeau (2009), The Variational Gaussian Approximation Revisited. Kim, Wiseman, Miller,
+    Sontag and Rush (2018), Semi-Amortized Variational Autoencoders. Marino, Yue and Mandt (2018), Iterative
+    Amortized Inference.
 
     Examples
     --------
@@ -144,7 +144,7 @@ class Refined(NormalsGuide):
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def local_parameters(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The parameters of the refined Normals: ``loc``, ``log_scale`` and, with full covariance, ``tril``."""
+        """The refined Normals' parameters: ``loc``, ``log_scale`` and, with full covariance, ``tril``."""
         device = next((x.device for x in (*args, *kwargs.values()) if torch.is_tensor(x)), None)
         with forked_streams(), making_tensors_on(device), poutine.block():
             if not self.sites:

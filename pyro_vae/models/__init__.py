@@ -22,9 +22,9 @@ __all__ = [
 
 from pyro_vae.models import likelihoods
 from pyro_vae.models.conditional import Conditional
+from pyro_vae.models.convolutions import ConvDecoder, ConvEncoder
 from pyro_vae.models.hierarchical import HierarchicalVAE
 from pyro_vae.models.linear_gaussian import PPCA
-from pyro_vae.models.convolutions import ConvDecoder, ConvEncoder
 from pyro_vae.models.networks import MLPDecoder, MLPEncoder, Standardize
 from pyro_vae.models.priors import MixturePrior, VampPrior
 from pyro_vae.models.reconstruction import reconstruct, traverse

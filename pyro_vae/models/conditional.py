@@ -7,9 +7,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.arguments import kind, positive_integer, require_module, require_rows, require_tensor
 from pyro_vae.copies import deep_copy
 from pyro_vae.models import likelihoods
-from pyro_vae.arguments import kind, positive_integer, require_module, require_rows, require_tensor
 from pyro_vae.models.likelihoods import Likelihood
 
 

@@ -60,7 +60,10 @@ class ConvEncoder(nn.Module):
         channels = positive_integers("channels", channels)
         layers: list[nn.Module] = []
         for n_in, n_out in itertools.pairwise([n_channels, *channels]):
-            layers += [nn.Conv2d(n_in, n_out, kernel_size=3, stride=2, padding=1), make_activation(activation)]
+            layers += [
+                nn.Conv2d(n_in, n_out, kernel_size=3, stride=2, padding=1),
+                make_activation(activation),
+            ]
         area = _halved_sizes(height, len(channels))[-1] * _halved_sizes(width, len(channels))[-1]
         n_last = [n_channels, *channels][-1]
         layers += [nn.Flatten(), nn.Linear(n_last * area, out_features), make_activation(activation)]

@@ -107,8 +107,8 @@ class PPCA(PyroModule):
         require_tensor("x", x, floating=True)
         if x.dim() != 2 or len(x) < 2 or not 1 <= latent_dim < x.shape[1]:
             raise ValueError(
-                f"x has shape {tuple(x.shape)} and latent_dim is {latent_dim}; give x of shape (n, D) with n ≥ 2 "
-                "and latent_dim in 1…D−1"
+                f"x has shape {tuple(x.shape)} and latent_dim is {latent_dim}; give x of shape (n, D) with "
+                "n ≥ 2 and latent_dim in 1…D−1"
             )
         require_finite("x", x)
         loc = x.double().mean(0)
@@ -118,8 +118,8 @@ class PPCA(PyroModule):
         rank = int((singular > singular[0] * max(x.shape) * torch.finfo(x.dtype).eps).sum())
         if rank <= latent_dim:
             raise ValueError(
-                f"latent_dim is {latent_dim}, and the data have rank {rank}: no variance is left for the noise; "
-                "give a smaller latent_dim"
+                f"latent_dim is {latent_dim}, and the data have rank {rank}: no variance is left for the "
+                "noise; give a smaller latent_dim"
             )
         # the sign of an eigenvector is arbitrary: its largest entry is made positive
         directions = rows[:latent_dim]
@@ -140,7 +140,9 @@ class PPCA(PyroModule):
         if rotation.shape != identity.shape or not torch.allclose(
             rotation @ rotation.mT, identity, atol=1e-5
         ):
-            raise ValueError(f"rotation is not orthogonal; give an orthogonal matrix of shape {tuple(identity.shape)}")
+            raise ValueError(
+                f"rotation is not orthogonal; give an orthogonal matrix of shape {tuple(identity.shape)}"
+            )
         return type(self)(self.weight @ rotation, self.loc, self.noise_scale)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """What a model shows: reconstructions of observations, and walks through its latent space."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any, Protocol
@@ -11,8 +10,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.arguments import (
-    kind,
     check_programs,
+    kind,
     positive_integer,
     positive_number,
     require_finite,
@@ -42,8 +41,8 @@ def reconstruct(
     model, guide
         Any Pyro pair; both are called with ``*data``.
     data
-        The observations, and whatever else the model takes: tensors, arrays, data frames; they are moved to the
-        device of the pair, and become its floating point where it does not take integers.
+        The observations, and whatever else the model takes: tensors, arrays, data frames; they are moved to
+        the device of the pair, and become its floating point where it does not take integers.
     draws
         S, the number of posterior draws to average over.
     site

@@ -728,7 +728,7 @@ def test_refuses_a_model_that_changes_its_latents():
 
 
 def test_refuses_constructor_arguments_of_the_wrong_kind():
-    with pytest.raises(TypeError, match="encoder is a function; give a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"encoder is a function; give a torch.nn.Module"):
         AmortizedNormal(one_latent, lambda x: x)
     with pytest.raises(TypeError, match="model is a Tensor; give a Pyro program"):
         AmortizedNormal(torch.zeros(3), Encoder())

@@ -121,7 +121,8 @@ def test_several_and_constrained_latents(covariance):
     median = refined.median(x)
     assert median["z"].shape == (3, 2)
     low, high = refined.quantiles([0.1, 0.9], x)["rate"]
-    assert (low < median["rate"]).all() and (median["rate"] < high).all()
+    assert (low < median["rate"]).all()
+    assert (median["rate"] < high).all()
     assert (refined.refinement.elbo > refined.refinement.elbo_before).all()
     # by Pyro's own ELBO, which runs the program
     loss = [
@@ -258,7 +259,7 @@ def test_discrete_latents_are_named():
         with pyro.plate("data", len(x)):
             pyro.sample("k", dist.Poisson(torch.ones(len(x))))
 
-    with pytest.raises(ValueError, match="latent 'k' is discrete .*: marginalize it in the model"):
+    with pytest.raises(ValueError, match=r"latent 'k' is discrete .*: marginalize it in the model"):
         Refined(guide, model=bad_models()["discrete"]).posterior(torch.ones(2))
 
 

@@ -155,5 +155,5 @@ def test_convert_refuses() -> None:
         scales.convert(head, "stdplus", "logvar")
     with pytest.raises(ValueError, match="no linear layer"):
         scales.convert(head, scales.Softplus(1.0), scales.Softplus(2.0))
-    with pytest.raises(TypeError, match="head is a Sequential; give the nn.Linear whose output is raw"):
+    with pytest.raises(TypeError, match=r"head is a Sequential; give the nn.Linear whose output is raw"):
         scales.convert(nn.Sequential(head), "logvar", "logstd")  # type: ignore[arg-type]

@@ -119,7 +119,7 @@ def test_mixture_density_and_start(scale):
     expected = torch.logsumexp(prior.logits.log_softmax(0) + torch.stack(components, -1), -1)
     assert_close(prior().log_prob(z), expected)
     assert prior().sample(torch.Size([7])).shape == (7, 3)
-    with pytest.raises(ValueError, match="^components is 0; give"):
+    with pytest.raises(ValueError, match=r"^components is 0; give"):
         MixturePrior(3, 0)
 
 

@@ -60,7 +60,7 @@ def test_reconstruction_of_a_users_conditional_model():
 def test_categories_have_no_mean():
     model = VAE(MLPDecoder(2, [5], 3, outputs=4), 2, Categorical(4))
     guide = AmortizedNormal(model, MLPEncoder(3, [5]))
-    with pytest.raises(ValueError, match="^site is 'x', whose distribution has no mean .*; give"):
+    with pytest.raises(ValueError, match=r"^site is 'x', whose distribution has no mean .*; give"):
         reconstruct(model, guide, torch.zeros(2, 3))
 
 

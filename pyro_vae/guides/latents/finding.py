@@ -158,8 +158,8 @@ def _names(site: Mapping[str, Any]) -> list[str]:
 def _observation_frame(
     latents: Sequence[Any], observed: Sequence[Any], rows: int | None, plate: str | None, outside: str
 ) -> Any:
-    """Of the plates that latents sit in, the one of the observations: that of this name or size, that data sit
-    in, or the innermost."""
+    """Of the plates that latents sit in, the one of the observations: that of this name or size, that data
+    sit in, or the innermost."""
     for site in latents:
         if any(not frame.vectorized for frame in site["cond_indep_stack"]):
             raise LatentError(

@@ -30,8 +30,8 @@ SMALLEST_BATCH = 256
 """Graphs are made for CHUNK rows, half of it, and so on; a batch between two is filled up."""
 
 PATIENCE, SMALLEST_COST = 40_000, 1000
-"""How many rows run in Pyro before a batch of their size is captured, where a batch costs as much as a thousand
-rows before there is any. By then a capture would have paid for itself."""
+"""How many rows run in Pyro before a batch of their size is captured, where a batch costs as much as a
+thousand rows before there is any. By then a capture would have paid for itself."""
 
 
 class LocalDensity:
@@ -118,7 +118,7 @@ class LocalDensity:
         return prior + likelihood
 
     def parts(self, free: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        r"""log p(z(u)) + log \|dz/du\| and log p(x|z(u)), of which the density is the sum, (points, n) each."""
+        r"""log p(z(u)) + log \|dz/du\| and log p(x|z(u)), whose sum is the density, (points, n) each."""
         prior, likelihood = self._at(free, rows, gradient=False)
         return prior, likelihood
 

@@ -41,8 +41,8 @@ class Placement(Messenger):
         if axis < 0 or shape[axis] != len(free):
             found = shape[axis] if axis >= 0 else "no"
             raise ValueError(
-                f"latent '{name}' has {found} rows where {len(free)} observations were given; draw it in a plate "
-                "over the observations at dim -1, pyro.plate('data', len(x))"
+                f"latent '{name}' has {found} rows where {len(free)} observations were given; draw it in a "
+                "plate over the observations at dim -1, pyro.plate('data', len(x))"
             )
         shaped = _in_its_place(free, shape, axis)
         msg["value"] = transform(shaped)
@@ -93,8 +93,8 @@ def log_joint(
     trace, placement = placed_trace(model, free, args, kwargs)
     if not any(site["type"] == "sample" and site["is_observed"] for site in trace.nodes.values()):
         raise ValueError(
-            "the model observes nothing, so its latents have no posterior; give the whole model, not the part "
-            "of it that poutine.block leaves to a guide"
+            "the model observes nothing, so its latents have no posterior; give the whole model, not the "
+            "part of it that poutine.block leaves to a guide"
         )
     nothing = next(iter(free.values())).new_zeros(())
     prior = sum(placement.log_jacobian.values(), nothing)

@@ -75,7 +75,7 @@ def _by_its_posterior(
 def _by_its_sites(
     guide: Callable[..., Any], sites: Sites, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Normals | None:
-    """From the Normals that a program draws the latents from, if these do not depend on each other's draws."""
+    """From the Normals that a program draws latents from, if these do not depend on each other's draws."""
     runs = []
     for _ in range(2 if len(sites) > 1 else 1):
         trace = poutine.trace(guide).get_trace(*args, **kwargs).nodes
@@ -106,8 +106,8 @@ def _of_site(trace: Any, site: LocalSite) -> Normals | None:
     """The Normal of one latent, if it is one in the coordinates that ``biject_to`` has for its support."""
     if site.name not in trace:
         raise ValueError(
-            f"the guide has no site '{site.name}', which the model draws; add it to the guide, or marginalize "
-            "it in the model"
+            f"the guide has no site '{site.name}', which the model draws; add it to the guide, or "
+            "marginalize it in the model"
         )
     fn = trace[site.name]["fn"]
     base = _base(fn)
@@ -146,8 +146,8 @@ def _by_draws(
             (site.name for site in sites if isinstance(trace[site.name]["fn"], Delta)), sites[0].name
         )
         raise ValueError(
-            f"the guide has no mean and spread of '{still}' to start from; give a guide whose draws differ and "
-            "are finite, such as one of Normals"
+            f"the guide has no mean and spread of '{still}' to start from; give a guide whose draws differ "
+            "and are finite, such as one of Normals"
         )
     return normals
 

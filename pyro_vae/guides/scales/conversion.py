@@ -45,9 +45,7 @@ def convert(head: nn.Linear, source: str | ScaleMap, target: str | ScaleMap) -> 
     True
     """
     if not isinstance(head, nn.Linear):
-        raise TypeError(
-            f"head is {kind(head)}; give the nn.Linear whose output is raw"
-        )
+        raise TypeError(f"head is {kind(head)}; give the nn.Linear whose output is raw")
     source, target = get(source), get(target)
     # Without initialization: it would draw from the caller's random stream.
     new: nn.Linear = nn.utils.skip_init(

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.arguments import kind, brief
+from pyro_vae.arguments import brief, kind
 
 _VALUES_AT_ONCE = 4_194_304
 

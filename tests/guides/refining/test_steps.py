@@ -156,7 +156,8 @@ def test_points_where_the_density_is_not_finite_shrink_the_step_and_end_nothing(
     result = refined(cliff, x, start, steps=20)
     assert torch.isneginf(result.elbo_before).all()
     assert torch.isfinite(result.elbo).all()
-    assert torch.isfinite(result.normals.loc).all() and torch.isfinite(result.normals.factor).all()
+    assert torch.isfinite(result.normals.loc).all()
+    assert torch.isfinite(result.normals.factor).all()
 
 
 def test_where_nothing_is_finite_the_start_comes_back():
