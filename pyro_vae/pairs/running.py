@@ -174,7 +174,9 @@ def run_once(model: Program, guide: Program, batch: Batch, name: str = "data") -
     return model_trace
 
 
-def check_observed(trace: Trace, first: Batch, data: Sequence[Any], name: str = "data") -> None:
+def check_observed(
+    trace: Trace, first: Batch, data: Sequence[Any], name: str = "data", *, drawn: bool = True
+) -> None:
     """Refuse data, a row of which the model's distributions cannot have made. Raises ValueError naming value,
     row, site and remedy.
 
@@ -188,8 +190,10 @@ def check_observed(trace: Trace, first: Batch, data: Sequence[Any], name: str = 
         All rows of each argument: tensors, or arrays in files.
     name
         What a sentence calls them.
+    drawn
+        Whether a guide has drawn the latents; those of the prior may have no part in these data.
     """
-    refuse_impossible(trace, name)
+    refuse_impossible(trace, name, fixed=not drawn)
     for part in observed_parts(trace, first) if data else ():
         whole = data[part.part]
         for chunk in row_chunks(whole):

@@ -60,7 +60,7 @@ def observed_parts(trace: Trace, batch: tuple[Tensor, ...]) -> Iterator[Observed
                 break
 
 
-def refuse_impossible(trace: Trace, name: str) -> None:
+def refuse_impossible(trace: Trace, name: str, *, fixed: bool = False) -> None:
     """Raise a ValueError if an observed value of a trace has no density, naming value, row and remedy.
 
     Parameters
@@ -69,9 +69,11 @@ def refuse_impossible(trace: Trace, name: str) -> None:
         Of the model on a batch.
     name
         What a sentence calls the data.
+    fixed
+        Look at supports alone that are the same whatever the latents are.
     """
     for site_name, site in _observing(trace):
-        _refuse(site_name, site["fn"], site["value"], name)
+        _refuse(site_name, site["fn"], site["value"], name, fixed=fixed)
 
 
 def _observing(trace: Trace) -> Iterator[tuple[str, Any]]:
@@ -170,10 +172,12 @@ def _adds_up(x: Tensor) -> Tensor:
 
 
 def _is_fixed(support: Any) -> bool:
-    """Whether a support is the same for all rows of all batches, as far as can be seen from one."""
+    """Whether a support is the same for all rows of all batches and for all latents, as far as can be seen
+    from one run: counts up to one number are, bounds that are any numbers may be a latent's."""
     bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
     tensors = [bound for bound in bounds if isinstance(bound, Tensor)]
-    return all(not bound.requires_grad and not any(bound.stride()) for bound in tensors)
+    whole = "Integer" in type(support).__name__
+    return all(whole and not bound.requires_grad and not any(bound.stride()) for bound in tensors)
 
 
 def in_words(support: Any) -> str:

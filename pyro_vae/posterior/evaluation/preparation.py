@@ -113,7 +113,7 @@ def _refuse_impossible(pair: Pair) -> None:
             trace = replace(pair, layout="rows").run_model(first, 1)
         except Exception:  # what runs only with the guide's draws says nothing here
             return
-    check_observed(trace, first, pair.args)
+    check_observed(trace, first, pair.args, drawn=False)
 
 
 def prepare_joint(
