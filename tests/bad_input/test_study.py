@@ -64,7 +64,7 @@ OTHERS = (
     Case("device unknown", lambda: run_study(StudyConfig(device="gpu")), ValueError, "'gpu'", "'cuda'"),
     Case("likelihood unknown", lambda: run_study(StudyConfig(likelihood="x")), ValueError, "'x'", "normal"),
     Case("study a folder", lambda: diagnose_again("runs"), TypeError, "study is a str", "Study.load"),  # type: ignore[arg-type]
-    Case("study None", lambda: report_again(None), TypeError, "study is a NoneType", "Study.load"),  # type: ignore[arg-type]
+    Case("study None", lambda: report_again(None), TypeError, "study is None", "Study.load"),  # type: ignore[arg-type]
     Case("folder a number", lambda: Study.load(3), TypeError, "folder is 3", "path"),  # type: ignore[arg-type]
     Case("no run", lambda: Study.load("docs"), FileNotFoundError, "docs holds no run", "pyro-vae compare"),
     Case("no folder", lambda: Study.load("nowhere"), FileNotFoundError, "nowhere", "pyro-vae compare"),
