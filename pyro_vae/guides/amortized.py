@@ -30,16 +30,14 @@ class AmortizedNormal(EncoderGuide):
     :class:`~pyro_vae.guides.normal.LogScaleNormal` directly, so that the analytic KL of
     ``TraceMeanField_ELBO`` applies.
 
-    The guide finds the latents itself: those in the model's observation plate (at dim −1), any number, any
-    event shape. The plate may be ``plate("data", len(x))``, with another size in every call, or part of a
+    The guide finds the latents itself: those in the model's observation plate, any number, any event shape,
+    in further plates within an observation or not. The plate may be ``plate("data", len(x))``, with another size in every call, or part of a
     larger whole (``subsample=``, ``subsample_size=``), in which case the guide scales as the model does.
     Where the plate itself draws the part, the encoder returns features of the whole data.
 
-    Latents outside that plate need another guide, for example::
-
-        guide = AutoGuideList(model, create_plates=lambda x: pyro.plate("data", len(x), dim=-1))
-        guide.append(AutoNormal(poutine.block(model, expose=["weights"])))
-        guide.append(AmortizedNormal(poutine.block(model, expose=["z"]), encoder))
+    Latents outside that plate are drawn by the autoguide that ``globals`` names. Where the model masks a
+    latent, its density in the guide is left out, too; discrete latents that are marked to be enumerated are
+    left to ``TraceEnum_ELBO``.
 
     Parameters
     ----------
@@ -52,6 +50,9 @@ class AmortizedNormal(EncoderGuide):
         A name of :func:`pyro_vae.guides.scales.names` or a map.
     init_scale
         σ of every coordinate before training, in unconstrained space.
+    globals
+        For latents that all observations share: ``"AutoNormal"`` or another of our autoguides, or what makes
+        one of a model. By default such latents are refused.
 
     Raises
     ------

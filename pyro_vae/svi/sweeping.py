@@ -125,7 +125,7 @@ def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
         raise TypeError("sweep takes seeds, one for each fit, and not seed")
     if options.get("checkpoint") is not None:
         raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
-    if not isinstance(seeds, Iterable) or isinstance(seeds, str | bytes):
+    if not isinstance(seeds, Iterable) or isinstance(seeds, bytes):
         raise TypeError(f"seeds is {seeds!r}; give one seed for each fit, such as range({seeds!r})")
     seeds = list(seeds)
     if not seeds:

@@ -49,7 +49,7 @@ class Strange:
 
 
 DATA_CASES = (
-    Case("data None", lambda: run(None), TypeError, "data is a NoneType", "give a tensor"),
+    Case("data None", lambda: run(None), TypeError, "data is None", "give a tensor"),
     Case("data a list", lambda: run([[0.0]]), TypeError, "data is a list", "numpy array"),
     Case("data a number", lambda: run(3.0), TypeError, "data is a float", "numpy array"),
     Case("data text", lambda: run("digits"), TypeError, "data is a str", "pyro_vae.data.load"),
@@ -72,7 +72,7 @@ DATA_CASES = (
     Case("tuple with a list", lambda: run((X, [0])), TypeError, "data[1] is a list", "numpy array"),
     Case("tuple with NaN", lambda: run((X, X / 0)), ValueError, "data[1] is nan", "impute"),
     Case("tuple of two lengths", lambda: run((X, X[:4])), ValueError, "[4, 6] observations", "equally many"),
-    Case("tuple for one argument", lambda: run((X, X)), TypeError, "2 arguments", "give data of the shape"),
+    Case("tuple for one argument", lambda: run((X, X)), TypeError, "2 arguments", "give the parts"),
     Case(
         "data of 5 columns", lambda: run_vae(X.repeat(1, 2)), ValueError, "(6, 6)", "give data of the shape"
     ),
@@ -163,7 +163,7 @@ ARGUMENT_CASES = (
         "model no program", lambda: run(model="vae"), TypeError, "model is a str", "PyroModule or a function"
     ),
     Case("model a class", lambda: run(model=VAE), TypeError, "model is the class VAE", "call it"),
-    Case("guide None", lambda: run(guide=None), TypeError, "guide is a NoneType", "PyroModule or a function"),
+    Case("guide None", lambda: run(guide=None), TypeError, "guide is None", "PyroModule or a function"),
     Case(
         "guide a class", lambda: run(guide=AmortizedNormal), TypeError, "the class AmortizedNormal", "call it"
     ),
@@ -243,7 +243,7 @@ ARGUMENT_CASES = (
         "optimizer that makes none",
         lambda: run(optimizer=lambda g, lr: None),
         TypeError,
-        "NoneType",
+        "made None",
         "Optimizer",
     ),
     Case(
@@ -326,9 +326,7 @@ SWEEP_CASES = (
     Case("sweep: objective a class", lambda: swept(objective=IWAE), TypeError, "the class IWAE", "IWAE(8)"),
     Case("sweep: device unknown", lambda: swept(device="gpu"), ValueError, "device is 'gpu'", "'cuda'"),
     Case("sweep: data NaN", lambda: sweep(pair, [0, 1], X / 0), ValueError, "data is nan", "impute"),
-    Case(
-        "sweep: data None", lambda: sweep(pair, [0, 1], None), TypeError, "data is a NoneType", "numpy array"
-    ),
+    Case("sweep: data None", lambda: sweep(pair, [0, 1], None), TypeError, "data is None", "numpy array"),
 )
 
 

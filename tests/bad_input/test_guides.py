@@ -252,7 +252,11 @@ EVERY_AUTO = tuple(
 AUTO = (
     *EVERY_AUTO,
     Case(
-        "auto: model is no program", lambda: guides.AutoNormal(3), TypeError, "model is a int", "Pyro program"
+        "auto: model is no program",
+        lambda: guides.AutoNormal(3),
+        TypeError,
+        "model is an int",
+        "Pyro program",
     ),  # type: ignore[arg-type]
     Case(
         "auto: rank 0",

@@ -63,14 +63,14 @@ EVERY = tuple(
         ("seed text", {"seed": "0"}, ValueError, "seed is '0'", "integer"),
         ("chunk 0", {"chunk": 0}, ValueError, "chunk is 0", "at least 1"),
         ("chunk 0.5", {"chunk": 0.5}, ValueError, "chunk is 0.5", "integer"),
-        ("data None", {"data": None}, TypeError, "data is a NoneType", "give a tensor"),
+        ("data None", {"data": None}, TypeError, "data is None", "give a tensor"),
         ("data a list", {"data": [[0.0]]}, TypeError, "data is a list", "an array"),
         ("data text", {"data": "digits"}, TypeError, "data is a str", "give a tensor"),
         ("data of text", {"data": np.array(["a"])}, TypeError, "dtype <U1", "give numbers"),
         ("data empty", {"data": X[:0]}, ValueError, "data is empty", "at least one"),
         ("data NaN", {"data": X / 0}, ValueError, "data is nan at index (0, 0)", "impute"),
         ("data of one column", {"data": X[:, 0]}, ValueError, "data", "shape and dtype that both take"),
-        ("two arguments", {"data": (X, X)}, ValueError, "2 were given", "that both take"),
+        ("two arguments", {"data": (X, X)}, ValueError, "2 arguments", "give the parts"),
         ("other lengths", {"data": (X, X[:2])}, ValueError, "[2, 6] observations", "equally many"),
         ("model text", {"model": "vae"}, TypeError, "model is a str", "PyroModule or a function"),
         ("guide a class", {"guide": PPCA}, TypeError, "guide is the class PPCA", "call it"),
@@ -172,7 +172,7 @@ SOME = (
         "calibrate: guide",
         lambda: calibrate(guide=3),
         TypeError,
-        "guide is a int",
+        "guide is an int",
         "PyroModule or a function",
     ),
     Case("reference: method", lambda: reference(method="hmc"), ValueError, "method is 'hmc'", "'nuts'"),
@@ -184,10 +184,10 @@ SOME = (
         "reference: model",
         lambda: reference(model=3),
         TypeError,
-        "model is a int",
+        "model is an int",
         "PyroModule or a function",
     ),
-    Case("reference: data", lambda: reference(data=None), TypeError, "data is a NoneType", "tensor"),
+    Case("reference: data", lambda: reference(data=None), TypeError, "data is None", "tensor"),
     Case("reference: observations", lambda: reference(observations=[6]), IndexError, "6", "0…5"),
     Case(
         "reference: not exact",
@@ -239,7 +239,7 @@ COMPARISONS = (
         "error: None",
         lambda: posterior.posterior_error(tree(), None),
         TypeError,
-        "reference is a NoneType",
+        "reference is None",
         "DataTree",
     ),  # type: ignore[arg-type]
     Case(
@@ -289,7 +289,7 @@ COMPARISONS = (
         "diagnostics is a Dataset",
         "by name",
     ),  # type: ignore[arg-type]
-    Case("compare: None", lambda: posterior.compare(None), TypeError, "diagnostics is a NoneType", "by name"),  # type: ignore[arg-type]
+    Case("compare: None", lambda: posterior.compare(None), TypeError, "diagnostics is None", "by name"),  # type: ignore[arg-type]
     Case("compare: arrays", lambda: compared(np.zeros(3)), TypeError, "'b'", "log_evidence"),
     Case("compare: a number", lambda: compared(3.0), TypeError, "'b' is a float", "log_evidence"),
     Case("compare: no seeds", lambda: compared([]), ValueError, "'b' is empty", "one for each seed"),
@@ -335,7 +335,7 @@ COMPARISONS = (
         "has 1",
         "at least two",
     ),
-    Case("answer: None", lambda: posterior.answer(None), TypeError, "comparison is a NoneType", "compare"),  # type: ignore[arg-type]
+    Case("answer: None", lambda: posterior.answer(None), TypeError, "comparison is None", "compare"),  # type: ignore[arg-type]
     Case(
         "answer: a table",
         lambda: posterior.answer(pd.DataFrame({"a": [1]})),

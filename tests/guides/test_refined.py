@@ -244,7 +244,7 @@ def bad_models():
         ({"steps": 0}, ValueError, "steps is 0; give a positive integer, and 12"),
         ({"stop": -1.0}, ValueError, "stop is -1.0; give a positive number of nats"),
         ({"covariance": "round"}, ValueError, "covariance is 'round'; give 'full' or 'diagonal'"),
-        ({"guide": 3}, TypeError, "guide is a int; give a Pyro program"),
+        ({"guide": 3}, TypeError, "guide is an int; give a Pyro program"),
         ({"model": None}, TypeError, "guide is a function, which does not know its model; give model="),
     ],
 )

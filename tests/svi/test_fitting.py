@@ -337,7 +337,7 @@ def test_nothing_to_fit_and_nothing_to_call() -> None:
         module.requires_grad_(False)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         quick(pair, observations())
-    with pytest.raises(TypeError, match="guide is a int; give a Pyro program"):
+    with pytest.raises(TypeError, match="guide is an int; give a Pyro program"):
         fit(pair.model, 3, observations())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="objective is the class Trace_ELBO; give an objective such as"):
         quick(pair, observations(), objective=Trace_ELBO)

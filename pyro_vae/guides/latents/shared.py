@@ -7,6 +7,7 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.arguments import kind
 from pyro_vae.guides import auto
 
 AUTOGUIDES: dict[str, Callable[[Callable[..., Any]], nn.Module]] = {
@@ -31,7 +32,7 @@ def as_globals(given: Any) -> Callable[[Callable[..., Any]], nn.Module]:
         return AUTOGUIDES[given]
     if not callable(given):
         raise TypeError(
-            f"globals is a {type(given).__name__}; give the name of an autoguide, such as 'AutoNormal', or "
+            f"globals is {kind(given)}; give the name of an autoguide, such as 'AutoNormal', or "
             "what makes one of a model"
         )
     return given  # type: ignore[no-any-return]

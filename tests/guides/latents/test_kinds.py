@@ -322,7 +322,7 @@ def test_shared_latents_in_pyros_svi() -> None:
 def test_bad_globals_are_refused() -> None:
     with pytest.raises(ValueError, match="globals is 'AutoNorm'; give one of AutoDiagonalNormal"):
         AmortizedNormal(with_shared, Encoder(), globals="AutoNorm")
-    with pytest.raises(TypeError, match="globals is a int; give the name of an autoguide"):
+    with pytest.raises(TypeError, match="globals is an int; give the name of an autoguide"):
         AmortizedNormal(with_shared, Encoder(), globals=3)  # type: ignore[arg-type]
 
 
