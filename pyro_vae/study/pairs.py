@@ -46,6 +46,8 @@ def make_pair(config: StudyConfig, data: data_sets.DataSet, guide: str, seed: in
     weights are the same under every scale map."""
     require_data_set("data", data)
     check_numbers(seed=seed)
+    if guide not in config.arms:
+        raise ValueError(f"guide is {guide!r}; give one of {', '.join(map(repr, config.arms))}")
     family, scale = config.arms[guide]
     if config.program is not None:
         return made_pair(config.program, scale, data.x, seed)
