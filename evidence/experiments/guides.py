@@ -23,7 +23,7 @@ FAMILIES = {"mean field": "normal", "full covariance": "multivariate", "flow": "
 """And their names in the command."""
 MAPS = ("logvar", "logstd", "softplus")
 STEPS = {"tiny": 4, "quick": 300, "full": 2_300}
-SEEDS = {"tiny": 2, "quick": 2, "full": 5}
+SEEDS = {"tiny": 2, "quick": 2, "full": 3}
 DRAWS, SIMULATIONS, LEVEL = 300, 500, 0.9
 
 
