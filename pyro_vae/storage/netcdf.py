@@ -62,8 +62,12 @@ def read_tree(path: Path, sha256: str) -> "xr.DataTree":
     content = read_bytes(path, sha256)
     require_harmless(content, path)
     try:
-        with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as lazy:
-            return lazy.load()
+        with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as tree:
+            # one by one: DataTree.load() passes over variables that have the name of a group, such as "loss"
+            for node in tree.subtree:
+                for variable in node.variables.values():
+                    variable.load()
+            return tree
     except Exception as error:
         raise _unreadable(path, error) from error
 

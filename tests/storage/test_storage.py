@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.lock import locked
+from pyro_vae.storage.netcdf import read_tree, write_netcdf
 from pyro_vae.storage.plain import pack, unpack
 from pyro_vae.storage.records import read_record, write_record
 
@@ -80,3 +82,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "file", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_a_variable_with_the_name_of_a_group_is_read_too(tmp_path: Path) -> None:
+    tree = xr.DataTree.from_dict({"loss": xr.Dataset({"loss": ("step", [2.0, 1.0])})})
+    again = read_tree(tmp_path / "tree.nc", write_netcdf(tree, tmp_path / "tree.nc"))
+    assert again.identical(tree)
