@@ -382,7 +382,7 @@ def test_a_run_whose_data_have_changed_is_not_gone_on_with(
     (run / "units.nc").unlink()
     changed = pyro_vae.data.load(str(data))
     changed.x[0, 0] += 1
-    monkeypatch.setattr(pyro_vae.data, "load", lambda *_, **__: changed)
+    monkeypatch.setattr("pyro_vae.study.material.load", lambda *_, **__: changed)
     with pytest.raises(ValueError, match=r"the data .*counts.npy' are not those that the run in .* was made"):
         resume_study(run, progress=False)
     with pytest.raises(ValueError, match=r"the data .*counts.npy' are not those that the run in .* was made"):

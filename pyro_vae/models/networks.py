@@ -77,7 +77,8 @@ def set_bias(layer: nn.Module, bias: Tensor) -> None:
     assert isinstance(layer.bias, Tensor)
     if bias.shape != layer.bias.shape:
         raise ValueError(
-            f"output has {bias.numel()} numbers for a bias, and one observation has {layer.bias.numel()}"
+            f"output has {bias.numel()} numbers for a bias; give the {layer.bias.numel()} numbers of "
+            "one observation"
         )
     layer.bias.copy_(bias)
 

@@ -296,7 +296,13 @@ NETWORKS = (
     Case("decoder to 0", lambda: MLPDecoder(2, [8], 0), ValueError, "out_features is 0", POSITIVES),
     Case("decoder outputs 0", lambda: MLPDecoder(2, [8], 3, outputs=0), ValueError, "outputs is 0", POSITIVE),
     Case("decoder hidden -1", lambda: MLPDecoder(2, [-1], 3), ValueError, "hidden is [-1]", POSITIVES),
-    Case("decoder bias", lambda: MLPDecoder(2, [8], 3).set_output_bias(X), ValueError, "output", "3 numbers"),
+    Case(
+        "decoder bias",
+        lambda: MLPDecoder(2, [8], 3).set_output_bias(X),
+        ValueError,
+        "output",
+        "give the 3 numbers",
+    ),
     Case(
         "image without channels",
         lambda: ConvEncoder((8, 8), [4], 16),
