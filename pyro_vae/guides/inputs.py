@@ -34,7 +34,7 @@ def encoded(guide: EncoderProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
 
     if isinstance(guide, nn.Module):
         refuse_lazy(guide)
-    if not args and not kwargs:
+    if not args and not kwargs and not hasattr(guide, "data"):  # a refined posterior has its own
         raise TypeError("there is no argument 0; give the data, as for fit")
     first: Any = args[0] if args else None
     if args and isinstance(first, PLAIN) and not isinstance(first, dict):

@@ -242,7 +242,7 @@ class TestBelief:
     def test_how_many_fits_it_speaks_over(self):
         """Three fits without a failure leave a rate of 63% possible: 0.37³ = 5%."""
         said = answer(compare({"a": judged(0.1, gap=0.4), "b": judged(0.1, seed=1)}))
-        assert "Over 3 fits of each guide: one that goes wrong in up to 63% of its fits" in said
+        assert "With 3 fits of each guide, a fault that strikes up to 63% of its fits can go unseen" in said
 
     def test_a_narrow_guide_of_the_true_model_does_not_lose_to_a_worse_model(self):
         """The truth is ahead by 0.06 nats; raw evidence said that it is behind by 0.41."""
