@@ -27,6 +27,7 @@ from tests.svi.pairs import PAIRS, Pair, observations
 pytestmark = needs_compiler
 
 NATIVE = (
+    "rescaled to 100",
     "normal",
     "functions",
     "tutorial",
