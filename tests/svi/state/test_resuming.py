@@ -444,7 +444,7 @@ class TestWriting:
     @pytest.mark.parametrize("checkpoint", [3, True, {"path": "a"}])
     def test_what_is_no_checkpoint(self, checkpoint: Any) -> None:
         pair = PAIRS["normal"]()
-        with pytest.raises(TypeError, match=f"checkpoint is a {type(checkpoint).__name__}; give the path"):
+        with pytest.raises(TypeError, match=f"checkpoint is an? {type(checkpoint).__name__}; give the path"):
             fit(pair.model, pair.guide, observations(40), checkpoint=checkpoint)
 
     @pytest.mark.parametrize("seconds", [-1, float("nan"), "1", True, None])
