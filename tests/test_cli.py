@@ -64,7 +64,13 @@ def test_json_is_all_that_goes_to_standard_output() -> None:
     result = json.loads(done.stdout)
     assert set(result["summary"]) == {"logvar", "softplus"}
     assert set(result["comparison"]["logvar"]) >= {"elpd", "se", "weight", "diff_low", "decided"}
-    assert {reading["measure"] for reading in result["readings"]} == {"evidence", "coverage", "units", "gaps"}
+    assert {reading["measure"] for reading in result["readings"]} == {
+        "evidence",
+        "coverage",
+        "bounds",
+        "units",
+        "gaps",
+    }
     assert result["folder"] == str(Path("runs") / "counts")
 
 

@@ -150,7 +150,7 @@ def dispersed(
         suppress(Exception),
         posterior.evaluation(seed, SEARCH_KEY, draws=FROM_EACH),
     ):  # a prior may not be drawn from
-        parts.append(posterior.from_prior(FROM_EACH))
+        parts.append(posterior.from_prior(FROM_EACH).to(free))
         sources.append("the prior")
     draws, everyone = next(iter(values.values())).shape[:2]
     if everyone > 1:
@@ -159,7 +159,8 @@ def dispersed(
         )
         draw = np.stack([generator.integers(draws, size=FROM_EACH) for generator in generators], axis=1)
         other = (rows + shift) % everyone
-        parts.append(posterior.coordinates({site: value[draw, other] for site, value in values.items()}))
+        chosen = posterior.coordinates({site: value[draw, other] for site, value in values.items()})
+        parts.append(chosen.to(free))
         sources.append("draws for other observations")
     return torch.cat(parts), tuple(sources)
 
