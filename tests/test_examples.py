@@ -71,13 +71,18 @@ def test_own_model(run):
 
 def test_pyro_tutorial(run):
     output = run("pyro_tutorial.py", "--epochs", 1, "--scales", "logvar", "explinear")
-    assert [line.split()[0] for line in output.splitlines()] == ["tutorial", "logvar", "explinear"]
+    assert [line.split()[0] for line in output.splitlines()] == [
+        "tutorial",
+        "logvar",
+        "explinear",
+        "picture:",
+    ]
 
 
 def test_hierarchical_regression(run):
     small = ["--schools", 5, "--pupils", 3, "--steps", 30]
     output = run("hierarchical_regression.py", *small, "--scales", "logvar", "stdplus")
-    assert [line.split()[0] for line in output.splitlines()[2:]] == ["logvar", "stdplus"]
+    assert [line.split()[0] for line in output.splitlines()[2:]] == ["logvar", "stdplus", "picture:"]
 
 
 def test_diagnose_elsewhere(run):
