@@ -25,9 +25,8 @@ from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.evaluation.sites import (
     DataPlate,
     PairError,
-    check_sites,
-    drawn_sites,
     in_data_plate,
+    paired_sites,
     sample_sites,
     site_dims,
 )
@@ -117,14 +116,7 @@ def _read(pair: Pair, *, predictive: bool, coordinates: bool) -> JointDraw:
     args = pair.tensors
     guide_trace = pair.run_guide(args, 1)
     model_trace = pair.run_model(args, 1, given=guide_trace, discrete=enumerated if pair.summed else None)
-    guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
-    latents = {
-        name: site
-        for name, site in model_sites.items()
-        if not site["is_observed"] and name not in pair.summed
-    }
-    observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
-    check_sites(guide_sites, latents)
+    guide_sites, latents, observed = paired_sites(guide_trace, model_trace, pair.summed)
     real = {name: site for name, site in observed.items() if not site_is_factor(site)}
     if pair.summed:
         densities = _summed(pair, model_trace, [*latents, *observed])

@@ -33,10 +33,8 @@ from pyro_vae.posterior.evaluation.sites import (
     DataPlate,
     PairError,
     SharedLatentError,
-    check_sites,
-    drawn_sites,
     in_data_plate,
-    sample_sites,
+    paired_sites,
     shared_latent,
     wrong_rows,
 )
@@ -211,14 +209,7 @@ class Pair:
     def read(self, guide_trace: Any, model_trace: Any, observations: slice, draws: slice) -> Block:
         """What two traces say of these draws and observations."""
         rows, count = observations.stop - observations.start, draws.stop - draws.start
-        guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
-        latents = {
-            name: site
-            for name, site in model_sites.items()
-            if not site["is_observed"] and name not in self.summed
-        }
-        observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
-        check_sites(guide_sites, latents)
+        guide_sites, latents, observed = paired_sites(guide_trace, model_trace, self.summed)
 
         def total(sites: dict[str, Any]) -> Tensor:
             zero = torch.zeros(count, rows, dtype=torch.float64, device="cpu")
@@ -226,7 +217,7 @@ class Pair:
 
         if self.summed:
             for name in self.summed:
-                if not in_data_plate(model_sites[name], self.plate):
+                if not in_data_plate(model_trace.nodes[name], self.plate):
                     raise SharedLatentError(shared_latent(name))
             densities = by_chain_rule(
                 model_trace, self.summed, [*latents, *observed], lambda t: self._by_row(t, count, rows)

@@ -89,7 +89,21 @@ def shared_latent(name: str) -> str:
     )
 
 
-def check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
+def paired_sites(
+    guide_trace: Any, model_trace: Any, summed: Container[str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the guide draws; the model's latents, without those that are summed out; what it observes. Raises
+    PairError unless the guide draws what the model does."""
+    guide_sites, model_sites = drawn_sites(guide_trace), sample_sites(model_trace)
+    latents = {
+        name: site for name, site in model_sites.items() if not site["is_observed"] and name not in summed
+    }
+    observed = {name: site for name, site in model_sites.items() if site["is_observed"]}
+    _check_sites(guide_sites, latents)
+    return guide_sites, latents, observed
+
+
+def _check_sites(guide_sites: dict[str, Any], latents: dict[str, Any]) -> None:
     """Raise a PairError unless the guide draws what the model does."""
     missing = sorted(latents.keys() - guide_sites.keys())
     if missing:
