@@ -296,25 +296,6 @@ def discrete_latent_by_its_score() -> Program:
     return Program(model, guide, TraceGraph_ELBO(), batches(7))
 
 
-@program
-def flow_prior() -> Program:
-    coupling = transforms.affine_coupling(2, hidden_dims=[4])
-
-    def model(x: Tensor) -> None:
-        pyro.module("coupling", coupling)
-        with pyro.plate("data", len(x)):
-            base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-            z = pyro.sample("z", dist.TransformedDistribution(base, [coupling]))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        scale = pyro.param("scale", lambda: torch.ones(2), constraint=constraints.positive)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
-
-    return Program(model, guide, Trace_ELBO(), batches(6, 2))
-
-
 def latent_flow(transform: Any) -> Program:
     """A flow of Pyro's as a prior, which is asked for the density of the guide's draws."""
 
@@ -331,6 +312,11 @@ def latent_flow(transform: Any) -> Program:
             pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
 
     return Program(model, guide, Trace_ELBO(), batches(6, 2))
+
+
+@program
+def flow_prior() -> Program:
+    return latent_flow(transforms.affine_coupling(2, hidden_dims=[4]))
 
 
 @program
