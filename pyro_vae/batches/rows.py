@@ -65,12 +65,8 @@ def plain_parts(data: Any, name: str = "data") -> tuple[tuple[Any, ...], list[st
         raise ValueError(f"{name} is an empty tuple; give a tensor, a numpy array, or a tuple of them")
     labels = [f"{name}[{i}]" if isinstance(data, tuple) else name for i in range(len(parts))]
     plain = [plain_array(part, label) for part, label in zip(parts, labels, strict=True)]
-    return tuple(_constant(part) if isinstance(part, Tensor) else part for part in plain), labels
-
-
-def _constant(part: Tensor) -> Tensor:
-    """Data are constants, whatever made them; a tensor of inference mode can have no gradient beside it."""
-    return part.clone() if part.is_inference() else part.detach()
+    # data are constants, whatever made them
+    return tuple(part.detach() if isinstance(part, Tensor) else part for part in plain), labels
 
 
 def _as_rows(part: Any, label: str, device: torch.device, dtype: torch.dtype, as_floats: bool) -> Rows:
