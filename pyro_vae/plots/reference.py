@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from pyro_vae.figures import ShownFigure
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
-from pyro_vae.posterior.evaluation.sites import coordinate_names
+from pyro_vae.posterior.truth.chains import all_latents
 
 INTERVAL = (0.05, 0.95)
 APART = 0.17
@@ -82,9 +82,4 @@ def _surest(draws: xr.DataArray) -> xr.DataArray:
 
 def _flat(posterior: xr.Dataset) -> xr.DataArray:
     """The first latent site as (draw, observation, latent), its numbers named."""
-    site, values = next(iter(posterior.data_vars.items()))
-    values = values.isel(chain=0).transpose("draw", "observation", ...)
-    array = values.values.reshape(*values.shape[:2], -1)
-    names = coordinate_names(str(site), values.shape[2:])
-    coords = {"observation": values["observation"].values, "latent": names}
-    return xr.DataArray(array, coords, ("draw", "observation", "latent"))
+    return all_latents(posterior[[next(iter(posterior.data_vars))]], stack=False).isel(chain=0)
