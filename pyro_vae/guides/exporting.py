@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_vae.arguments import kind
 from pyro_vae.guides.encoder_guide import EncoderGuide
 
 
@@ -51,7 +52,7 @@ class PosteriorParameters(nn.Module):
     def __init__(self, guide: EncoderGuide) -> None:
         if not isinstance(guide, EncoderGuide):
             raise TypeError(
-                f"guide is a {type(guide).__name__}; give an encoder guide, such as AmortizedNormal: others "
+                f"guide is {kind(guide)}; give an encoder guide, such as AmortizedNormal: others "
                 "have no parameters that are a function of x"
             )
         if not guide.sites:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from pyro_vae.arguments import kind
 from pyro_vae.svi.history import EpochRecord
 
 Callback = Callable[[EpochRecord], None]
@@ -31,7 +32,7 @@ def to_tensorboard(writer: Any, prefix: str = "fit/") -> Callback:
     ``fit(model, guide, x, epochs=50, callbacks=[to_tensorboard(SummaryWriter("runs/one"))])``
     """
     if not callable(getattr(writer, "add_scalar", None)):
-        raise TypeError(f"writer is a {type(writer).__name__}; give a SummaryWriter: it has add_scalar")
+        raise TypeError(f"writer is {kind(writer)}; give a SummaryWriter: it has add_scalar")
 
     def write(record: EpochRecord) -> None:
         for name, value in _scalars(record).items():
@@ -60,7 +61,7 @@ def to_wandb(run: Any, prefix: str = "fit/") -> Callback:
     ``fit(model, guide, x, epochs=50, callbacks=[to_wandb(wandb.init(project="digits"))])``
     """
     if not callable(getattr(run, "log", None)):
-        raise TypeError(f"run is a {type(run).__name__}; give what wandb.init returns: it has log")
+        raise TypeError(f"run is {kind(run)}; give what wandb.init returns: it has log")
     return lambda record: run.log({prefix + k: v for k, v in _scalars(record).items()}, step=record.step)
 
 

@@ -139,7 +139,7 @@ def check_length(schedule: LRScheduler | None, steps: int) -> None:
     most = getattr(schedule, "total_steps", None)
     if isinstance(schedule, OneCycleLR) and isinstance(most, int) and most < steps:
         raise ValueError(
-            f"schedule made a {type(schedule).__name__} of {most} steps, and this fit takes {steps}; give "
+            f"schedule made {kind(schedule)} of {most} steps, and this fit takes {steps}; give "
             f"total_steps={steps}, or steps={most}"
         )
 
