@@ -15,6 +15,9 @@ PLAIN = (bool, int, float, str, dict, type(None))
 class EncoderProgram(Protocol):
     """A guide module whose encoder has parameters of q for each observation."""
 
+    needs_data: bool
+    """Whether it has none of its own."""
+
     def parameters(self) -> Any:
         """Of the module."""
 
@@ -34,7 +37,7 @@ def encoded(guide: EncoderProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
 
     if isinstance(guide, nn.Module):
         refuse_lazy(guide)
-    if not args and not kwargs and not hasattr(guide, "data"):  # a refined posterior has its own
+    if guide.needs_data and not args and not kwargs:
         raise TypeError("there is no argument 0; give the data, as for fit")
     first: Any = args[0] if args else None
     if args and isinstance(first, PLAIN) and not isinstance(first, dict):

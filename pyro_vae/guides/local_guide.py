@@ -30,6 +30,8 @@ class LocalGuide(AutoGuide):
     """
 
     family: Family = DIAGONAL
+    needs_data = True
+    """Whether the guide has no data of its own, to answer for where none are given."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
         check_programs(model=model)

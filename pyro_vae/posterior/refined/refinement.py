@@ -56,6 +56,7 @@ class RefinedPosterior(NormalsGuide):
 
     loc: Tensor
     scale_tril: Tensor
+    needs_data = False
 
     def __init__(
         self,
