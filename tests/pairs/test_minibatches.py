@@ -163,7 +163,7 @@ def test_data_outside_of_the_support_are_blamed() -> None:
         ({"optimizer": torch.optim.SparseAdam}, r"optimizer made a SparseAdam.*torch\.optim\.Adam"),
         (
             {"schedule": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=3), "epochs": 9},
-            r"schedule made a OneCycleLR of 3 steps, and this fit takes (\d+); give total_steps=\1,",
+            r"schedule made an OneCycleLR of 3 steps, and this fit takes (\d+); give total_steps=\1,",
         ),
     ],
 )
