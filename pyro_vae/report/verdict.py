@@ -112,6 +112,9 @@ def _on_belief(findings: Findings, share: float | None, own: float | None) -> st
     """Whose posteriors can be believed, refined and as the encoder has them, and of how many fits that is."""
     sizes = findings.diagnostics.sizes
     over = f"{sizes['observation']} held-out observations × {sizes['seed']} seeds of each guide"
+    if "shared_draws" in findings.diagnostics.attrs:
+        draws = int(findings.diagnostics.attrs["shared_draws"])
+        over += f", given {draws} draws of the latents that all observations share"
     encoder = "" if own is None else f"the weights of {1 - own:.1%} are bad"
     if share is None:
         return f"Nothing was refined; of the encoders' own posteriors {encoder} ({over})."

@@ -55,8 +55,8 @@ def load_material(config: StudyConfig, device: str | None = None) -> Material:
     parts = split_data(everything, config.held_out)
     account = account_of(everything, *parts)
     if config.program is not None:
-        for scale in config.scales:
-            check_program(config.program, scale, parts[0].x)
+        shared = [check_program(config.program, scale, parts[0].x) for scale in config.scales]
+        account["shared"] = sorted(set().union(*shared))
         account["program"] = source_checksum(config.program)
     return Material(config, resolved, everything.name, *parts, checksum_of_rows(everything.x), account)
 
@@ -95,4 +95,9 @@ def told(account: Mapping[str, Any]) -> str:
     )
     if account["standardized"]:
         sentence += "; columns in units of their standard deviations"
+    if account.get("shared"):
+        sentence += (
+            f"; all observations share the latents {', '.join(account['shared'])}, so held-out ones are "
+            "measured given draws of these from the guide"
+        )
     return sentence

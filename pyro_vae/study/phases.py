@@ -97,7 +97,7 @@ def examine(
     with each_once(), progress_bar(total, "diagnosing", enabled=progress) as show:
         for seed in range(config.seeds):
             for name, by_seed in fits.items():
-                measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
+                measure = functools.partial(measure_fit, by_seed[seed], material, seed)
                 measured[name].append(parts.get(f"{name}-{seed}", measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
     gaps = _gaps(material, first, parts, progress)
@@ -111,7 +111,7 @@ def examine(
         del fits[name], measured[name]
         gaps.pop(name, None)
     posteriors = {
-        name: posterior_tree(by_seed[0], held_out, name, measured[name][0]["calibration"])
+        name: posterior_tree(by_seed[0], material, name, measured[name][0]["calibration"])
         for name, by_seed in fits.items()
     }
     return Findings(
@@ -166,7 +166,7 @@ def _gaps(
     gaps: dict[str, list[dict[str, xr.Dataset]]] = {}
     with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
         for name, fitted in first.items():
-            measure = functools.partial(fit_gaps, fitted, material.held_out, material.config)
+            measure = functools.partial(fit_gaps, fitted, material)
             gaps[name] = [parts.get(f"{name}-gaps", measure)]
             show(len(gaps), name)
     return gaps

@@ -117,7 +117,12 @@ def _refuse_impossible(pair: Pair) -> None:
 
 
 def prepare_joint(
-    model: Callable[..., Any], guide: Callable[..., Any], data: Any, *, predictive: bool = False
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+    predictive: bool = False,
 ) -> Pair:
     """Make a pair ready whose latents are shared by the observations: it runs on all of them at once. Raises
     PairError or TypeError or ValueError as :func:`prepare`."""
@@ -127,7 +132,7 @@ def prepare_joint(
     candidates = (
         candidate
         for floats in subsets(whole)
-        for candidate in copied_pairs(model, guide, data, (torch.float64, None), floats)
+        for candidate in copied_pairs(model, guide, data, dtypes, floats)
     )
     pair = joint_pair(map(_with_structure, candidates), predictive=predictive)
     pair = replace(pair, flops=_flops(pair))
