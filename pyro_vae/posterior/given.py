@@ -10,6 +10,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.naming import named
 from pyro_vae.posterior.evaluation.preparation import prepare_joint
 from pyro_vae.posterior.evaluation.sites import in_data_plate, sample_sites
 
@@ -104,14 +105,14 @@ def average_over_shared(reports: Sequence[xr.Dataset]) -> xr.Dataset:
             found[name] = together[name].min("shared_draw")
     evidence, count = together["log_evidence"], len(reports)
     top = evidence.max("shared_draw")
-    density = np.exp(evidence - top)
+    density: xr.DataArray = xr.apply_ufunc(np.exp, evidence - top)
     mean = density.mean("shared_draw")
     found["log_evidence"] = top + np.log(mean)
     errors = (density * together["log_evidence_se"]).fillna(np.inf)  # of a density of 0 that is not known
     within = np.sqrt((errors**2).sum("shared_draw")) / count
     between = density.std("shared_draw", ddof=1) / np.sqrt(count)
     found["log_evidence_se"] = np.hypot(within, between) / mean
-    return found.assign_attrs(shared_draws=count)
+    return named(found).assign_attrs(shared_draws=count)
 
 
 def _none_of_their_own(shared: Sequence[str]) -> str:

@@ -79,6 +79,7 @@ def account_of(everything: DataSet, train: DataSet, held_out: DataSet) -> dict[s
         "features": int(everything.x.shape[1]),
         "columns": None if everything.columns is None else list(everything.columns),
         "left_out": dict(everything.left_out),
+        "notes": list(everything.notes),
         "likelihood": everything.likelihood,
         "why": everything.why,
         "train": len(train),

@@ -12,6 +12,7 @@ from pyro_vae.data import DataSet
 from pyro_vae.devices import forked_streams
 from pyro_vae.guides import AmortizedMultivariateNormal, AmortizedNormal, Refined
 from pyro_vae.models import VAE, traverse
+from pyro_vae.naming import named
 from pyro_vae.pairs.isolation import Program, evaluating, modules_of
 from pyro_vae.posterior import active_units, calibrate, diagnose, from_pyro_svi, inference_gaps, repair
 from pyro_vae.posterior.given import Given, average_over_shared, given_shared
@@ -146,9 +147,12 @@ def posterior_tree(
     device = next(model.parameters()).device
     walks = traverse(model, torch.zeros(model.latent_dim, device=device), span=WALK, steps=WALK_STEPS)
     tree["traversal"] = xr.DataTree(
-        xr.Dataset(
-            {"x": (("latent", "offset", "feature"), walks.cpu().numpy())},
-            {"offset": np.linspace(-WALK, WALK, WALK_STEPS)},
+        named(
+            xr.Dataset(
+                {"x": (("latent", "offset", "feature"), walks.cpu().numpy())},
+                {"offset": np.linspace(-WALK, WALK, WALK_STEPS)},
+            ),
+            {"x": ("mean of x on a walk along each latent", "")},
         )
     )
     return tree
@@ -177,12 +181,11 @@ def _samples(model: Program, held_out: DataSet, observed: "xr.Dataset", device: 
         torch.manual_seed(0)
         trace = poutine.trace(poutine.uncondition(model)).get_trace(rows)
     drawn: dict[str, Any] = {name: node["value"] for name, node in trace.nodes.items() if "value" in node}
-    return xr.Dataset(
-        {
-            site: (("chain", "draw", *array.dims[1:]), drawn[str(site)].cpu().numpy()[None])
-            for site, array in observed.data_vars.items()
-        }
-    )
+    samples = {
+        str(site): (("chain", "draw", *array.dims[1:]), drawn[str(site)].cpu().numpy()[None])
+        for site, array in observed.data_vars.items()
+    }
+    return named(xr.Dataset(samples), {site: (f"{site}, drawn from the model", "") for site in samples})
 
 
 def _draws_of_shared(given: Sequence[Given]) -> "xr.Dataset":
@@ -191,7 +194,8 @@ def _draws_of_shared(given: Sequence[Given]) -> "xr.Dataset":
 
     drawn = {site: np.stack([one.shared[site].cpu().numpy() for one in given]) for site in given[0].shared}
     sizes = {site: [f"{site}_dim_{i}" for i in range(values.ndim - 1)] for site, values in drawn.items()}
-    return xr.Dataset({site: (("chain", "draw", *sizes[site]), v[None]) for site, v in drawn.items()})
+    found = xr.Dataset({site: (("chain", "draw", *sizes[site]), v[None]) for site, v in drawn.items()})
+    return named(found, {site: (f"{site}, drawn from the guide", "") for site in drawn})
 
 
 def _device(fitted: Fit) -> torch.device:
@@ -212,7 +216,7 @@ def _latents(model: Program, guide: Any, fitted: Fit, held_out: DataSet) -> "xr.
     else:
         mean, scale = _moments(model, guide, held_out.x)
     dims = ("observation", "latent")
-    latents = xr.Dataset({"mean": (dims, mean), "scale": (dims, scale)})
+    latents = named(xr.Dataset({"mean": (dims, mean), "scale": (dims, scale)}))
     if held_out.y is None:
         return latents
     labels = np.asarray(held_out.y)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.graphs.guards import Guard, is_liftable
 from pyro_vae.graphs.places import blamed
 from pyro_vae.graphs.reading import DependsOnValuesError
+from pyro_vae.pairs.telling import UNINITIALIZED, told_better
 from pyro_vae.svi.pyro_svi.comparison import Streams, agrees, draws_elsewhere, from_state
 from pyro_vae.svi.pyro_svi.entries import Entry, Loss, Outcome, make_entry
 from pyro_vae.svi.pyro_svi.signatures import Call, UnknownArgumentError, take_apart
@@ -98,7 +99,12 @@ class CapturedLoss:
         return Evaluation(Outcome(value, [p.grad for p in parameters]), parameters, None)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        return self.loss(self.model, self.guide, *args, **kwargs)
+        try:
+            return self.loss(self.model, self.guide, *args, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            if UNINITIALIZED in str(error):
+                raise ValueError(told_better(error, self.model, self.guide)) from error
+            raise
 
     def _without_graph(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
         """Pyro's own evaluation, from which a graph is made when its time has come."""
