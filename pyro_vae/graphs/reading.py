@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.graphs.places import calling_line, filename_of
-from pyro_vae.graphs.selecting import Selection, Selections
+from pyro_vae.graphs.selecting import Selection, Selections, selected_by_scalar
 
 Answer = Callable[..., Any]
 """``answer(frame, *args, **kwargs)`` in place of a function of torch that is called from ``frame``;
@@ -123,7 +123,8 @@ class Watch(TorchFunctionMode):
     def _select(self, frame: Any, source: Tensor, index: Any) -> Any:
         del frame
         if not _selects_by_values(index):
-            return NotImplemented
+            selected = selected_by_scalar(source, index) if _is_traced_index(index) else None
+            return NotImplemented if selected is None else selected
         line = calling_line() or ""
         self.lines.append(line)
         result = source[index]
@@ -241,6 +242,11 @@ def _draws(node: fx.Node) -> bool:
 def _selects_by_values(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in parts)
+
+
+def _is_traced_index(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, Tensor) and is_traced(part) for part in parts)
 
 
 def _is_real(constraint: Any) -> bool:

@@ -119,7 +119,7 @@ class _Walk:
                 return
         if isinstance(value, type):
             self.class_(value)
-        elif _is_users(type(value)) or is_dataclass(value) or type(value).__name__ in _NAMESPACES:
+        elif is_of_user(type(value)) or is_dataclass(value) or type(value).__name__ in _NAMESPACES:
             self.object_(value, name)
 
     def function(self, function: FunctionType, name: str) -> None:
@@ -181,7 +181,7 @@ class _Walk:
 
     def attribute(self, owner: Any, attributes: dict[str, Any], name: str, key: str, value: Any) -> None:
         place = Place(f"{name}.{key}", attributes, key, value)
-        if _is_users(type(owner)):
+        if is_of_user(type(owner)):
             self.attributes.append((place, value))
         elif isinstance(value, _PLAIN) and not key.startswith("_"):
             self.add(place)
@@ -198,7 +198,7 @@ class _Walk:
 
     def class_(self, kind: type) -> None:
         for base in kind.__mro__:
-            if not _is_users(base) or id(vars(base)) in self.seen:
+            if not is_of_user(base) or id(vars(base)) in self.seen:
                 continue
             self.seen[id(vars(base))] = base
             for key, value in list(vars(base).items()):
@@ -254,8 +254,12 @@ def _names(code: CodeType) -> frozenset[str]:
     return frozenset((*code.co_names, *words)).union(*map(_names, inner))
 
 
-def _is_users(kind: type) -> bool:
-    """Whether a class is of no library."""
+def is_of_user(kind: type) -> bool:
+    """Whether a class is of no library.
+
+    >>> is_of_user(torch.Tensor), is_of_user(dict)
+    (False, False)
+    """
     module = sys.modules.get(kind.__module__)
     if kind.__module__ == builtins.__name__ or module is None:
         return False
