@@ -104,7 +104,7 @@ def rebuilt(value: Any, tensors: list[Tensor], floats: list[Any]) -> Any:
 def _attributes(value: Any) -> dict[str, Any] | None:
     """Of an object that is nothing but its attributes: a namespace, a dataclass."""
     if type(value) in (Namespace, SimpleNamespace):
-        return vars(value)
+        return dict(vars(value))
     if is_dataclass(value) and not isinstance(value, type | nn.Module):
         return {field.name: getattr(value, field.name) for field in fields(value)}
     return None
