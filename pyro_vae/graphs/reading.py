@@ -44,6 +44,7 @@ _SIZES = (
     Tensor.nelement,
     vars(torch._C.TensorBase)["shape"].__get__,
 )
+_ASSERTING = ("/pyro/distributions/transforms/", "/torch/distributions/constraints.py")
 _SHAPES_FROM_VALUES = ("nonzero", "masked_select", "unique", "unique_consecutive", "argwhere")
 
 
@@ -114,8 +115,8 @@ class Watch(TorchFunctionMode):
         return NotImplemented
 
     def answer_with_truth(self, frame: Any, tensor: Tensor) -> Any:
-        """Pyro's transforms assert what holds of valid parameters."""
-        if is_traced(tensor) and "/pyro/distributions/transforms/" in filename_of(frame):
+        """Pyro's transforms and torch's constraints assert what holds of valid parameters."""
+        if is_traced(tensor) and any(place in filename_of(frame) for place in _ASSERTING):
             self.validity.append(tensor)
             return True
         return self.answer_with_number(frame, tensor)

@@ -427,3 +427,16 @@ def test_namespaces_and_dataclasses_among_the_arguments_are_read_at_every_step(k
     svi = both(model, calls, 16)
     assert svi.engine == "captured"
     assert not svi.reasons
+
+
+def test_covariances_are_checked_as_in_pyro_without_numbers_being_taken() -> None:
+    def model(x: Tensor, scale: Tensor) -> None:
+        observe(x)
+        covariance = scale * torch.eye(2)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), covariance), obs=torch.ones(2))
+
+    svi = both(model, lambda i: (batch(i), torch.tensor(1.0 + i)))
+    assert svi.engine == "captured"
+    assert not svi.reasons
+    with pytest.raises(ValueError, match="covariance_matrix"):
+        svi.step(batch(0), torch.tensor(-1.0))
