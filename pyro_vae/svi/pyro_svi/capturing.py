@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.graphs.guards import Guard, is_liftable
+from pyro_vae.graphs.guards import COMPARED, Guard, is_liftable
 from pyro_vae.graphs.places import blamed
 from pyro_vae.graphs.reading import DependsOnValuesError
 from pyro_vae.svi.pyro_svi.comparison import Streams, agrees, draws_elsewhere, from_state
@@ -248,11 +248,13 @@ def _own_effects(guard: Guard) -> Any:
     known = dict(pyro.get_param_store().named_parameters())
 
     def since() -> _Effects:
+        if guard.unseen:
+            return _Effects(guard.unseen[0], frozenset())
         if (drawn := elsewhere()) is not None:
             return _Effects(drawn, frozenset())
         changed = guard.changed()
         for place in changed:
-            if place.key is len or isinstance(place.value, bool | int | float | str):
+            if place.key is len or isinstance(place.value, COMPARED):
                 return _Effects(f"it changes {place.name} whenever it runs", frozenset())
         for place, version in zip(tensors, versions, strict=True):
             if _version(place.value) != version:

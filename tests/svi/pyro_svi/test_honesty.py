@@ -208,27 +208,6 @@ def test_draws_of_others_are_left_to_pyro(draw: Callable[[], float], whose: str)
     assert whose in svi.reasons[0]
 
 
-def test_a_generator_of_ones_own_is_found_by_comparing() -> None:
-    streams: list[Any] = []
-
-    def model(x: Tensor) -> None:
-        observe(x, 1.0 + float(streams[-1].random()))
-
-    def calls(i: int) -> tuple[Any, ...]:
-        if not i:
-            streams[:] = [np.random.default_rng(0)]
-        return (batch(i),)
-
-    for kind in (pyro.infer.SVI, SVI):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        svi = kind(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
-        for i in range(5):
-            svi.step(*calls(i))
-    assert svi.engine == "pyro"
-    assert "different numbers" in svi.reasons[0]
-
-
 def test_a_program_that_counts_its_runs_is_left_to_pyro() -> None:
     counter = {"runs": 0}
 
