@@ -311,7 +311,7 @@ def _trained_by(program: Program) -> Iterator[tuple[str, str, torch.Tensor]]:
     else:
         function = unbound(program)
         what = f"the function {getattr(function, '__name__', type(function).__name__)}"
-        named = [(what, place.name, place.value) for place in places_around([function])]
+        named = [(what, place.name, place.value) for place in places_around([function])[0]]
     for what, name, value in named:
         if isinstance(value, torch.nn.Parameter) and value.requires_grad:
             yield what, name, value

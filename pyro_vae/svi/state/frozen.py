@@ -27,7 +27,7 @@ def frozen_buffers(*programs: Program) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     inside: set[int] = set()
     names: set[str] = set()
-    for place in places_around(functions) if functions else ():
+    for place in places_around(functions)[0] if functions else ():
         module = place.value
         if not isinstance(module, nn.Module) or id(module) in inside:
             continue
