@@ -8,6 +8,7 @@ TOGETHER = {
     "tests/report/test_page.py": "digits",
     "tests/test_study.py": "digits",
     "tests/svi/parallel/test_ranks.py": "ranks",
+    "tests/test_cli.py": "small",
     "tests/test_damage.py": "small",
     "tests/test_interruption.py": "small",
     "tests/test_planted.py": "small",

@@ -122,6 +122,7 @@ def test_cuda_where_there_is_none(command: str) -> None:
     assert done.exit_code == 2
     assert "device is 'cuda'" in done.stderr
     assert "use 'cpu'" in done.stderr
+    assert not Path("runs").exists()
 
 
 @pytest.mark.usefixtures("_desk")
