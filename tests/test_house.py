@@ -13,7 +13,17 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"arguments", "arrays", "copies", "devices", "figures", "older_arviz", "progress", "version"}
+GROUND = {
+    "arguments",
+    "arrays",
+    "copies",
+    "devices",
+    "figures",
+    "naming",
+    "older_arviz",
+    "progress",
+    "version",
+}
 MAY_KNOW: dict[str, set[str]] = {
     "arguments": set(),
     "arrays": {"arguments"},
@@ -21,6 +31,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "devices": set(),
     "older_arviz": set(),
     "figures": set(),
+    "naming": set(),
     "progress": set(),
     "version": set(),
     "graphs": set(),

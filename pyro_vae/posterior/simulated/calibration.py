@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.arguments import kind, require_count
 from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.streams import first_rows, is_stream
+from pyro_vae.naming import named
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.evaluation.drawing import CHUNK
 from pyro_vae.posterior.evaluation.preparation import prepare_last
@@ -135,7 +136,7 @@ def calibrate(
     pit = np.concatenate(blocks)
     joint_pit, lower, upper = np.concatenate(joints, axis=1)
     covered = [np.abs(2 * pit - 1) <= level for level in LEVELS]
-    return xr.Dataset(
+    calibration = xr.Dataset(
         {
             "pit": (("simulation", "latent"), pit),
             "coverage": (("level", "latent"), np.mean(covered, axis=1)),
@@ -149,3 +150,4 @@ def calibrate(
         {"simulation": np.arange(n), "latent": names, "level": list(LEVELS)},
         {"simulations": n, "seed": seed, "method": "exact" if exact else "ranks"},
     )
+    return named(calibration)

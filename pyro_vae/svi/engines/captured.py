@@ -124,6 +124,8 @@ class CapturedSteps(EagerSteps):
 
     def _made(self, batch: Batch) -> _Captured:
         task = self.task
+        if unseen := self._looked_at().unseen:
+            raise CannotError(unseen[0])
         with untouched_buffers(task.model, task.guide), forked_streams(), torch.no_grad():
             # programs that look at the model anew for a batch of a new size do so outside of the graph
             task.objective.estimate(task.model, task.guide, batch, task.kl_weight)
