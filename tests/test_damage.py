@@ -25,8 +25,6 @@ from pyro_vae.svi.state.saved import read
 from tests.conftest import without_figures
 from tests.svi.pairs import PAIRS, observations
 
-pytestmark = pytest.mark.arviz
-
 NETCDF = ("diagnostics.nc", "calibration.nc", "units.nc", "latents.nc", "gaps.nc", "posterior/abs.nc")
 
 

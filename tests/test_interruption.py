@@ -35,8 +35,6 @@ from tests.conftest import without_figures
 from tests.processes import Forked, command
 from tests.svi.pairs import PAIRS, observations
 
-pytestmark = pytest.mark.arviz
-
 
 @pytest.fixture
 def data(small_study: Study) -> Path:

@@ -27,8 +27,6 @@ from pyro_vae.storage.records import checksum, write_record
 from pyro_vae.study import Study, completion, diagnose_again, phases
 from tests.conftest import without_figures
 
-pytestmark = pytest.mark.arviz
-
 PLANTED = (
     ".report.html.tmp",
     ".run.json.tmp",
@@ -139,6 +137,7 @@ def deep(file: h5py.File, secret: Path) -> None:
     file.create_group("/".join("g" * 200))
 
 
+@pytest.mark.arviz
 @pytest.mark.usefixtures("_stranger")
 @pytest.mark.parametrize(
     ("forge", "told"),
@@ -170,6 +169,7 @@ def test_netcdf_that_reaches_out_or_blows_up(
             reader(path, checksum(path.read_bytes()))
 
 
+@pytest.mark.arviz
 @pytest.mark.usefixtures("_stranger")
 @pytest.mark.parametrize(
     ("program", "told"),

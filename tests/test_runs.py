@@ -18,8 +18,6 @@ from pyro_vae.study import Study, StudyConfig, diagnose_again, run_study
 from pyro_vae.svi import NonFiniteError
 from tests import conftest
 
-pytestmark = pytest.mark.arviz
-
 TINY = StudyConfig(
     seeds=1,
     scales=("logvar",),
