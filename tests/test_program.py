@@ -1,11 +1,13 @@
 """A study of the user's own program, and of several families: to its end, and again from its folder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from pyro_vae.study import Study, StudyConfig, resume_study, run_study
+from pyro_vae.study import Study, StudyConfig, refined_again, resume_study, run_study
 
 pytestmark = pytest.mark.arviz
 
@@ -67,6 +69,15 @@ def test_a_program_is_studied_to_the_end(here: Path) -> None:
     again = Study.load("run")
     assert again.config == config
     assert again.answer == study.answer
+    record = json.loads((here / "run" / "run.json").read_text())["result"]
+    assert list(record).index("verdict") < list(record).index("answer")
+    tree = xr.open_datatree(refined_again(again, "refined.nc"), engine="h5netcdf")
+    draws = tree["posterior"]["strength"]
+    assert draws.shape == (1, 500, 8)
+    assert float(draws.min()) > 0
+    assert set(tree["sample_stats"].data_vars) == {"log_p", "log_q"}
+    with pytest.raises(ValueError, match=r"refined is refined\.nc, which is there already; name another"):
+        refined_again(again, "refined.nc")
 
 
 def test_a_program_that_was_changed_does_not_go_on_with_the_run(here: Path) -> None:

@@ -158,6 +158,18 @@ def posterior_tree(
     return tree
 
 
+def refined_tree(fitted: Fit, material: Material, name: str) -> "xr.DataTree":
+    """Draws of the refined posteriors of all held-out observations: groups ``posterior`` and
+    ``sample_stats``."""
+    import xarray as xr
+
+    model, guide, _ = _given(fitted, material, 0, 1)[0]
+    refined = Refined(guide, model=model, steps=MOST_STEPS)
+    tree = from_pyro_svi(model, refined, material.held_out.x, draws=KEPT_DRAWS, name=f"{name}, refined")
+    groups = {group: tree[group].to_dataset() for group in ("posterior", "sample_stats")}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=tree.attrs), **groups})
+
+
 def combine(measured: "Mapping[str, Sequence[Mapping[str, xr.Dataset]]]", measure: str) -> "xr.Dataset":
     """One measure of all fits, over (guide, seed, …), from those of each guide's seeds."""
     import xarray as xr

@@ -57,7 +57,7 @@ def fit_missing(
 def _is_fitted(material: Material, folder: RunFolder, name: str, seed: int) -> bool:
     try:
         settle(folder.fit(name, seed))
-        _load_fit(material, folder, name, seed)
+        load_fit(material, folder, name, seed)
     except FileNotFoundError:
         return False
     except ValueError as error:
@@ -66,7 +66,8 @@ def _is_fitted(material: Material, folder: RunFolder, name: str, seed: int) -> b
     return True
 
 
-def _load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
+def load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
+    """A fit of the run, from its folder."""
     pair = make_pair(material.config, material.train, name, seed)
     for module in modules_of(*pair):
         module.to(material.device)
@@ -88,9 +89,7 @@ def examine(
     ``parts`` is not measured again.
     """
     config, held_out = material.config, material.held_out
-    fits = {
-        name: [_load_fit(material, folder, name, seed) for seed in range(config.seeds)] for name in guides
-    }
+    fits = {name: [load_fit(material, folder, name, seed) for seed in range(config.seeds)] for name in guides}
     measured: dict[str, list[dict[str, xr.Dataset]]] = {name: [] for name in fits}
     first = {name: by_seed[0] for name, by_seed in fits.items()}
     total = sum(map(len, fits.values()))

@@ -49,7 +49,7 @@ def restore_frozen(tensors: Mapping[str, Tensor], *programs: Program) -> None:
     """Write saved ones back. Raises ValueError if a program has none of that name or shape."""
     saved = {name: tensor for name, tensor in tensors.items() if name.startswith(FROZEN)}
     here = frozen_buffers(*programs) if saved else {}
-    for name, tensor in saved.items():
+    for name, tensor in sorted(saved.items()):
         called = name.removeprefix(FROZEN)
         if name not in here:
             raise ValueError(
