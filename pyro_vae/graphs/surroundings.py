@@ -1,6 +1,7 @@
 """Find the places around a program where its values lie: globals, closures, attributes, entries."""
 
 import builtins
+import dis
 import functools
 import random
 import sys
@@ -95,6 +96,7 @@ class _Walk:
         self.attributes: list[tuple[Place, Any]] = []
         """Of objects of the user's classes: read only if some code names them."""
         self.names: set[str] = set()
+        self.classes: dict[type, Mapping[str, Any]] = {}
         self.unseen: list[str] = []
 
     def places(self) -> list[Place]:
@@ -163,9 +165,8 @@ class _Walk:
             self.names.update(_names(code))
             if (value := _contents(cell)) is not MISSING:
                 self.note(Place(free, cell, "cell_contents", value), value)
-        used = _names(code)
-        self.names |= used
-        for global_ in sorted(used & function.__globals__.keys()):
+        self.names |= _names(code)
+        for global_ in sorted(_globals(code) & function.__globals__.keys()):
             value = function.__globals__[global_]
             if isinstance(value, ModuleType):
                 self.module_of_python(value, global_)
@@ -245,17 +246,18 @@ class _Walk:
 
     def class_(self, kind: type) -> None:
         for base in kind.__mro__:
-            if not is_of_user(base) or id(vars(base)) in self.seen:
+            if not is_of_user(base) or base in self.classes:
                 continue
-            self.seen[id(vars(base))] = base
-            for key, value in list(vars(base).items()):
+            own = self.classes[base] = vars(base)  # kept: each call makes another view of the same entries
+            for key, value in list(own.items()):
+                place = Place(f"{base.__name__}.{key}", own, key, value)
                 if isinstance(value, FunctionType):
-                    self.visit(value, f"{base.__name__}.{key}")
-                    self.attributes.append((Place(f"{base.__name__}.{key}", vars(base), key, value), value))
+                    self.visit(value, place.name)
+                    self.attributes.append((place, value))
                 elif isinstance(value, property | staticmethod | classmethod):
                     self.visit(getattr(value, "fget", None) or getattr(value, "__func__", None), key)
                 elif isinstance(value, _PLAIN) and not key.startswith("__"):
-                    self.attributes.append((Place(f"{base.__name__}.{key}", vars(base), key, value), value))
+                    self.attributes.append((place, value))
 
     def mapping(self, value: Mapping[Any, Any], name: str) -> None:
         self.add(Place(f"len({name})", value, len, len(value)))
@@ -301,8 +303,15 @@ def _contents(cell: CellType) -> Any:
         return MISSING
 
 
+@functools.lru_cache(maxsize=1024)
+def _globals(code: CodeType) -> frozenset[str]:
+    """The globals that a function's code reads, inner functions included."""
+    read = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    return frozenset(read).union(*(_globals(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+
 def _names(code: CodeType) -> frozenset[str]:
-    """The globals, attributes and string keys that a function's code names, inner functions included."""
+    """The attributes and string keys that a function's code names, inner functions included."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     words = [constant for constant in code.co_consts if isinstance(constant, str) and constant.isidentifier()]
     return frozenset((*code.co_names, *words)).union(*map(_names, inner))

@@ -64,12 +64,12 @@ def of_statements() -> Pair:
 
 
 def elbo(fitted: pyro_vae.Fit) -> float:
-    return float(pyro_vae.diagnose(fitted.model, fitted.guide, X[:8], draws=200)["elbo"].mean())
+    return float(pyro_vae.diagnose(fitted.model, fitted.guide, X[:8], draws=50)["elbo"].mean())
 
 
 @pytest.mark.parametrize("make", [of_modules, lambda _seed: of_statements()], ids=["modules", "statements"])
 def test_a_saved_fit_is_itself_again_in_fresh_functions(make: Callable[[int], Pair], tmp_path: Path) -> None:
-    fitted = fit(*make(0))
+    fitted = fit(*make(0), epochs=4)
     fitted.save(tmp_path / "fit")
     again = pyro_vae.Fit.load(tmp_path / "fit", *make(1))
     again.save(tmp_path / "unused")  # before any call
