@@ -21,6 +21,8 @@ from pyro_vae.graphs.places import is_installed, is_library
 MISSING = object()
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
 _SOURCES = (Iterator, random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_WITHOUT_FILE = "<string>"
+"""The file of ``python -c`` and ``exec``."""
 _MANY, _MOST = 256, 16_384
 """Longer lists are looked at as a whole if numbers and words are all that they hold, and up to the second
 length; others are known by their identity and length alone."""
@@ -154,7 +156,7 @@ class _Walk:
 
     def function(self, function: FunctionType, name: str) -> None:
         code = function.__code__
-        if is_library(code.co_filename):
+        if is_library(code.co_filename) and code.co_filename != _WITHOUT_FILE:
             wrapped = getattr(function, "__wrapped__", None)
             cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
             for cell in cells.values():  # a decorator of a library around a user's function
