@@ -24,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--images", type=int, default=3, help="held-out images to sample by NUTS")
-    parser.add_argument("--latent-dim", type=int, default=2)
+    parser.add_argument("--latent-dim", type=int, default=4)
     parser.add_argument("--draws", type=int, default=500, help="of NUTS, in each of four chains")
     parser.add_argument("--warmup", type=int, default=300, help="of each chain")
     args = parser.parse_args()
