@@ -3,6 +3,7 @@
     git clone --branch dev https://github.com/pyro-ppl/pyro
     python benchmarks/pyro_tests.py pyro                      # hours on one core
     python benchmarks/pyro_tests.py pyro test_gradient.py --seconds 30
+    python benchmarks/pyro_tests.py pyro test_enum.py --select svi     # some of them, as pytest's -k does
 
 The tests are those of a checkout of Pyro, run against the Pyro that is installed. Ours is run twice: as it
 is, where the first step of a signature is Pyro's and the second is captured, and with every first step
@@ -74,7 +75,7 @@ class Recorder:
             self.outcomes[report.nodeid] = "too long" if too_long else report.outcome
 
 
-def run_here(file: str, kind: str, seconds: float, out: Path) -> None:
+def run_here(file: str, kind: str, seconds: float, select: str, out: Path) -> None:
     """Run one file of tests in this process, and write what became of them."""
     import pyro.infer
     import pyro.infer.svi
@@ -99,11 +100,12 @@ def run_here(file: str, kind: str, seconds: float, out: Path) -> None:
         pyro.infer.SVI = pyro.infer.svi.SVI = SVI  # type: ignore[misc]
         if kind == "at once":
             capturing.FIRST_SIGHTS = 1
-    pytest.main(["-q", "--tb=short", "-p", "no:cacheprovider", file], plugins=[recorder])
+    chosen = ["-k", select] if select else []
+    pytest.main(["-q", "--tb=short", "-p", "no:cacheprovider", *chosen, file], plugins=[recorder])
     out.write_text(json.dumps({"outcomes": recorder.outcomes, "captured": sorted(recorder.captured)}))
 
 
-def run(checkout: Path, file: str, kind: str, seconds: float, out: Path) -> dict[str, Any]:
+def run(checkout: Path, file: str, kind: str, seconds: float, select: str, out: Path) -> dict[str, Any]:
     """What became of the tests of one file; a process of its own, beside no other Pyro than the installed."""
     found = out / f"{Path(file).stem}-{kind.replace(' ', '-')}.json"
     if not found.exists():
@@ -114,7 +116,7 @@ def run(checkout: Path, file: str, kind: str, seconds: float, out: Path) -> dict
             shutil.copy(checkout / "setup.cfg", place)
             command = [sys.executable, __file__, place, f"tests/{file}", "--seconds", str(seconds)]
             with found.with_suffix(".log").open("w") as log:
-                command += ["--here", kind, "--out", str(found.resolve())]
+                command += ["--select", select, "--here", kind, "--out", str(found.resolve())]
                 subprocess.run(command, env=environment, cwd=place, stdout=log, stderr=log, check=False)
     result: dict[str, Any] = json.loads(found.read_text())
     return result
@@ -135,11 +137,12 @@ def main() -> None:
     parser.add_argument("checkout", type=Path, help="a checkout of Pyro")
     parser.add_argument("files", nargs="*", help="of its tests, by the end of their path")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU time for one test")
+    parser.add_argument("--select", default="", help="which tests, as pytest's -k takes it")
     parser.add_argument("--out", type=Path, default=Path("runs/pyro_tests"))
     parser.add_argument("--here", choices=KINDS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:
-        run_here(given.files[0], given.here, given.seconds, given.out)
+        run_here(given.files[0], given.here, given.seconds, given.select, given.out)
         return
     given.out.mkdir(parents=True, exist_ok=True)
     print("| tests of Pyro | Pyro's SVI | ours | ours, first steps captured | with a captured step |")
@@ -149,7 +152,7 @@ def main() -> None:
         results = {}
         for kind in KINDS:
             with contextlib.suppress(OSError):
-                results[kind] = run(given.checkout, file, kind, given.seconds, given.out)
+                results[kind] = run(given.checkout, file, kind, given.seconds, given.select, given.out)
         cells = " | ".join(cell(results[kind]) if kind in results else "–" for kind in KINDS)
         captured = {test for result in results.values() for test in result["captured"]}
         print(f"| {file} | {cells} | {len(captured)} |", flush=True)

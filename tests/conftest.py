@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
 
+from tests.scheduling import pytest_configure, pytest_xdist_make_scheduler  # noqa: F401 - hooks
 from tests.seeds import every_seed_shifted
 
 if TYPE_CHECKING:
     from pyro_vae.study import Study
 
 SMALL: dict[str, Any] = {
+    "scales": ("logvar", "softplus"),
     "seeds": 2,
     "epochs": 2,
     "hidden": (16,),
@@ -29,12 +32,26 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def digits_study(tmp_path_factory: pytest.TempPathFactory) -> "Study":
-    """A finished run of the main job, one for all in ``TOGETHER`` under "digits". Change copies."""
+    """A finished run of the main job, one for all under "digits" in ``scheduling.py``. Change copies."""
     from pyro_vae.study import StudyConfig, run_study
 
     torch.set_default_dtype(torch.float32)
     with every_seed_shifted():
         return run_study(StudyConfig(**SMALL), out=tmp_path_factory.mktemp("runs") / "digits", progress=False)
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory: pytest.TempPathFactory) -> "Study":
+    """A finished run on sixty rows of counts, its data beside its folder. Change copies."""
+    from pyro_vae.study import StudyConfig, run_study
+
+    torch.set_default_dtype(torch.float32)
+    folder = tmp_path_factory.mktemp("small")
+    np.save(folder / "counts.npy", np.random.default_rng(0).poisson(3.0, (60, 4)))
+    options = SMALL | {"scales": ("abs", "softplus"), "seeds": 1, "hidden": (4,), "gap_observations": 2}
+    config = StudyConfig(str(folder / "counts.npy"), batch_size=10, **options)
+    with every_seed_shifted(), without_figures():
+        return run_study(config, out=folder / "run", progress=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,36 +60,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if order := int(os.environ.get("ORDER") or 0):
         chance, places = random.Random(order), dict[object, float]()
         items.sort(key=lambda item: (places.setdefault(item.path, chance.random()), chance.random()))
-
-
-TOGETHER = {
-    "tests/report/test_page.py": "digits",
-    "tests/test_study.py": "digits",
-    "tests/svi/parallel/test_ranks.py": "ranks",
-    "tests/test_damage.py": "damage",
-    "tests/test_interruption.py": "interruption",
-    "tests/test_planted.py": "planted",
-    "tests/test_printed.py": "printed",
-}
-"""Files whose tests share what takes seconds to make, and so a worker."""
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out tests one by one, those of ``TOGETHER`` in one piece. ``--dist loadgroup`` would do it, but
-    pytest-xdist 3.8 writes its groups into an attribute that pytest 9.2 does not read."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFixture(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return TOGETHER.get(nodeid.split("::")[0], nodeid)
-
-        def schedule(self) -> None:
-            super().schedule()
-            for node in self.nodes:  # one that takes the place of a crashed one begins when it has two
-                self._reschedule(node)
-
-    return ByFixture(config, log)
 
 
 @contextmanager

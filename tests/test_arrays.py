@@ -73,7 +73,7 @@ def pair(likelihood: str = "normal") -> tuple[Any, Any]:
 
 
 def fitted(data: Any, likelihood: str = "normal", **options: Any) -> NDArray[Any]:
-    options = {"epochs": 1, "batch_size": 10, "progress": False, "engine": "captured"} | options
+    options = {"epochs": 1, "batch_size": 10, "progress": False, "engine": "eager"} | options
     return pyro_vae.fit(*pair(likelihood), data, **options).history["loss"].to_numpy()
 
 

@@ -70,6 +70,8 @@ REFUSED = {
         "t,a\n" + "".join(f"{1_700_000_000 + i},{i % 3}\n" for i in range(9)),
         "differences float32 loses .column 't'.*likelihood='normal'",
     ),
+    "a page": ("<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", "looks like HTML.*download the table"),
+    "a page without a type": ("\n<html>\n<head>\n", "looks like HTML"),
     "another alphabet": ("a,b\n1.5,2\n".encode("utf-16"), "save it as text in UTF-8"),
 }
 
@@ -109,3 +111,38 @@ def test_close_values_are_standardized_before_they_are_rounded(tmp_path):
     np.testing.assert_allclose(x[:, 0], expected, atol=1e-6)
     np.save(tmp_path / "mine.npy", np.stack([t, t + 0.5], 1))
     assert len(np.unique(data.standardize(data.load(tmp_path / "mine.npy")).x)) == 80
+
+
+SENTINELS = {
+    "-999 twice": ("a,b\n1,2.5\n2,-999\n3,1.5\n1,-999\n", ["column 'b' holds -999 in 2 rows"]),
+    "99 among counts": ("a\n1\n0\n2\n99\n1\n99\n3\n", ["column 'a' holds 99 in 2 rows"]),
+    "beside one value": ("a,b\n1,4\n1,5\n-9999,6\n-9999,7\n", ["column 'a' holds -9999 in 2 rows"]),
+    "two of them": (
+        "a\n0.5\n-1e30\n0.7\n999\n-1e30\n999\n0.9\n",
+        ["column 'a' holds -1e+30 in 2 rows", "column 'a' holds 999 in 2 rows"],
+    ),
+    "once": ("a\n1.5\n2\n-999\n3\n", []),
+    "near the others": ("a\n90\n95.5\n99\n99\n80\n20\n", []),
+    "nothing else": ("a,b\n-999,1.5\n-999,2\n", []),
+}
+
+
+@pytest.mark.parametrize(("text", "notes"), SENTINELS.values(), ids=SENTINELS)
+def test_numbers_that_stand_for_missing_values_are_told_and_kept(tmp_path, text, notes):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    found = data.load(path, header=True)
+    assert len(found.notes) == len(notes)
+    for told, expected in zip(found.notes, notes, strict=True):
+        assert told.startswith(f"{expected}, far from its other values")
+        assert told in found.description
+        assert "(--columns)" in told
+
+
+def test_such_numbers_in_an_array_have_no_names(tmp_path):
+    x = np.ones((50, 3), dtype="f4") * np.arange(50)[:, None]
+    x[3:7, 2] = -999
+    np.save(tmp_path / "x.npy", x)
+    (note,) = data.load(tmp_path / "x.npy").notes
+    assert note.startswith("column 2 holds -999 in 4 rows")
+    assert "--columns" not in note

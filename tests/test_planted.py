@@ -15,52 +15,33 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from pyro_vae.cli import app
+from pyro_vae.report import pictures
+from pyro_vae.report.findings import Findings
+from pyro_vae.report.pictures import Picture
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage import inspection
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.lock import locked
 from pyro_vae.storage.netcdf import netcdf_bytes, read_dataset, read_tree
 from pyro_vae.storage.records import checksum, write_record
-from pyro_vae.study import Study, StudyConfig, diagnose_again, phases, run_study
+from pyro_vae.study import Study, completion, diagnose_again, phases
 from tests.conftest import without_figures
-
-pytestmark = pytest.mark.arviz
 
 PLANTED = (
     ".report.html.tmp",
     ".run.json.tmp",
     ".diagnostics.nc.tmp",
     ".compare.csv.tmp",
-    "posterior/.logvar.nc.tmp",
+    "posterior/.abs.nc.tmp",
     "figures/training.png",
     "figures/.training.png.tmp",
 )
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_default_dtype(torch.float32)
-    folder = tmp_path_factory.mktemp("planted")
-    np.save(folder / "counts.npy", np.random.default_rng(0).poisson(3.0, (40, 4)))
-    config = StudyConfig(
-        str(folder / "counts.npy"),
-        scales=("logvar", "abs"),
-        seeds=1,
-        epochs=1,
-        hidden=(4,),
-        latent_dim=2,
-        draws=100,
-        gap_observations=0,
-        device="cpu",
-    )
-    with without_figures():
-        return run_study(config, out=folder / "run", progress=False).folder
-
-
 @pytest.fixture
-def run(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(small_study: Study, tmp_path: Path) -> Path:
     torch.set_default_dtype(torch.float32)
-    return Path(shutil.copytree(whole, tmp_path / "run"))
+    return Path(shutil.copytree(small_study.folder, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -69,8 +50,16 @@ def _stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "_VERDICTS", {})
 
 
+def two_figures(folder: Path, findings: Findings) -> list[Picture]:
+    gallery = pictures._Gallery(folder, "abs, softplus", [])
+    pictures._comparison(gallery, findings)
+    return gallery.pictures
+
+
 class TestLinks:
-    def test_nothing_is_written_through_them(self, run: Path, tmp_path: Path) -> None:
+    def test_nothing_is_written_through_them(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Where a name is taken by a link, or by a second name of a file, what it leads to stays."""
         for i, name in enumerate(PLANTED):
             (mine := tmp_path / f"mine-{i}").write_text("my thesis")
@@ -78,10 +67,15 @@ class TestLinks:
             (run / name).hardlink_to(mine) if name.startswith(".") and i % 2 else (run / name).symlink_to(
                 mine
             )
-        diagnose_again(Study.load(run), draws=150, progress=False)
+        monkeypatch.setattr(completion, "draw_figures", two_figures)
+        done = diagnose_again(Study.load(run), draws=150, gap_observations=0, progress=False)
         assert {path.read_text() for path in tmp_path.glob("mine-*")} == {"my thesis"}
         assert not any(path.is_symlink() for path in run.rglob("*"))
-        assert Study.load(run).config.draws == 150
+        again = Study.load(run)
+        assert again.config.draws == done.diagnostics.attrs["draws"] == 150
+        xr.testing.assert_identical(again.diagnostics, done.diagnostics)
+        assert again.findings.gaps is None
+        assert not (run / "gaps.nc").exists()
 
     def test_a_folder_in_the_way_is_told(self, tmp_path: Path) -> None:
         (tmp_path / ".file.tmp").mkdir()
@@ -143,6 +137,7 @@ def deep(file: h5py.File, secret: Path) -> None:
     file.create_group("/".join("g" * 200))
 
 
+@pytest.mark.arviz
 @pytest.mark.usefixtures("_stranger")
 @pytest.mark.parametrize(
     ("forge", "told"),
@@ -174,6 +169,7 @@ def test_netcdf_that_reaches_out_or_blows_up(
             reader(path, checksum(path.read_bytes()))
 
 
+@pytest.mark.arviz
 @pytest.mark.usefixtures("_stranger")
 @pytest.mark.parametrize(
     ("program", "told"),
@@ -264,7 +260,7 @@ def drop(name: str) -> Callable[[xr.Dataset], xr.Dataset]:
         ("diagnostics", lambda d: d.isel(observation=[0, 0]), "has other observations"),
         ("calibration", lambda d: d.rename(level="height"), "has no 'coverage' over"),
         ("units", lambda d: d.isel(latent=[0]), "has 1 of latent"),
-        ("latents", lambda d: d.isel(guide=[1, 0]), "not of the guides logvar, abs"),
+        ("latents", lambda d: d.isel(guide=[1, 0]), "not of the guides abs, softplus"),
     ],
 )
 def test_measures_that_do_not_suit_the_record(
@@ -294,7 +290,9 @@ def test_a_diagnosis_that_is_interrupted_leaves_the_run_as_it_was(
     assert {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     with without_figures():
         assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
-        again = CliRunner().invoke(app, ["diagnose", str(run), "--draws", "120", "--json"])
+        again = CliRunner().invoke(
+            app, ["diagnose", str(run), "--draws", "120", "--gap-observations", "0", "--json"]
+        )
     assert json.loads(again.stdout)["config"]["draws"] == 120
 
 
@@ -309,9 +307,9 @@ def test_a_diagnosis_that_is_interrupted_leaves_the_run_as_it_was(
     ],
 )
 def test_what_costs_too_much_is_told_before_anything_is_fitted(
-    words: list[str], told: str, whole: Path, tmp_path: Path
+    words: list[str], told: str, small_study: Study, tmp_path: Path
 ) -> None:
-    data, out = str(whole.parent / "counts.npy"), tmp_path / "out"
+    data, out = small_study.config.data, tmp_path / "out"
     done = CliRunner().invoke(app, ["compare", data, "-s", "abs", "-s", "clamp", *words, "--out", str(out)])
     assert done.exit_code == 2, done.output
     with pytest.raises(ValueError, match=told):

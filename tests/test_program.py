@@ -1,11 +1,13 @@
 """A study of the user's own program, and of several families: to its end, and again from its folder."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from pyro_vae.study import Study, StudyConfig, resume_study, run_study
+from pyro_vae.study import Study, StudyConfig, refined_again, resume_study, run_study
 
 pytestmark = pytest.mark.arviz
 
@@ -67,6 +69,15 @@ def test_a_program_is_studied_to_the_end(here: Path) -> None:
     again = Study.load("run")
     assert again.config == config
     assert again.answer == study.answer
+    record = json.loads((here / "run" / "run.json").read_text())["result"]
+    assert list(record).index("verdict") < list(record).index("answer")
+    tree = xr.open_datatree(refined_again(again, "refined.nc"), engine="h5netcdf")
+    draws = tree["posterior"]["strength"]
+    assert draws.shape == (1, 500, 8)
+    assert float(draws.min()) > 0
+    assert set(tree["sample_stats"].data_vars) == {"log_p", "log_q"}
+    with pytest.raises(ValueError, match=r"refined is refined\.nc, which is there already; name another"):
+        refined_again(again, "refined.nc")
 
 
 def test_a_program_that_was_changed_does_not_go_on_with_the_run(here: Path) -> None:
@@ -127,3 +138,65 @@ def test_objectives_have_the_draws_that_the_help_tells(objective: str, particles
     made = _objective(StudyConfig(objective=objective))
     assert made.num_particles == particles  # type: ignore[attr-defined]
     assert _objective(StudyConfig(objective=objective, particles=3)).num_particles == 3  # type: ignore[attr-defined]
+
+
+SHARED = """
+import pyro, pyro.distributions as dist, torch
+from torch import nn
+import pyro_vae
+
+def make_pair(scale, x):
+    rows, encoder, sigma = len(x), nn.Linear(3, 2), pyro_vae.scales.get(scale)
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0).expand([3]).to_event(1))
+        with pyro.plate("data", rows, subsample=x) as batch:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(loc + z[:, None], 0.5).to_event(1), obs=batch)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        pyro.sample("loc", dist.Normal(pyro.param("at", torch.full((3,), 3.0)), 1e-3).to_event(1))
+        with pyro.plate("data", rows, subsample=x) as batch:
+            mean, raw = encoder(batch).unbind(-1)
+            pyro.sample("z", dist.Normal(mean, sigma(raw)))
+
+    return model, guide
+"""
+
+
+def test_latents_that_all_observations_share_are_given_by_draws_of_the_guide(here: Path) -> None:
+    import torch
+
+    (here / "shared.py").write_text(SHARED)
+    config = StudyConfig("x.npy", ("logvar",), program="shared.py:make_pair", **SMALL)  # type: ignore[arg-type]
+    study = run_study(config, out="run", progress=False)
+    assert study.findings.latents.sizes["latent"] == 1  # z alone is of one observation
+    tree = study.posteriors["logvar"]
+    assert list(tree["posterior"].data_vars) == ["z"]
+    shared = tree["shared"]["loc"]
+    assert shared.shape == (1, 500, 3)
+    # a closed form: x given loc is Normal with covariance 1 + I/4; the guide's loc hardly varies
+    covariance = torch.ones(3, 3, dtype=torch.float64) + 0.25 * torch.eye(3, dtype=torch.float64)
+    exact = torch.distributions.MultivariateNormal(
+        torch.from_numpy(shared.values.mean((0, 1))).double(), covariance
+    )
+    refined = study.findings.refined
+    assert refined is not None
+    assert refined.attrs["shared_draws"] == 5
+    held_out = torch.from_numpy(tree["observed_data"]["x"].values).double()
+    found = refined["log_evidence"].values[0, 0, : len(held_out)]
+    assert found == pytest.approx(exact.log_prob(held_out).numpy(), abs=0.05)
+    assert "given 5 draws of the latents that all observations share" in " ".join(study.verdict.sentences)
+    assert "shared latents" in (here / "run" / "report.html").read_text()
+    assert Study.load("run").answer == study.answer
+
+
+def test_a_program_without_latents_of_single_observations_is_refused_with_what_serves_it(here: Path) -> None:
+    alone = SHARED.replace('z = pyro.sample("z", dist.Normal(0.0, 1.0))', "z = torch.zeros(len(batch))")
+    alone = alone.replace('            pyro.sample("z", dist.Normal(mean, sigma(raw)))\n', "")
+    (here / "shared.py").write_text(alone)
+    config = StudyConfig("x.npy", ("logvar",), program="shared.py:make_pair", **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"every latent of the model \(loc\) is shared.*pyro_vae\.diagnose"):
+        run_study(config, out="run", progress=False)
+    assert not (here / "run").exists()

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ import pyro_vae.study.completion
 from pyro_vae import Fit, data
 from pyro_vae.report.findings import MEASURES, REFINED
 from pyro_vae.storage.records import write_record
-from pyro_vae.study import Study, StudyConfig, diagnose_again, make_pair, report_again, run_study
+from pyro_vae.study import Study, StudyConfig, make_pair, report_again, run_study
 from pyro_vae.study.config import read_config
-from pyro_vae.svi import NonFiniteError
 from tests import conftest
 
 pytestmark = pytest.mark.arviz
@@ -53,49 +51,14 @@ def _as_users_run_it() -> None:
 SMALL = StudyConfig(**conftest.SMALL)
 
 
-TINY = StudyConfig(
-    seeds=1,
-    scales=("logvar",),
-    epochs=1,
-    hidden=(4,),
-    latent_dim=1,
-    draws=100,
-    gap_observations=0,
-    device="cpu",
-)
-
-
 @pytest.fixture
 def study(digits_study: Study) -> Study:
     return digits_study
 
 
-@pytest.fixture
-def _no_figures() -> Iterator[None]:
-    with conftest.without_figures():
-        yield
-
-
-@pytest.fixture(scope="module")
-def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Two guides on forty rows of counts, for what needs a run of its own."""
-    torch.set_default_dtype(torch.float32)
-    folder = tmp_path_factory.mktemp("tiny")
-    np.save(folder / "counts.npy", np.random.default_rng(0).poisson(3.0, (40, 4)))
-    config = dataclasses.replace(
-        TINY,
-        data=str(folder / "counts.npy"),
-        scales=("logvar", "softplus"),
-        latent_dim=2,
-        gap_observations=2,
-    )
-    with conftest.without_figures():
-        return run_study(config, out=folder / "run", progress=False)
-
-
 def test_everything_is_on_disk_and_nothing_else(study: Study) -> None:
     found = {str(p.relative_to(study.folder)) for p in study.folder.rglob("*") if p.is_file()}
-    guides = ("logvar", "logstd", "softplus")
+    guides = ("logvar", "softplus")
     fits = {
         f"fits/{g}-{s}/{f}"
         for g in guides
@@ -118,9 +81,9 @@ def test_everything_is_on_disk_and_nothing_else(study: Study) -> None:
 
 def test_diagnostics_are_over_guide_seed_and_observation(study: Study) -> None:
     with xr.open_dataset(study.folder / "diagnostics.nc", engine="h5netcdf") as saved:
-        assert saved.sizes == {"guide": 3, "seed": 2, "observation": 359}
+        assert saved.sizes == {"guide": 2, "seed": 2, "observation": 359}
         assert {"log_evidence", "elbo", "khat", "kl", "reconstruction"} <= set(saved)
-        assert list(saved["guide"].values) == ["logvar", "logstd", "softplus"]
+        assert list(saved["guide"].values) == ["logvar", "softplus"]
         assert bool((saved["log_evidence"] >= saved["elbo"]).all())
         np.testing.assert_array_equal(saved["khat"], study.diagnostics["khat"])
 
@@ -139,7 +102,7 @@ def test_posteriors_open_in_arviz(study: Study) -> None:
 def test_the_record_says_what_was_asked_and_what_ran_it(study: Study) -> None:
     record = json.loads((study.folder / "run.json").read_text())
     assert record["schema"] == 1
-    assert record["config"]["scales"] == ["logvar", "logstd", "softplus"]
+    assert record["config"]["scales"] == ["logvar", "softplus"]
     assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     begun, finished = (datetime.fromisoformat(record["result"].pop(name)) for name in ("started", "finished"))
     assert begun <= finished <= datetime.now(UTC)
@@ -172,23 +135,13 @@ def test_a_saved_fit_of_a_run_can_be_loaded(study: Study) -> None:
     np.testing.assert_allclose(again["log_evidence"], saved, rtol=1e-10)
 
 
-@pytest.mark.usefixtures("_no_figures")
-def test_the_same_study_gives_the_same_numbers(tiny_study: Study, tmp_path: Path) -> None:
-    again = run_study(tiny_study.config, out=tmp_path / "again", progress=False)
-    for measure in (*MEASURES, *REFINED, "gaps"):
-        xr.testing.assert_equal(getattr(again.findings, measure), getattr(tiny_study.findings, measure))
-    assert again.answer == tiny_study.answer
-    kept = (tiny_study.folder / "compare.csv").read_text()
-    assert (tmp_path / "again" / "compare.csv").read_text() == kept
-
-
 def test_guides_start_from_the_same_function() -> None:
     """Equal weights and equal σ, whatever the map."""
     train, _ = data.split(data.load("digits"), 0.2, seed=0)
     x = torch.as_tensor(train.x[:5])
-    posteriors = []
-    for scale in ("logvar", "logstd", "softplus"):
-        model, guide = make_pair(SMALL, train, scale, seed=3)
+    posteriors, config = [], dataclasses.replace(SMALL, scales=("logvar", "logstd", "softplus"))
+    for scale in config.scales:
+        model, guide = make_pair(config, train, scale, seed=3)
         torch.manual_seed(1)  # the heads are made by the first call
         posteriors.append((guide.posterior(x), model.decode(torch.ones(1, 2)).base_dist.logits))
     for q, logits in posteriors[1:]:
@@ -212,74 +165,6 @@ def test_the_summary_and_the_answer(study: Study) -> None:
     undecided = not study.comparison["decided"].iloc[1:].any()
     assert ("data do not decide" in study.answer) == undecided
     assert study.answer in repr(study)
-
-
-@pytest.mark.usefixtures("_no_figures")
-def test_one_guide_alone_is_diagnosed_but_not_compared(tmp_path: Path) -> None:
-    config = StudyConfig(scales=("softplus-var",), seeds=1, epochs=1, hidden=(8,), latent_dim=2, draws=100)
-    study = run_study(config, out=tmp_path / "one", progress=False)
-    assert study.comparison is None
-    assert not (tmp_path / "one" / "compare.csv").exists()
-    assert "there is no other guide to compare it with" in study.answer
-    assert list(study.summary().columns) == ["evidence"]
-    assert list(study.belief()["q"]) == ["encoder", "refined"]
-    assert study.verdict.guide == "softplus-var"
-
-
-@pytest.mark.usefixtures("_no_figures")
-def test_a_guide_that_fails_is_left_out_by_name(
-    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real_fit = pyro_vae.study.fits.fit
-
-    def failing(model: object, guide: object, *args: object, **options: object) -> Fit:
-        if "LogVar" in repr(guide.scale_map):  # type: ignore[attr-defined]
-            raise NonFiniteError("three steps in a row were not finite")
-        return real_fit(model, guide, *args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(pyro_vae.study.fits, "fit", failing)
-    config = dataclasses.replace(tiny_study.config, scales=("logvar", "logstd", "softplus"))
-    study = run_study(config, out=tmp_path / "run", progress=False)
-    assert list(study.failures) == ["logvar"]
-    assert study.comparison is not None
-    assert sorted(study.comparison.index) == ["logstd", "softplus"]
-    assert study.answer.endswith("Left out, because a fit failed: logvar.")
-    assert Study.load(study.folder).answer == study.answer
-    only = StudyConfig(scales=("logvar",), seeds=1, epochs=1)
-    with pytest.raises(NonFiniteError, match="no guide could be fitted: logvar, seed 0: three steps"):
-        run_study(only, out=tmp_path / "none", progress=False)
-
-
-@pytest.mark.usefixtures("_no_figures")
-def test_a_fit_that_has_run_away_is_left_out_and_no_run_is_made_of_it_alone(
-    tiny_study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = pyro_vae.study.phases.measure_fit
-
-    def measured(fitted: Fit, *args: object) -> object:
-        found = real(fitted, *args)  # type: ignore[arg-type]
-        if "LogVar" in repr(fitted.guide.scale_map):  # type: ignore[attr-defined]
-            found["diagnostics"]["elbo"][:2] = np.nan
-        return found
-
-    monkeypatch.setattr(pyro_vae.study.phases, "measure_fit", measured)
-    config = tiny_study.config
-    study = run_study(config, out=tmp_path / "run", progress=False)
-    assert list(study.failures) == ["logvar"]
-    assert "the ELBO of 2 of 8 held-out observations is not finite" in study.failures["logvar"]
-    assert list(study.summary().index) == ["softplus"]
-    alone = dataclasses.replace(config, scales=("logvar",))
-    with pytest.raises(NonFiniteError, match=r"logvar, seed 0: the ELBO of 2 of 8 .* run away"):
-        run_study(alone, out=tmp_path / "none", progress=False)
-
-
-def test_a_users_file(tmp_path: Path) -> None:
-    counts = np.random.default_rng(0).poisson(3.0, (60, 4))
-    pd.DataFrame(counts, columns=list("abcd")).to_csv(tmp_path / "counts.csv", index=False)
-    config = dataclasses.replace(TINY, data=str(tmp_path / "counts.csv"), likelihood="poisson")
-    study = run_study(config, out=tmp_path / "run", progress=False)
-    assert study.diagnostics.sizes["observation"] == 12
-    assert not (tmp_path / "run" / "figures" / "predictive.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -327,21 +212,6 @@ class TestReadBack:
         (study.folder / "figures" / "khat.png").unlink()
         assert report_again(Study.load(study.folder)) == study.folder / "report.html"
         assert (study.folder / "report.html").read_text() == before
-
-    @pytest.mark.usefixtures("_no_figures")
-    def test_the_fits_are_diagnosed_anew(self, tiny_study: Study, tmp_path: Path) -> None:
-        study, copy = tiny_study, Path(shutil.copytree(tiny_study.folder, tmp_path / "copy"))
-        same = diagnose_again(Study.load(copy), progress=False)
-        np.testing.assert_allclose(
-            same.diagnostics["log_evidence"], study.diagnostics["log_evidence"], rtol=1e-10
-        )
-        more = diagnose_again(Study.load(copy), draws=200, gap_observations=0, progress=False)
-        assert more.diagnostics.attrs["draws"] == 200
-        assert more.findings.gaps is None
-        assert not (copy / "gaps.nc").exists()
-        again = Study.load(copy)
-        assert again.config.draws == 200
-        xr.testing.assert_identical(again.diagnostics, more.diagnostics)
 
     def test_a_folder_without_a_run(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"holds no run: there is no run.json in it"):
@@ -421,85 +291,3 @@ class TestConfigFile:
     def test_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="there is no file"):
             read_config(tmp_path / "study.toml")
-
-
-@pytest.mark.usefixtures("_no_figures")
-class TestWhatIsThere:
-    """A run never replaces another."""
-
-    @pytest.fixture
-    def table(self, tmp_path: Path) -> Path:
-        path = tmp_path / "t.csv"
-        rng = np.random.default_rng(0)
-        frame = pd.DataFrame(rng.normal(size=(20, 2)), columns=["a", "b"]).assign(kind=["x", "y"] * 10)
-        frame.to_csv(path)
-        return path
-
-    def test_the_same_run_is_shown_and_another_one_refused(self, table: Path, tmp_path: Path) -> None:
-        config = dataclasses.replace(TINY, data=str(table), label="kind")
-        first = run_study(config, out=tmp_path / "run", progress=False)
-        stamps = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*") if path.is_file()}
-        again = run_study(config, out=tmp_path / "run", progress=False)
-        assert again.answer == first.answer
-        with pytest.raises(ValueError, match=r"holds another run; name a new folder .*--overwrite"):
-            run_study(dataclasses.replace(config, epochs=2), out=tmp_path / "run", progress=False)
-        table.write_text(table.read_text() + "20,0.5,0.25,x\n")
-        with pytest.raises(ValueError, match="holds another run"):
-            run_study(config, out=tmp_path / "run", progress=False)
-        assert stamps == {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.is_file()}
-        over = run_study(config, out=tmp_path / "run", progress=False, overwrite=True)
-        assert json.loads((over.folder / "run.json").read_text())["read"]["rows"] == 21
-
-    def test_what_was_read_is_said_before_and_kept(
-        self, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        config = dataclasses.replace(TINY, data=str(table), label="kind")
-        with caplog.at_level("INFO", "pyro_vae"):
-            study = run_study(config, out=tmp_path / "run", progress=False)
-        said = next(message for message in caplog.messages if message.startswith("t: "))
-        told = (
-            "20 rows, 2 columns (a, b)",
-            "'kind' (the label)",
-            "'' (it numbers the rows)",
-            "16 rows to train",
-        )
-        assert all(words in said for words in told), said
-        read = json.loads((study.folder / "run.json").read_text())["read"]
-        assert (read["columns"], read["train"], read["held_out"]) == (["a", "b"], 16, 4)
-        assert (read["likelihood"], read["rows_dropped"]) == ("normal", 0)
-        page = (study.folder / "report.html").read_text()
-        assert "not all values are non-negative integers" in page
-        assert "16, 4" in page
-
-    def test_an_interrupted_run_goes_on_with_the_same_call(
-        self, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        config = dataclasses.replace(TINY, data=str(table), label="kind")
-        with monkeypatch.context() as broken:
-            broken.setattr(pyro_vae.study.completion, "examine", _raises)
-            with pytest.raises(KeyboardInterrupt):
-                run_study(config, out=tmp_path / "run", progress=False)
-        record = tmp_path / "run" / "fits" / "logvar-0" / "fit.json"
-        before = record.stat().st_mtime_ns
-        run_study(config, out=tmp_path / "run", progress=False)
-        assert record.stat().st_mtime_ns == before
-
-    @pytest.mark.parametrize(("rows", "remedy"), [(5, "--held-out 0.4"), (3, "more rows")])
-    def test_too_few_rows_are_named_before_anything_is_fitted(
-        self, rows: int, remedy: str, table: Path, tmp_path: Path
-    ) -> None:
-        table.write_text("".join(table.read_text().splitlines(keepends=True)[: rows + 1]))
-        config = dataclasses.replace(TINY, data=str(table), label="kind")
-        with pytest.raises(ValueError, match=f"held_out is 0.2 and t has {rows} rows.*{remedy}"):
-            run_study(config, out=tmp_path / "run", progress=False)
-        assert not (tmp_path / "run").exists()
-
-    def test_five_rows_are_enough_where_two_are_held_out(self, table: Path, tmp_path: Path) -> None:
-        table.write_text("".join(table.read_text().splitlines(keepends=True)[:6]))
-        config = dataclasses.replace(TINY, data=str(table), label="kind", held_out=0.4)
-        study = run_study(config, out=tmp_path / "run", progress=False)
-        assert study.diagnostics.sizes["observation"] == 2
-
-
-def _raises(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt

@@ -45,6 +45,7 @@ from pyro_vae.cli.options import (
     Particles,
     ProgramData,
     Rate,
+    RefinedFile,
     Root,
     Run,
     Scale,
@@ -186,24 +187,33 @@ def fit(
 
 @app.command()
 def diagnose(
-    run: Run, draws: OtherDraws = None, gap_observations: OtherGaps = None, as_json: AsJson = False
+    run: Run,
+    draws: OtherDraws = None,
+    gap_observations: OtherGaps = None,
+    refined: RefinedFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Can the posteriors of a run be believed?
 
     Without options it tells what the run has found. With --draws or
     --gap-observations the saved fits are diagnosed anew, and so is the report.
+    With --refined draws of the refined posteriors are written into a file.
 
     \b
     [bold]Examples[/bold]
       pyro-vae diagnose runs/digits
       pyro-vae diagnose runs/digits --draws 10000 --json
+      pyro-vae diagnose runs/digits --refined refined.nc
     """
-    from pyro_vae.study import Study, diagnose_again
+    from pyro_vae.study import Study, diagnose_again, refined_again
 
     with _errors_as_sentences():
         study = Study.load(run)
         if draws is not None or gap_observations is not None:
             study = diagnose_again(study, draws=draws, gap_observations=gap_observations)
+        if refined is not None:
+            output.show_refined(refined_again(study, refined), as_json=as_json)
+            return
         output.show_diagnosis(study, as_json=as_json)
 
 

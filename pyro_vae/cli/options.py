@@ -137,3 +137,7 @@ OtherGaps = Annotated[
         "--gap-observations", metavar="N", tell="Observations whose best q is sought", default="the run's"
     ),
 ]
+RefinedFile = Annotated[
+    Path | None,
+    typer.Option("--refined", metavar="FILE", help="Write draws of the refined posteriors, for ArviZ"),
+]

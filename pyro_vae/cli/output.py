@@ -66,6 +66,16 @@ def show_diagnosis(study: "Study", *, as_json: bool) -> None:
         _print_readings(console, study)
 
 
+def show_refined(path: Path, *, as_json: bool) -> None:
+    """Where the draws of refined posteriors were written, and how they are read."""
+    if as_json:
+        _print_json({"refined": str(path)})
+    else:
+        with _telling() as console:
+            told = f"Draws of the refined posteriors are in {path}: xarray.open_datatree({str(path)!r})"
+            console.print(printable(told), soft_wrap=True)
+
+
 def show_path(path: Path, *, as_json: bool) -> None:
     """Where something was written."""
     if as_json:
@@ -188,8 +198,8 @@ def _as_data(study: "Study") -> dict[str, Any]:
     from pyro_vae.report.readings import read_findings_aloud
 
     return {
-        "answer": study.answer,
         "verdict": study.verdict.as_dict(),
+        "answer": study.answer,
         "config": dataclasses.asdict(study.config),
         "folder": str(study.folder),
         "summary": _records(study.summary()),

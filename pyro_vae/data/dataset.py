@@ -43,6 +43,8 @@ class DataSet:
         Why that likelihood.
     left_out
         Columns of the file that are not among the features, and why.
+    notes
+        What a careful reader would ask about: numbers that may stand for missing values.
 
     Examples
     --------
@@ -60,6 +62,7 @@ class DataSet:
     columns: tuple[str, ...] | None = None
     why: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.x, np.ndarray):
@@ -101,7 +104,8 @@ class DataSet:
             told += f" ({shown}{', …' if features > SHOWN_COLUMNS else ''})"
         if self.left_out:
             told += "; left out " + ", ".join(f"{name!r} ({why})" for name, why in self.left_out.items())
-        return f"{told}; likelihood {self.likelihood}" + (f": {self.why}" if self.why else "")
+        told += f"; likelihood {self.likelihood}" + (f": {self.why}" if self.why else "")
+        return "; ".join([told, *(f"look: {note}" for note in self.notes)])
 
     @property
     def images(self) -> FloatArray:

@@ -12,6 +12,7 @@ from pyro_vae.arguments import brief, cut
 from pyro_vae.arrays import lost_columns
 from pyro_vae.data.arrays import read_npy, read_npz
 from pyro_vae.data.dataset import STANDARDIZED, DataSet, FloatArray
+from pyro_vae.data.sentinels import sentinel_notes
 from pyro_vae.data.tables import read_csv, read_parquet, table_of_numbers
 
 SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
@@ -68,7 +69,8 @@ def load_file(
             f"{suggested} likelihood takes them as they are; subtract a constant, leave the column out by "
             "columns=[...] (--columns), or give likelihood='normal' (--likelihood normal)"
         )
-    return DataSet(path.stem, x, y, suggested, arguments, image_shape, columns, why, left_out)
+    notes = sentinel_notes(x, (rows for _, rows in _chunks(x)), columns)
+    return DataSet(path.stem, x, y, suggested, arguments, image_shape, columns, why, left_out, notes)
 
 
 def _require_table(path: Path, suffix: str, options: TableOptions) -> None:

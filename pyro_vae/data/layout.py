@@ -30,6 +30,7 @@ _INTEGER = re.compile(r"[+-]?\d+")
 _COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _BOOLEANS = ("true", "false")
+_HTML = re.compile(r"\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 Row = list[str]
 
@@ -103,6 +104,11 @@ def _sample(path: Path) -> list[str]:
         raise ValueError(
             f"{path} cannot be read as a table: {str(error).strip('. ')}; save it as text in UTF-8"
         ) from error
+    if _HTML.match(text):
+        raise ValueError(
+            f"{path} cannot be read as a table: it looks like HTML, a page and not the file that it "
+            "links to; download the table itself"
+        )
     if "\0" in text:
         raise ValueError(f"{path} cannot be read as a table: it is not text; save it as text in UTF-8")
     return text.splitlines()

@@ -14,10 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.graphs.surroundings import MISSING, Place, places_around
+from pyro_vae.graphs.surroundings import MISSING, Numbers, Place, places_around
 
 _SMALL = 4096
 """Elements of an array of numpy that is compared at every look; larger ones are known by their identity."""
+
+
+COMPARED = (bool, int, float, complex, str, bytes, frozenset, Numbers, torch.Size)
+"""Values that are the same if they are equal; others only if they are identical."""
 
 
 class Version(NamedTuple):
@@ -56,7 +60,8 @@ class Guard:
         lifted: frozenset[str] = frozenset(),
         ignored: frozenset[str] = frozenset(),
     ) -> None:
-        around = [place for place in places_around(programs) if place.name not in ignored]
+        found, self.unseen = places_around(programs)
+        around = [place for place in found if place.name not in ignored]
         self.buffers = [place.value for place in around if place.is_buffer and torch.is_tensor(place.value)]
         """Of the modules among them."""
         self.places = [place for place in around if place.name not in lifted]
@@ -64,11 +69,15 @@ class Guard:
         """Lifted places, in the order in which a graph takes their values."""
         self._likes = [_kind(place.value) for place in self.inputs]
         self._versions: list[Version] = []
+        tensors = [place.value for place in around if isinstance(place.value, Tensor)]
+        self._moving = [(tensor, tensor.requires_grad) for tensor in tensors]
         arrays = [p for p in self.places if isinstance(p.value, np.ndarray) and p.value.size <= _SMALL]
         self._arrays = [(place, place.value.copy()) for place in arrays]
-        in_dicts = [p for p in self.places if isinstance(p.container, dict) and p.key is not len]
+        in_dicts = [p for p in self.places if isinstance(p.container, dict) and not p.of_whole]
         self._in_dicts = [(place.container, place.key, place.value) for place in in_dicts]
-        quick = {id(place) for place in in_dicts}
+        lengths = [p for p in self.places if p.key is len]
+        self._lengths = [(place.container, place.value) for place in lengths]
+        quick = {id(place) for place in (*in_dicts, *lengths)}
         self._others = [place for place in self.places if id(place) not in quick]
 
     def freeze(self, numbers: Sequence[Tensor]) -> None:
@@ -82,10 +91,14 @@ class Guard:
             now = container.get(key, missing)
             if now is not value and not _same(now, value):
                 return False
+        for container, length in self._lengths:
+            if len(container) != length:
+                return False
         return (
             all(_same(place.now(), place.value) for place in self._others)
             and all(np.array_equal(place.value, values) for place, values in self._arrays)
             and all(tensor._version == number for tensor, number in self._versions)
+            and all(tensor.requires_grad is moves for tensor, moves in self._moving)
             and (not self.inputs or [_kind(place.now()) for place in self.inputs] == self._likes)
         )
 
@@ -129,10 +142,7 @@ def lifted_places(places: Sequence[Place], tensors: Sequence[Tensor]) -> Iterato
 def _same(now: Any, then: Any) -> bool:
     if now is then:
         return True
-    plain = type(now) is type(then) and isinstance(then, bool | int | float | complex | str | bytes | tuple)
-    if not plain or isinstance(now, tuple):
-        return plain and isinstance(then, torch.Size) and bool(now == then)
-    return bool(now == then)
+    return type(now) is type(then) and isinstance(then, COMPARED) and bool(now == then)
 
 
 def _kind(value: Any) -> Any:

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.graphs.places import calling_line, filename_of
-from pyro_vae.graphs.selecting import Selection, Selections
+from pyro_vae.graphs.selecting import Selection, Selections, selected_by_scalar
 
 Answer = Callable[..., Any]
 """``answer(frame, *args, **kwargs)`` in place of a function of torch that is called from ``frame``;
@@ -44,6 +44,7 @@ _SIZES = (
     Tensor.nelement,
     vars(torch._C.TensorBase)["shape"].__get__,
 )
+_ASSERTING = ("/pyro/distributions/transforms/", "/torch/distributions/constraints.py")
 _SHAPES_FROM_VALUES = ("nonzero", "masked_select", "unique", "unique_consecutive", "argwhere")
 
 
@@ -114,8 +115,8 @@ class Watch(TorchFunctionMode):
         return NotImplemented
 
     def answer_with_truth(self, frame: Any, tensor: Tensor) -> Any:
-        """Pyro's transforms assert what holds of valid parameters."""
-        if is_traced(tensor) and "/pyro/distributions/transforms/" in filename_of(frame):
+        """Pyro's transforms and torch's constraints assert what holds of valid parameters."""
+        if is_traced(tensor) and any(place in filename_of(frame) for place in _ASSERTING):
             self.validity.append(tensor)
             return True
         return self.answer_with_number(frame, tensor)
@@ -123,7 +124,8 @@ class Watch(TorchFunctionMode):
     def _select(self, frame: Any, source: Tensor, index: Any) -> Any:
         del frame
         if not _selects_by_values(index):
-            return NotImplemented
+            selected = selected_by_scalar(source, index) if _is_traced_index(index) else None
+            return NotImplemented if selected is None else selected
         line = calling_line() or ""
         self.lines.append(line)
         result = source[index]
@@ -241,6 +243,11 @@ def _draws(node: fx.Node) -> bool:
 def _selects_by_values(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in parts)
+
+
+def _is_traced_index(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, Tensor) and is_traced(part) for part in parts)
 
 
 def _is_real(constraint: Any) -> bool:

@@ -1,6 +1,7 @@
-"""Assignment by a mask, ``a[m] = b[m]``, as a choice between two tensors, whose size depends on nothing."""
+"""Selections that a graph can hold, because their size depends on nothing: assignment by a mask,
+``a[m] = b[m]``, as a choice between two tensors, and ``a[i]`` by a scalar that was drawn."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -38,3 +39,19 @@ class Selections:
         chosen = mask.reshape(*mask.shape, *[1] * (target.dim() - mask.dim()))
         target.copy_(torch.where(chosen, known.source, target))
         return known
+
+
+def selected_by_scalar(source: Tensor, index: Any) -> Tensor | None:
+    """``source[index]`` where an integer scalar is among the indices, and None where none is or where more
+    than whole numbers and slices are beside it. Torch makes a number of the scalar; an index of one element
+    selects the same, and stays a tensor."""
+    parts = index if isinstance(index, tuple) else (index,)
+    tensors = [place for place, part in enumerate(parts) if isinstance(part, Tensor)]
+    plain = all(type(part) is int or part is None or isinstance(part, slice | Tensor) for part in parts)
+    if len(tensors) != 1 or not plain:
+        return None
+    place = tensors[0]
+    if parts[place].dim() or parts[place].dtype not in (torch.int64, torch.int32):
+        return None
+    kept = sum(type(part) is not int for part in parts[:place])
+    return source[(*parts[:place], parts[place].reshape(1), *parts[place + 1 :])].select(kept, 0)

@@ -1,29 +1,45 @@
 """Find the places around a program where its values lie: globals, closures, attributes, entries."""
 
 import builtins
+import dis
 import functools
+import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
 from dataclasses import dataclass, is_dataclass
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from pyro import infer
 from torch import Tensor, nn
 
 from pyro_vae.graphs.places import is_installed, is_library
 
 MISSING = object()
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
-_MANY = 256
-"""Longer lists are known by their identity and length alone."""
-_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "training"}
+_SOURCES = (Iterator, random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_WITHOUT_FILE = "<string>"
+"""The file of ``python -c`` and ``exec``."""
+_MANY, _MOST = 256, 16_384
+"""Longer lists are looked at as a whole if numbers and words are all that they hold, and up to the second
+length; others are known by their identity and length alone."""
+_CONTENTS = ("_parameters", "_buffers", "_modules")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {*_CONTENTS, "training"}
 _ANY_NAME = frozenset(("getattr", "vars", "__dict__", "__getattribute__"))
+
+
+class Numbers(tuple[Any, ...]):
+    """The numbers and words of a long list."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """An entry of a dict or list, a closure's cell, or a length; what lay there when it was found."""
+    """An entry of a dict or list, a closure's cell, or something about a container as a whole; what lay there
+    when it was found."""
 
     name: str
     """As a program would write it: ``options['beta']``."""
@@ -36,8 +52,8 @@ class Place:
     def now(self) -> Any:
         """What lies there."""
         try:
-            if self.key is len:
-                return len(self.container)
+            if self.of_whole:
+                return self.key(self.container)
             if isinstance(self.container, CellType):
                 return self.container.cell_contents
             return self.container[self.key]
@@ -45,10 +61,15 @@ class Place:
             return MISSING
 
     @property
+    def of_whole(self) -> bool:
+        """Whether its key is a function of the whole container."""
+        return self.key is len or self.key is frozenset or self.key is Numbers
+
+    @property
     def can_be_set(self) -> bool:
         """Whether something else can be put there."""
         changeable = isinstance(self.container, MutableMapping | MutableSequence | CellType)
-        return changeable and self.key is not len
+        return changeable and not self.of_whole
 
     def put(self, value: Any) -> None:
         """Put something else there."""
@@ -58,12 +79,13 @@ class Place:
             self.container[self.key] = value
 
 
-def places_around(programs: Sequence[Any]) -> list[Place]:
-    """Every place that these functions, modules and objects would look at, each once."""
+def places_around(programs: Sequence[Any]) -> tuple[list[Place], list[str]]:
+    """Every place that these functions, modules and objects would look at, each once, and what
+    may change there without a trace: iterators, random generators, tables, objects with slots."""
     walk = _Walk()
     for program in programs:
         walk.visit(program, _name_of(program))
-    return walk.places()
+    return walk.places(), walk.unseen
 
 
 class _Walk:
@@ -76,6 +98,8 @@ class _Walk:
         self.attributes: list[tuple[Place, Any]] = []
         """Of objects of the user's classes: read only if some code names them."""
         self.names: set[str] = set()
+        self.classes: dict[type, Mapping[str, Any]] = {}
+        self.unseen: list[str] = []
 
     def places(self) -> list[Place]:
         """What was found; of the attributes of a user's objects those that some code names."""
@@ -117,14 +141,22 @@ class _Walk:
             if isinstance(value, kind):
                 go_on(self, value, name)
                 return
-        if isinstance(value, type):
+        if isinstance(value, _SOURCES):
+            self.unseen.append(f"it may take from {name} whenever it runs")
+        elif _is_opaque(type(value)):
+            self.unseen.append(f"it reads {name}, and {type(value).__qualname__} may change unseen")
+        elif isinstance(value, type):
             self.class_(value)
-        elif _is_users(type(value)) or is_dataclass(value) or type(value).__name__ in _NAMESPACES:
+        elif isinstance(value, infer.ELBO):
+            for key, item in list(vars(value).items()):
+                if isinstance(item, _PLAIN):
+                    self.add(Place(f"{name}.{key}", vars(value), key, item))
+        elif is_of_user(type(value)) or is_dataclass(value) or type(value).__name__ in _NAMESPACES:
             self.object_(value, name)
 
     def function(self, function: FunctionType, name: str) -> None:
         code = function.__code__
-        if is_library(code.co_filename):
+        if is_library(code.co_filename) and code.co_filename != _WITHOUT_FILE:
             wrapped = getattr(function, "__wrapped__", None)
             cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
             for cell in cells.values():  # a decorator of a library around a user's function
@@ -135,14 +167,15 @@ class _Walk:
             self.names.update(_names(code))
             if (value := _contents(cell)) is not MISSING:
                 self.note(Place(free, cell, "cell_contents", value), value)
-        used = _names(code)
-        self.names |= used
-        for global_ in sorted(used & function.__globals__.keys()):
+        self.names |= _names(code)
+        for global_ in sorted(_globals(code) & function.__globals__.keys()):
             value = function.__globals__[global_]
             if isinstance(value, ModuleType):
                 self.module_of_python(value, global_)
             else:
                 self.note(Place(global_, function.__globals__, global_, value), value)
+        for key, value in vars(function).items():
+            self.attributes.append((Place(f"{name}.{key}", vars(function), key, value), value))
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.visit(default, name)
 
@@ -170,18 +203,25 @@ class _Walk:
 
     def module(self, module: nn.Module, name: str) -> None:
         attributes = vars(module)
-        for key in ("_parameters", "_buffers", "_modules"):
+        for key in (*_CONTENTS, *_HOOKS):
+            entries = attributes.get(key, {})
+            self.add(Place(f"len({name}.{key})", entries, len, len(entries)))
+        for key in _CONTENTS:
             for entry, value in attributes.get(key, {}).items():
                 place = Place(f"{name}.{entry}", attributes[key], entry, value, key == "_buffers")
                 self.note(place, value)
+        for key in _HOOKS:
+            for hook in attributes.get(key, {}).values():
+                self.visit(hook, f"{name}.{key}")
         for key, value in list(attributes.items()):
-            if key not in _OF_EVERY_MODULE and key not in ("_parameters", "_buffers", "_modules"):
+            if key not in _OF_EVERY_MODULE and key not in _CONTENTS:
                 self.attribute(module, attributes, name, key, value)
         self.class_(type(module))
+        self.methods(module, name)
 
     def attribute(self, owner: Any, attributes: dict[str, Any], name: str, key: str, value: Any) -> None:
         place = Place(f"{name}.{key}", attributes, key, value)
-        if _is_users(type(owner)):
+        if is_of_user(type(owner)):
             self.attributes.append((place, value))
         elif isinstance(value, _PLAIN) and not key.startswith("_"):
             self.add(place)
@@ -195,19 +235,31 @@ class _Walk:
         for key, item in list(attributes.items()):
             self.attributes.append((Place(f"{name}.{key}", attributes, key, item), item))
         self.class_(type(value))
+        self.methods(value, name)
+
+    def methods(self, value: Any, name: str) -> None:
+        """Of a user's class: an object may get one of its own in their place."""
+        attributes = getattr(value, "__dict__", {})
+        for base in filter(is_of_user, type(value).__mro__):
+            for key, item in vars(base).items():
+                if isinstance(item, FunctionType) and not key.startswith("__") and key not in attributes:
+                    place = Place(f"vars({name})[{key!r}]", attributes, key, MISSING)
+                    self.attributes.append((place, MISSING))
 
     def class_(self, kind: type) -> None:
         for base in kind.__mro__:
-            if not _is_users(base) or id(vars(base)) in self.seen:
+            if not is_of_user(base) or base in self.classes:
                 continue
-            self.seen[id(vars(base))] = base
-            for key, value in list(vars(base).items()):
+            own = self.classes[base] = vars(base)  # kept: each call makes another view of the same entries
+            for key, value in list(own.items()):
+                place = Place(f"{base.__name__}.{key}", own, key, value)
                 if isinstance(value, FunctionType):
-                    self.visit(value, f"{base.__name__}.{key}")
+                    self.visit(value, place.name)
+                    self.attributes.append((place, value))
                 elif isinstance(value, property | staticmethod | classmethod):
                     self.visit(getattr(value, "fget", None) or getattr(value, "__func__", None), key)
                 elif isinstance(value, _PLAIN) and not key.startswith("__"):
-                    self.attributes.append((Place(f"{base.__name__}.{key}", vars(base), key, value), value))
+                    self.attributes.append((place, value))
 
     def mapping(self, value: Mapping[Any, Any], name: str) -> None:
         self.add(Place(f"len({name})", value, len, len(value)))
@@ -220,6 +272,11 @@ class _Walk:
         if len(value) <= _MANY:
             for i, item in enumerate(value):
                 self.note(Place(f"{name}[{i}]", value, i, item), item)
+        elif len(value) <= _MOST and all(isinstance(item, _PLAIN) for item in value):
+            self.add(Place(name, value, Numbers, Numbers(value)))
+
+    def set_(self, value: Set[Any], name: str) -> None:
+        self.add(Place(name, value, frozenset, frozenset(value)))
 
 
 _KINDS: tuple[tuple[Any, Callable[[_Walk, Any, str], None]], ...] = (
@@ -228,9 +285,10 @@ _KINDS: tuple[tuple[Any, Callable[[_Walk, Any, str], None]], ...] = (
     (functools.partial, _Walk.partial),
     (nn.Module, _Walk.module),
     (dict, _Walk.mapping),
-    ((list, tuple), _Walk.sequence),
+    ((list, tuple, deque), _Walk.sequence),
+    ((set, frozenset), _Walk.set_),
 )
-_NAMESPACES = ("SimpleNamespace", "Namespace")
+_NAMESPACES = ("SimpleNamespace", "Namespace", "_local")
 
 
 def _items(value: Any) -> Iterator[Any]:
@@ -247,20 +305,38 @@ def _contents(cell: CellType) -> Any:
         return MISSING
 
 
+@functools.lru_cache(maxsize=1024)
+def _globals(code: CodeType) -> frozenset[str]:
+    """The globals that a function's code reads, inner functions included."""
+    read = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    return frozenset(read).union(*(_globals(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+
 def _names(code: CodeType) -> frozenset[str]:
-    """The globals, attributes and string keys that a function's code names, inner functions included."""
+    """The attributes and string keys that a function's code names, inner functions included."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     words = [constant for constant in code.co_consts if isinstance(constant, str) and constant.isidentifier()]
     return frozenset((*code.co_names, *words)).union(*map(_names, inner))
 
 
-def _is_users(kind: type) -> bool:
-    """Whether a class is of no library."""
+def is_of_user(kind: type) -> bool:
+    """Whether a class is of no library.
+
+    >>> is_of_user(torch.Tensor), is_of_user(dict)
+    (False, False)
+    """
     module = sys.modules.get(kind.__module__)
     if kind.__module__ == builtins.__name__ or module is None:
         return False
     file = getattr(module, "__file__", None)
     return kind.__module__ == "__main__" or (file is not None and not is_library(file))
+
+
+def _is_opaque(kind: type) -> bool:
+    library = kind.__module__.partition(".")[0]
+    return library in ("pandas", "xarray") or (
+        is_of_user(kind) and any(vars(base).get("__slots__") for base in kind.__mro__)
+    )
 
 
 def _name_of(program: Any) -> str:

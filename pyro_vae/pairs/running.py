@@ -23,7 +23,7 @@ from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.latents import LatentError
 from pyro_vae.pairs.isolation import Program, evaluating, modules_of, owner, untouched_buffers
 from pyro_vae.pairs.modes import quiet_about_hooks
-from pyro_vae.pairs.support import observed_parts, refuse_impossible
+from pyro_vae.pairs.support import observed_parts, refuse_impossible, refuse_other_shape
 from pyro_vae.pairs.telling import ENUMERATE, NO_DENSITY, told
 
 
@@ -64,7 +64,9 @@ def traced_pair(
         if type(error) not in (ValueError, TypeError, RuntimeError):
             raise
         if str(error).startswith(NO_DENSITY):
-            refuse_impossible(_model_trace(model, guide, batch), name)
+            trace = _model_trace(model, guide, batch)
+            refuse_other_shape(trace, name)
+            refuse_impossible(trace, name)
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(told(error, batch, name, model, guide)) from error
     _check_latents(model_trace, guide_trace)

@@ -76,6 +76,31 @@ def refuse_impossible(trace: Trace, name: str, *, fixed: bool = False) -> None:
         _refuse(site_name, site["fn"], site["value"], name, fixed=fixed)
 
 
+def refuse_other_shape(trace: Trace, name: str) -> None:
+    """Raise a ValueError if an observed value of a trace does not suit the plates around it, naming these."""
+    for site_name, site in _observing(trace):
+        value, expected = tuple(site["value"].shape), tuple(site["fn"].shape())
+        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+        if not frames or _broadcast(value, expected):
+            continue
+        plates = " and ".join(
+            f"{frame.name!r} of size {frame.size} at dim {frame.dim}"
+            for frame in sorted(frames, key=lambda frame: frame.dim)
+        )
+        turned = len(value) == 2 and value[0] == expected[-1] != value[1]
+        other = f"{name}.T, if its rows are what the model has in columns; or " if turned else ""
+        raise ValueError(
+            f"site {site_name!r} observes values of shape {value}, and its plates, {plates}, make them "
+            f"{expected}; give {other}{name} and plates of one size in each dim"
+        )
+
+
+def _broadcast(value: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether a distribution of a shape takes a value of another."""
+    pairs = zip(reversed(value), reversed(expected), strict=False)
+    return all(a == b or 1 in (a, b) for a, b in pairs)
+
+
 def _observing(trace: Trace) -> Iterator[tuple[str, Any]]:
     """Sites that may be looked at: what is masked may hold anything, and so may what a user has told torch
     not to validate (``validate_args=False``, as for intensities under a Bernoulli)."""

@@ -12,6 +12,9 @@ from pyro_vae.pairs.isolation import Program, modules_of, owner
 NO_DENSITY = "Error while computing log_prob at site "
 """How Pyro begins where a value is not in the support of its distribution."""
 
+UNINITIALIZED = "uninitialized parameter"
+"""What torch's error of a lazy layer has in it that has no parameters yet."""
+
 ENUMERATE = (
     "pyro.infer.config_enumerate(model) with fit(..., "
     "objective=pyro.infer.TraceEnum_ELBO(max_plate_nesting=1))"
@@ -155,7 +158,7 @@ KNOWN: tuple[tuple[str, Callable[[str, Exception, Program, Program], str]], ...]
     ("Model and guide", _unlike),
     ("invalid log_prob shape", _no_plate),
     ("cannot handle discrete sample site", _discrete),
-    ("uninitialized parameter", _lazy),
+    (UNINITIALIZED, _lazy),
     ("positional argument", _arity),
     ("must have the same dtype, but got", _dtypes),
 )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_vae.naming import named
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
 from pyro_vae.posterior.evaluation.preparation import prepare
@@ -113,10 +114,9 @@ def active_units(
         sure = activity > SURE * np.sqrt(2 / (pair.observations - 1)) * noise / unit
     active = (activity > ACTIVE) & sure
     columns = {"activity": activity, "active": active, "kl": moments.kl.mean(0)}
-    return xr.Dataset(
-        {name: ("latent", column) for name, column in columns.items()},
-        {"latent": names},
-        {"active_units": int(active.sum()), "draws": draws, "seed": seed},
+    attrs = {"active_units": int(active.sum()), "draws": draws, "seed": seed}
+    return named(
+        xr.Dataset({name: ("latent", column) for name, column in columns.items()}, {"latent": names}, attrs)
     )
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 from torch import nn
 
 from pyro_vae.arguments import kind
+from pyro_vae.naming import named_columns
 from pyro_vae.posterior.arguments import require_variables
 from pyro_vae.posterior.belief import MATERIAL_SHARE
 from pyro_vae.posterior.importance import diagnose
@@ -124,7 +125,7 @@ def compare(
         if (table["unbelieved"] > MATERIAL_SHARE).any():
             table[RANKING], table["decided"] = np.nan, False
             table = table.loc[list(values)]
-    return table
+    return named_columns(table)
 
 
 def _diagnosed(diagnostics: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vae.arguments import require_count
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.refining.steps import Normals
+from pyro_vae.naming import named
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
@@ -178,7 +179,7 @@ def inference_gaps(
             "khat_threshold": khat_threshold(draws),
         },
     )
-    return gaps if together is None else gaps.isel(observation=0, drop=True)
+    return named(gaps if together is None else gaps.isel(observation=0, drop=True))
 
 
 def _of_all(together: Together) -> Normals:

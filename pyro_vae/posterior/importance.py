@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 from pyro_vae.batches.batches import epoch_seed
 from pyro_vae.batches.streams import is_stream, stream
 from pyro_vae.guides.refining.density import CHUNK as ROWS
+from pyro_vae.naming import NAMES, attributes, named
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.evaluation.block import Block
 from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
@@ -102,9 +103,8 @@ def log_weights(
     for block in pair.blocks(draws, seed, chunk, progress=progress):
         values[block.observations, block.draws] = block.log_weight.numpy().T
     coords = {"observation": np.arange(pair.observations), "draw": np.arange(draws)}
-    return xr.DataArray(
-        values, coords, ("observation", "draw"), "log_weight", {"seed": seed, "units": "nats"}
-    )
+    attrs = {"seed": seed} | attributes(*NAMES["log_weight"])
+    return xr.DataArray(values, coords, ("observation", "draw"), "log_weight", attrs)
 
 
 @torch.inference_mode(mode=False)
@@ -213,7 +213,7 @@ def diagnose_pair(
     names = ("elbo", "log_evidence", "log_evidence_se", "khat", "ess", "kl", "reconstruction")
     columns = {name: ("observation", np.concatenate([part[name] for part in parts])) for name in names}
     attrs = {"draws": draws, "seed": seed, "latent_dim": latent_dim, "khat_threshold": khat_threshold(draws)}
-    return xr.Dataset(columns, {"observation": np.arange(pair.observations)}, attrs)
+    return named(xr.Dataset(columns, {"observation": np.arange(pair.observations)}, attrs))
 
 
 def diagnose_refined(
@@ -230,11 +230,8 @@ def diagnose_refined(
             show(rows.observations.stop, "")
     columns = {name: ("observation", np.concatenate([part[name] for part in parts])) for name in parts[0]}
     attrs = {"draws": draws, "seed": seed, "latent_dim": latent_dim, "khat_threshold": khat_threshold(draws)}
-    return xr.Dataset(
-        columns,
-        {"observation": np.arange(pair.observations)},
-        attrs | {"refined": 1} | elsewhere_attrs(elsewhere),
-    )
+    attrs |= {"refined": 1} | elsewhere_attrs(elsewhere)
+    return named(xr.Dataset(columns, {"observation": np.arange(pair.observations)}, attrs))
 
 
 def _complete(

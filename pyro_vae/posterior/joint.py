@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae.guides.precision import exact_log_prob
+from pyro_vae.naming import NAMES, attributes, named
 from pyro_vae.pairs.enumeration import by_chain_rule, enumerated
 from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.evaluation.sites import (
@@ -206,7 +207,7 @@ def _by_observation(site: Any, plate: DataPlate) -> Tensor:
 def joint_log_weights(pair: Pair, draws: int, seed: int, *, progress: bool) -> xr.DataArray:
     """Log weights over ``draw``."""
     values = [draw.log_weight for draw in joint_draws(pair, draws, seed, progress=progress)]
-    attrs = {"seed": seed, "units": "nats"}
+    attrs = {"seed": seed} | attributes(*NAMES["log_weight"])
     return xr.DataArray(np.array(values), {"draw": np.arange(draws)}, ("draw",), "log_weight", attrs)
 
 
@@ -228,7 +229,7 @@ def diagnose_joint(pair: Pair, draws: int, seed: int, *, progress: bool) -> xr.D
         "reconstruction": weight.mean() + kl.mean(),
     }
     attrs = {"draws": draws, "seed": seed, "latent_dim": latent_dim, "khat_threshold": khat_threshold(draws)}
-    return xr.Dataset({name: float(value) for name, value in found.items()}, attrs=attrs)
+    return named(xr.Dataset({name: float(value) for name, value in found.items()}, attrs=attrs))
 
 
 def joint_groups(

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from pyro_vae.arguments import kind
+from pyro_vae.naming import OF_PAIRS, named
 from pyro_vae.posterior.belief import MATERIAL_SHARE, believed
 
 Array = NDArray[np.float64]
@@ -71,7 +72,7 @@ def paired_differences(
             low, high = _interval(differences[i][:, sure], len(names) // 2)
             decided[i] = low > 0 if intervals[i, 0] > 0 else high < 0
     by_seed = np.stack([difference.mean(axis=1) for difference in differences])
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "difference": (("pair", "seed"), by_seed),
             "mean": ("pair", by_seed.mean(axis=1)),
@@ -86,6 +87,7 @@ def paired_differences(
         },
         {"measure": "ELBO" if shared_model else "log evidence", "units": "nats per observation"},
     )
+    return named(found, OF_PAIRS)
 
 
 def measured(diagnostics: Mapping[str, Any], *, shared_model: bool = False) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pyro_vae.arguments import check_numbers, kind
+from pyro_vae.naming import NATS, ONE, attributes
 from pyro_vae.older_arviz import teach_older_arviz
 from pyro_vae.posterior.arguments import check_request, require_tree
 from pyro_vae.posterior.evaluation.block import Block
@@ -195,10 +196,9 @@ def _tree(
     )  # ArviZ's own converter takes densities by site for the likelihood alone
     for group, called in (OF_VALUES | OF_DENSITIES).items():
         for site, array in tree[group].data_vars.items():
-            array.attrs["long_name"] = called.format(site)
-            array.attrs |= {"units": "nats"} if group in OF_DENSITIES else {}
+            array.attrs |= attributes(called.format(site), NATS if group in OF_DENSITIES else "")
     for stat, called in OF_STATS.items():
-        tree["sample_stats"][stat].attrs |= {"long_name": called, "units": "nats"}
+        tree["sample_stats"][stat].attrs |= attributes(called, NATS)
     if history is not None:
         tree["loss"] = xr.DataTree(dataset=history)
     if calibration is not None:
@@ -226,7 +226,7 @@ def prior_sbc(calibration: xr.Dataset) -> xr.Dataset:
         word = "latent" if vectors == [site] and site != "latent" else f"{site}_dim_0"
         dims = ("chain", "draw", word) if str(calibration["latent"].values[columns[0]]) != site else ()
         values = pit[None, :, columns]
-        attrs = {"long_name": f"Q({site}) at the latent that made the data"}
+        attrs = attributes(f"Q({site}) at the latent that made the data", ONE)
         transforms[site] = (dims or ("chain", "draw"), values if dims else values[..., 0], attrs)
     found = xr.Dataset(transforms, {"chain": [0], "draw": np.arange(len(pit))}, library_attrs())
     return found.assign_coords({str(dim): np.arange(size) for dim, size in found.sizes.items()})

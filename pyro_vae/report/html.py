@@ -122,7 +122,9 @@ def _account(read: Mapping[str, Any]) -> dict[str, str]:
         if read.get("columns")
         else f"{read.get('features')}, without names",
         "left out": ", ".join(f"{name!r} ({why})" for name, why in left_out.items()),
+        "look": "; ".join(read.get("notes") or ()),
         "likelihood": ": ".join(str(read[key]) for key in ("likelihood", "why") if read.get(key)),
+        "shared latents": ", ".join(read.get("shared") or ()),
         "units": "standard deviations of the training rows" if read.get("standardized") else "",
     }
     return {name: value for name, value in rows.items() if value}

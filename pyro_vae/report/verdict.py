@@ -66,7 +66,7 @@ def reach_verdict(findings: Findings, *, run: str, longer: str, more_seeds: str)
     share = _share_believed(findings.refined)
     own = _share_believed(findings.diagnostics)
     falling = _falling(findings)
-    sentences = [findings.answer, _on_belief(findings, share, own)]
+    sentences = [findings.answer, _on_belief(findings, share, own, run)]
     converged = None if falling is None else falling <= STILL_FALLING
     sentences.append(_on_training(findings, falling))
     table = findings.comparison
@@ -108,10 +108,13 @@ def _share_believed(diagnostics: xr.Dataset | None) -> float | None:
     return None if good is None else float(good.mean())
 
 
-def _on_belief(findings: Findings, share: float | None, own: float | None) -> str:
+def _on_belief(findings: Findings, share: float | None, own: float | None, run: str) -> str:
     """Whose posteriors can be believed, refined and as the encoder has them, and of how many fits that is."""
     sizes = findings.diagnostics.sizes
     over = f"{sizes['observation']} held-out observations × {sizes['seed']} seeds of each guide"
+    if "shared_draws" in findings.diagnostics.attrs:
+        draws = int(findings.diagnostics.attrs["shared_draws"])
+        over += f", given {draws} draws of the latents that all observations share"
     encoder = "" if own is None else f"the weights of {1 - own:.1%} are bad"
     if share is None:
         return f"Nothing was refined; of the encoders' own posteriors {encoder} ({over})."
@@ -119,7 +122,10 @@ def _on_belief(findings: Findings, share: float | None, own: float | None) -> st
     refined = f"Refined posteriors {verb} be believed: the weights of {1 - share:.1%} are bad ({over})"
     if own is None or own >= share:
         return f"{refined}."
-    return f"{refined}; of the encoders' own {encoder}: use fit.refined() as the guide."
+    return (
+        f"{refined}; of the encoders' own {encoder}: use the refined ones, by fit.refined() as the guide or "
+        f"`pyro-vae diagnose {run} --refined refined.nc` for their draws."
+    )
 
 
 def _falling(findings: Findings) -> float | None:

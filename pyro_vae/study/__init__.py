@@ -5,7 +5,7 @@ encoder's output to σ differs. Each trains a model of its own, so what is compa
 observations.
 """
 
-from pyro_vae.study.completion import diagnose_again, report_again
+from pyro_vae.study.completion import diagnose_again, refined_again, report_again
 from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.job import follow_study, resume_study, run_study
 from pyro_vae.study.pairs import make_pair, split_data
@@ -17,6 +17,7 @@ __all__ = [
     "diagnose_again",
     "follow_study",
     "make_pair",
+    "refined_again",
     "report_again",
     "resume_study",
     "run_study",

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.arguments import require_path
 from pyro_vae.report.html import render_page
 from pyro_vae.report.pictures import draw_figures
 from pyro_vae.report.readings import read_findings_aloud, read_together
 from pyro_vae.run_folder import RunFolder, now, writing
 from pyro_vae.storage.atomic import write_whole
+from pyro_vae.storage.netcdf import write_netcdf
 from pyro_vae.study.material import Material, load_material
-from pyro_vae.study.phases import examine
+from pyro_vae.study.measures import refined_tree
+from pyro_vae.study.phases import examine, load_fit
 from pyro_vae.study.result import Study, require_study
 from pyro_vae.study.saved import Parts, write_findings
 
@@ -101,8 +104,8 @@ def examine_and_write(
     files = write_findings(folder, findings)
     result = {
         "status": "done",
-        "answer": study.answer,
         "verdict": study.verdict.as_dict(),
+        "answer": study.answer,
         "image_shape": findings.image_shape,
         "failures": dict(findings.failures),
         "finished": now(),
@@ -145,6 +148,35 @@ def diagnose_again(
         material = load_material(config, device=str(record["device"]))
         check_data(material, record, folder)
         return examine_and_write(material, folder, study.findings.guides, study.failures, progress)
+
+
+def refined_again(study: Study, path: str | Path) -> Path:
+    """Write draws of the refined posteriors of all held-out observations, of the guide that is ahead (else
+    the first) and its first fit, as a tree for ArviZ; returns the file's path.
+
+    Parameters
+    ----------
+    study
+        From :meth:`Study.load`.
+    path
+        Of a new file, ``refined.nc``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is a file of that name, the data are not where they were, or the fits do not suit them.
+    """
+    require_study(study)
+    require_path("path", path)
+    target, folder = Path(path), RunFolder(study.folder)
+    if target.exists():
+        raise ValueError(f"refined is {target}, which is there already; name another file, or remove it")
+    material = load_material(study.config, device=str(folder.read_record()["device"]))
+    check_data(material, folder.read_record(), folder)
+    guide = study.verdict.guide or study.findings.guides[0]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_netcdf(refined_tree(load_fit(material, folder, guide, 0), material, guide), target)
+    return target
 
 
 def report_again(study: Study) -> Path:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_vae.devices import resolve_device
 from pyro_vae.guides.encoder_guide import EncoderGuide
+from pyro_vae.naming import attributes
 from pyro_vae.progress import Show, progress_bar
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.study.config import StudyConfig
@@ -221,7 +222,8 @@ def fit_one(
         ],
     )
     if scales is not None:
-        fitted.history["scale"] = ("epoch", "latent"), scales.epochs
+        named_scale = attributes("σ of the guide, geometric mean over watched rows")
+        fitted.history["scale"] = ("epoch", "latent"), scales.epochs, named_scale
     return fitted
 
 

@@ -55,8 +55,8 @@ def load_material(config: StudyConfig, device: str | None = None) -> Material:
     parts = split_data(everything, config.held_out)
     account = account_of(everything, *parts)
     if config.program is not None:
-        for scale in config.scales:
-            check_program(config.program, scale, parts[0].x)
+        shared = [check_program(config.program, scale, parts[0].x) for scale in config.scales]
+        account["shared"] = sorted(set().union(*shared))
         account["program"] = source_checksum(config.program)
     return Material(config, resolved, everything.name, *parts, checksum_of_rows(everything.x), account)
 
@@ -79,6 +79,7 @@ def account_of(everything: DataSet, train: DataSet, held_out: DataSet) -> dict[s
         "features": int(everything.x.shape[1]),
         "columns": None if everything.columns is None else list(everything.columns),
         "left_out": dict(everything.left_out),
+        "notes": list(everything.notes),
         "likelihood": everything.likelihood,
         "why": everything.why,
         "train": len(train),
@@ -95,4 +96,9 @@ def told(account: Mapping[str, Any]) -> str:
     )
     if account["standardized"]:
         sentence += "; columns in units of their standard deviations"
+    if account.get("shared"):
+        sentence += (
+            f"; all observations share the latents {', '.join(account['shared'])}, so held-out ones are "
+            "measured given draws of these from the guide"
+        )
     return sentence

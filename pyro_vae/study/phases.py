@@ -57,7 +57,7 @@ def fit_missing(
 def _is_fitted(material: Material, folder: RunFolder, name: str, seed: int) -> bool:
     try:
         settle(folder.fit(name, seed))
-        _load_fit(material, folder, name, seed)
+        load_fit(material, folder, name, seed)
     except FileNotFoundError:
         return False
     except ValueError as error:
@@ -66,7 +66,8 @@ def _is_fitted(material: Material, folder: RunFolder, name: str, seed: int) -> b
     return True
 
 
-def _load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
+def load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
+    """A fit of the run, from its folder."""
     pair = make_pair(material.config, material.train, name, seed)
     for module in modules_of(*pair):
         module.to(material.device)
@@ -88,16 +89,14 @@ def examine(
     ``parts`` is not measured again.
     """
     config, held_out = material.config, material.held_out
-    fits = {
-        name: [_load_fit(material, folder, name, seed) for seed in range(config.seeds)] for name in guides
-    }
+    fits = {name: [load_fit(material, folder, name, seed) for seed in range(config.seeds)] for name in guides}
     measured: dict[str, list[dict[str, xr.Dataset]]] = {name: [] for name in fits}
     first = {name: by_seed[0] for name, by_seed in fits.items()}
     total = sum(map(len, fits.values()))
     with each_once(), progress_bar(total, "diagnosing", enabled=progress) as show:
         for seed in range(config.seeds):
             for name, by_seed in fits.items():
-                measure = functools.partial(measure_fit, by_seed[seed], held_out, config, seed)
+                measure = functools.partial(measure_fit, by_seed[seed], material, seed)
                 measured[name].append(parts.get(f"{name}-{seed}", measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
     gaps = _gaps(material, first, parts, progress)
@@ -111,7 +110,7 @@ def examine(
         del fits[name], measured[name]
         gaps.pop(name, None)
     posteriors = {
-        name: posterior_tree(by_seed[0], held_out, name, measured[name][0]["calibration"])
+        name: posterior_tree(by_seed[0], material, name, measured[name][0]["calibration"])
         for name, by_seed in fits.items()
     }
     return Findings(
@@ -166,7 +165,7 @@ def _gaps(
     gaps: dict[str, list[dict[str, xr.Dataset]]] = {}
     with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
         for name, fitted in first.items():
-            measure = functools.partial(fit_gaps, fitted, material.held_out, material.config)
+            measure = functools.partial(fit_gaps, fitted, material)
             gaps[name] = [parts.get(f"{name}-gaps", measure)]
             show(len(gaps), name)
     return gaps

@@ -14,6 +14,8 @@ import torch
 
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.posterior.evaluation.preparation import prepare
+from pyro_vae.posterior.evaluation.sites import SharedLatentError
+from pyro_vae.posterior.given import given_shared
 from pyro_vae.svi.sweeping import seeded_pair
 
 ROWS_TRIED = 8
@@ -105,11 +107,19 @@ def made_pair(name: str, scale: str, rows: Any, seed: int) -> tuple[Program, Pro
     return seeded_pair(pair, seed)
 
 
-def check_program(name: str, scale: str, rows: Any) -> None:
-    """See that a study can work with the pair: before anything is fitted. Raises ValueError if model and
-    guide do not run on the rows, or not as diagnostics need it."""
+def check_program(name: str, scale: str, rows: Any) -> tuple[str, ...]:
+    """See that a study can work with the pair, before anything is fitted; returns the latents that all
+    observations share. Raises ValueError if model and guide do not run on the rows, or not as diagnostics
+    need it."""
     model, guide = made_pair(name, scale, rows, 0)
-    prepare(model, guide, rows[:ROWS_TRIED])
+    few = rows[:ROWS_TRIED]
+    try:
+        prepare(model, guide, few)
+    except SharedLatentError:
+        given = given_shared(model, guide, few, draws=1, seed=0)[0]
+        prepare(given.model, given.guide, few)
+        return tuple(given.shared)
+    return ()
 
 
 def source_checksum(name: str) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from pyro_vae.naming import OF_FITS, named
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -102,6 +104,4 @@ class Recorder:
                 "epoch_step": by_epoch("step"),
             },
         )
-        for name in ("loss", "validation", "kl", "reconstruction"):
-            history[name].attrs["units"] = "nats per observation"
-        return history
+        return named(history, OF_FITS)

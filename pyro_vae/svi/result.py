@@ -17,6 +17,7 @@ from pyro_vae.pairs.parameters import bound, held_beside, in_store, named_tensor
 from pyro_vae.svi.display import epoch_losses, html_table, loss_figure
 from pyro_vae.svi.history import Recorder
 from pyro_vae.svi.state import saved as saved_fits
+from pyro_vae.svi.state.frozen import frozen_buffers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -115,7 +116,7 @@ class Fit:
         Raises
         ------
         OSError
-            If the folder cannot be written.
+            If the folder cannot be written, or there is a file in its place.
         """
         plain = self.saved()
         return saved_fits.write(_folder(path), plain.tensors, plain.record, plain.history)
@@ -126,6 +127,9 @@ class Fit:
         tensors = named_tensors(self.model, self.guide, self._state)
         beside = held_beside(self._state["params"])
         tensors |= {f"store.{name}": value for name, value in (not_yet_called | beside).items()}
+        known = {id(tensor) for tensor in tensors.values()}
+        untrained = frozen_buffers(self.model, self.guide).items()
+        tensors |= {name: tensor for name, tensor in untrained if id(tensor) not in known}
         record = saved_fits.FitRecord(self.seed, self.device, self.engine, self.steps_per_second)
         own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         return saved_fits.SavedFit(own, record, self.history)

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,18 @@ from pyro_vae.arrays import is_mapped
 from pyro_vae.batches.batches import ArrayBatches, Batch
 from pyro_vae.batches.rows import as_tensors
 from pyro_vae.devices import forked_streams, resolve_device, threads_for
+from pyro_vae.graphs.surroundings import places_around
 from pyro_vae.pairs.isolation import (
     Program,
     empty_store,
     isolated,
-    modules_of,
     one_at_a_time,
+    owner,
     training_mode,
 )
 from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import meant_as_floats
-from pyro_vae.pairs.parameters import bound
+from pyro_vae.pairs.parameters import bound, unbound
 from pyro_vae.pairs.running import check_support, float_dtype
 from pyro_vae.svi.arguments import check_options
 from pyro_vae.svi.engines.captured import CapturedSteps
@@ -291,14 +292,29 @@ def seeded_pair(make_pair: MakePair, seed: int) -> tuple[Program, Program]:
 
 def _require_new(pair: tuple[Program, Program], others: list[tuple[Program, Program]]) -> None:
     """Raise a ValueError if a pair trains parameters of another: the last fit would be that of all."""
-    known = {id(p) for other in others for module in modules_of(*other) for p in module.parameters()}
-    for module in modules_of(*pair):
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad and id(parameter) in known:
+    known = {id(p) for other in others for program in other for _, _, p in _trained_by(program)}
+    for program in pair:
+        for what, name, parameter in _trained_by(program):
+            if id(parameter) in known:
                 raise ValueError(
-                    f"make_pair gives {kind(module)} whose parameter {name!r} was in an earlier pair; make "
-                    "new modules in every call"
+                    f"make_pair gives {what} whose parameter {name!r} was in an earlier pair; make new "
+                    "modules in every call"
                 )
+
+
+def _trained_by(program: Program) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """What trains, in words, with its parameters: those of a module, or of the modules that a plain function
+    reaches."""
+    module = owner(program)
+    if module is not None:
+        named = [(kind(module), name, parameter) for name, parameter in module.named_parameters()]
+    else:
+        function = unbound(program)
+        what = f"the function {getattr(function, '__name__', type(function).__name__)}"
+        named = [(what, place.name, place.value) for place in places_around([function])[0]]
+    for what, name, value in named:
+        if isinstance(value, torch.nn.Parameter) and value.requires_grad:
+            yield what, name, value
 
 
 def _fit_apart(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:

@@ -122,12 +122,13 @@ def test_cuda_where_there_is_none(command: str) -> None:
     assert done.exit_code == 2
     assert "device is 'cuda'" in done.stderr
     assert "use 'cpu'" in done.stderr
+    assert not Path("runs").exists()
 
 
 @pytest.mark.usefixtures("_desk")
 def test_a_guide_that_cannot_be_fitted_is_left_out_and_named() -> None:
     """At lr 10 an exponential map overflows; the other guide is fitted, diagnosed and reported."""
-    small = "--epochs 4 --seeds 1 --latent-dim 2 --draws 100 --gap-observations 0 --device cpu --hidden 32"
+    small = "--epochs 4 --seeds 1 --latent-dim 2 --draws 100 --gap-observations 0 --hidden 32 --held-out 0.05"
     words = ["compare", "digits", "-s", "logvar", "-s", "softclip", "--lr", "10", *small.split()]
     with without_figures():
         done = CliRunner().invoke(app, [*words, "--out", "run"])

@@ -1,5 +1,7 @@
 """What is selected by a mask to be assigned by it is a choice, and no size that depends on values."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,6 +37,36 @@ def test_rows_are_selected_by_a_mask_of_rows() -> None:
     x, y = torch.randn(4, 3), torch.randn(4, 3)
     graph = capture(function, [x, y])
     torch.testing.assert_close(graph(y, x)[0], function(y, x)[0])
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        lambda a, i: a[i],
+        lambda a, i: a[i, 1],
+        lambda a, i: a[1, i],
+        lambda a, i: a[:, i],
+        lambda a, i: a[None, 1:, i, 0],
+        lambda a, i: a[i, :, :1],
+        lambda a, i: a[0][i.to(torch.int32)],
+    ],
+)
+def test_a_scalar_that_was_drawn_selects_as_it_does_in_torch(
+    select: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    table = torch.randn(3, 3, 2, requires_grad=True)
+
+    def function(i: Tensor) -> tuple[Tensor, ...]:
+        chosen = select(table, i)
+        (gradient,) = torch.autograd.grad(chosen.square().sum(), [table])
+        return chosen.detach(), gradient
+
+    graph = capture(function, [torch.tensor(0)], lifted=[table])
+    for i in (0, 1, -1):
+        for found, wanted in zip(graph(table, torch.tensor(i)), function(torch.tensor(i)), strict=True):
+            assert torch.equal(found, wanted)
+    with pytest.raises(IndexError):
+        graph(table, torch.tensor(3))
 
 
 def assigned_and_counted(x: Tensor) -> tuple[Tensor]:

@@ -114,7 +114,7 @@ def test_raw_parameters_of_joint_autoguides(guide_class):
 
 
 def digits_trajectory(scale, matched):
-    """log σ of one image during 500 Adam steps of a VAE on handwritten digits."""
+    """log σ of one image during 200 Adam steps of a VAE on handwritten digits."""
     digits = torch.as_tensor(load_digits().data[:256])
     torch.manual_seed(0)
     decoder = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 64))
@@ -133,7 +133,7 @@ def digits_trajectory(scale, matched):
     others = [p for name, p in guide.named_parameters() if name not in raw]
     optimizer = torch.optim.Adam([{"params": [*others, *decoder.parameters()]}, *groups], lr=lr, eps=eps)
     elbo, trajectory = TraceMeanField_ELBO(), []
-    for step in range(500):
+    for step in range(200):
         batch = digits[torch.arange(32) + 32 * (step % 8)]
         optimizer.zero_grad()
         elbo.loss_and_grads(vae, guide, batch)

@@ -162,7 +162,7 @@ def test_a_linear_encoder_reaches_the_exact_evidence(small_problem, scale):
     assert elbo.item() == pytest.approx(model.log_evidence(x).mean().item(), abs=0.01)
 
 
-@pytest.mark.parametrize("scale", SMOOTH_MAPS)
+@pytest.mark.parametrize("scale", ["logvar", "softplus"])
 def test_on_a_rotated_model_a_diagonal_guide_loses_the_known_gap(small_problem, scale):
     model, x = small_problem
     turn = torch.tensor([[math.cos(0.8), -math.sin(0.8)], [math.sin(0.8), math.cos(0.8)]])

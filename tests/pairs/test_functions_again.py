@@ -64,12 +64,12 @@ def of_statements() -> Pair:
 
 
 def elbo(fitted: pyro_vae.Fit) -> float:
-    return float(pyro_vae.diagnose(fitted.model, fitted.guide, X[:8], draws=200)["elbo"].mean())
+    return float(pyro_vae.diagnose(fitted.model, fitted.guide, X[:8], draws=50)["elbo"].mean())
 
 
 @pytest.mark.parametrize("make", [of_modules, lambda _seed: of_statements()], ids=["modules", "statements"])
 def test_a_saved_fit_is_itself_again_in_fresh_functions(make: Callable[[int], Pair], tmp_path: Path) -> None:
-    fitted = fit(*make(0))
+    fitted = fit(*make(0), epochs=4)
     fitted.save(tmp_path / "fit")
     again = pyro_vae.Fit.load(tmp_path / "fit", *make(1))
     again.save(tmp_path / "unused")  # before any call
@@ -197,3 +197,37 @@ def test_early_stopping_takes_back_the_running_statistics(monkeypatch: pytest.Mo
         callbacks=[lambda _: seen.append(norm.running_mean.clone())],
     )
     assert torch.equal(norm.running_mean, seen[1])
+
+
+def of_a_frozen_encoder(seed: int, *, features: int = 6) -> Pair:
+    """A decoder and an encoder's head that are trained, and a body that is not but for its statistics."""
+    torch.manual_seed(seed)
+    body = nn.Sequential(nn.BatchNorm1d(features), nn.Identity()).requires_grad_(False)
+    decoder, head = nn.Linear(2, 6), nn.Linear(features, 4)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("body", body)
+        pyro.module("head", head)
+        loc, raw = head(body(x[:, :features])).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
+def test_statistics_of_a_module_that_nobody_trains_are_saved_too(tmp_path: Path) -> None:
+    fitted = fit(*of_a_frozen_encoder(0))
+    fitted.save(tmp_path / "fit")
+    again = pyro_vae.Fit.load(tmp_path / "fit", *of_a_frozen_encoder(1))
+    assert elbo(again) == pytest.approx(elbo(fitted), abs=1e-3)
+    with pytest.raises(ValueError, match=r"'body\.0\.running_mean' of shape \(6,\), and this pair of \(5,\)"):
+        pyro_vae.Fit.load(tmp_path / "fit", *of_a_frozen_encoder(1, features=5))
+    with pytest.raises(ValueError, match=r"'body\.0\.num_batches_tracked' of a module that is not trained"):
+        pyro_vae.Fit.load(tmp_path / "fit", *of_statements())

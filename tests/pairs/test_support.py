@@ -223,6 +223,31 @@ WRONG = {
 }
 
 
+def with_features_in_a_plate(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("features", 3, dim=-1):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def guide_at_dim_minus_2(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.zeros(()))
+    with pyro.plate("data", len(x), dim=-2):
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+
+@pytest.mark.parametrize("ask", [fit, pyro_vae.diagnose], ids=["fit", "diagnose"])
+def test_the_plates_are_named_where_data_lie_the_other_way(ask: Any) -> None:
+    x = torch.zeros(3, 40)
+    sentence = (
+        r"site 'x' observes values of shape \(3, 40\), and its plates, 'data' of size 3 at dim -2 and "
+        r"'features' of size 3 at dim -1, make them \(3, 3\); give data\.T"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        ask(with_features_in_a_plate, guide_at_dim_minus_2, x)
+    pyro_vae.diagnose(with_features_in_a_plate, guide_at_dim_minus_2, x.T, draws=30)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_the_cause_is_named_and_no_remedy_that_does_not_apply(name: str) -> None:
     model, make, sentence = WRONG[name]

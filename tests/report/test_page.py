@@ -41,7 +41,7 @@ def test_on_paper(study: Study, tmp_path: Path) -> None:
 
 def test_the_page_says_when_and_on_how_much(study: Study) -> None:
     page = (study.folder / "report.html").read_text()
-    assert "3 guides × 2 seeds · 1,797 observations of 64 numbers: 1,438 to train on, 359 held out" in page
+    assert "2 guides × 2 seeds · 1,797 observations of 64 numbers: 1,438 to train on, 359 held out" in page
     assert re.search(r"finished \d{4}-\d\d-\d\d \d\d:\d\d UTC, \d+ min \d+ s after it was begun", page)
 
 

@@ -63,6 +63,13 @@ def test_bad_weights_make_no_winner_and_name_a_command() -> None:
     assert "Refined posteriors cannot be believed: the weights of 100.0% are bad" in found.sentences[1]
 
 
+def test_what_is_advised_can_be_typed() -> None:
+    good = study(refined(gain=1.0))
+    bad = dataclasses.replace(good, diagnostics=good.diagnostics.assign(khat=2 + 0 * good.diagnostics.khat))
+    advice = reach_verdict(bad, run="runs/x", longer="LONGER", more_seeds="MORE").sentences[1]
+    assert "by fit.refined() as the guide or `pyro-vae diagnose runs/x --refined refined.nc`" in advice
+
+
 def test_a_loss_that_still_falls_is_said_before_seeds_are_asked_for() -> None:
     found = verdict(refined(gain=0.3, spread=1.0), slope=0.2)
     assert (found.converged, found.next_command) == (False, "LONGER")

@@ -1,7 +1,6 @@
 """Functions run by several processes at once, as torchrun starts them."""
 
 import faulthandler
-import multiprocessing
 import os
 import socket
 import traceback
@@ -11,9 +10,9 @@ from typing import Any
 import pyro
 import torch
 
+from tests.processes import forkserver
+
 SECONDS = 60.0
-PRELOADED = ["tests.svi.parallel.test_ranks", "torch._dynamo", "torch._inductor", "torch.onnx", "xarray"]
-"""What a fit imports when it needs it."""
 
 
 def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -21,8 +20,7 @@ def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
 
     The processes are forked from one that has imported torch, so that they start at once.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forkserver()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -112,3 +112,12 @@ def test_only_who_looks_at_the_history_waits_for_xarray() -> None:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "3", "True"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    _, fitted = fitted_pair("normal")
+    (tmp_path / "taken").write_text("mine")
+    for place in (tmp_path / "taken", tmp_path / "taken" / "inside"):
+        with pytest.raises(FileExistsError, match=r"path is .*, and .*taken is a file; give .* a folder"):
+            fitted.save(place)
+    assert (tmp_path / "taken").read_text() == "mine"

@@ -210,6 +210,33 @@ def test_pairs_that_share_what_is_trained_are_refused(engine: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("engine", ["native", "captured"])
+def test_functions_that_share_a_module_by_their_closures_are_refused(engine: str) -> None:
+    encoder = torch.nn.Linear(3, 2)
+
+    def make_pair() -> tuple[Any, Any]:
+        def model(x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z[:, None], 1.0).expand([len(x), 3]).to_event(1), obs=x)
+
+        def guide(x: torch.Tensor) -> None:
+            pyro.module("encoder", encoder)
+            loc, raw = encoder(x).unbind(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, raw.exp()))
+
+        return model, guide
+
+    sentence = "make_pair gives the function guide whose parameter 'encoder.weight' was in an earlier pair"
+    with pytest.raises(ValueError, match=sentence):
+        sweep(make_pair, [0, 1], torch.randn(40, 3), engine=engine, **OPTIONS)
+    encoder.requires_grad_(False)  # what nobody trains may be shared
+    with pytest.raises(ValueError, match="nothing to fit"):
+        sweep(make_pair, [0, 1], torch.randn(40, 3), engine=engine, **OPTIONS)
+
+
+@needs_compiler
 def test_an_elbo_of_pyro_is_taken_as_by_a_fit() -> None:
     fits = sweep(
         maker(amortized), [0, 1], observations(40), engine="native", objective=Trace_ELBO(), **OPTIONS

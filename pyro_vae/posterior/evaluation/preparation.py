@@ -18,6 +18,7 @@ from pyro_vae.guides.latents import LatentError
 from pyro_vae.pairs.enumeration import left_to_enumeration
 from pyro_vae.pairs.numbers import is_floating
 from pyro_vae.pairs.running import check_observed, counting_flops
+from pyro_vae.pairs.support import refuse_other_shape
 from pyro_vae.pairs.telling import told_better
 from pyro_vae.posterior.evaluation.block import Block
 from pyro_vae.posterior.evaluation.copies import copied_pairs
@@ -77,6 +78,7 @@ def prepare(
     known = "" if isinstance(errors[0], LatentError) else told_better(errors[0], model, guide)
     if known or isinstance(errors[0], LatentError):
         raise ValueError(known or without_trace(errors[0])) from errors[0]
+    _refuse_other_shape(model, guide, data)
     reason = str(errors[0]).strip().split("\n")[0].rstrip(".")
     raise ValueError(
         "model and guide do not run on the first two observations of data: "
@@ -85,24 +87,15 @@ def prepare(
     ) from errors[0]
 
 
-def prepare_last(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    data: Any,
-    *,
-    dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
-) -> Pair:
-    """:func:`prepare` for what looks for the observations at the last dim of each site. Raises PairError if
-    their plate lies elsewhere; otherwise as :func:`prepare`."""
-    pair = prepare(model, guide, data, dtypes=dtypes)
-    if pair.plate.dim != -1:
-        name = min(pair.plate.names, default="data")
-        raise PairError(
-            f"the plate '{name}' of the observations is at dim {pair.plate.dim}, and not at dim -1, where "
-            "they are looked for here; declare other dimensions by .to_event(), or ask diagnose and "
-            "from_pyro_svi, which take any dim"
-        )
-    return pair
+def _refuse_other_shape(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> None:
+    """Raise a ValueError if what the model observes does not suit its plates."""
+    single = replace(next(copied_pairs(model, guide, data, (None,), ())), layout="rows")
+    try:
+        with single.evaluation(0), pyro.validation_enabled(True):
+            trace = single.traces(single.tensors, 1)[1]
+    except Exception:  # told by what they have failed with
+        return
+    refuse_other_shape(trace, "data")
 
 
 def _refuse_impossible(pair: Pair) -> None:
@@ -117,7 +110,12 @@ def _refuse_impossible(pair: Pair) -> None:
 
 
 def prepare_joint(
-    model: Callable[..., Any], guide: Callable[..., Any], data: Any, *, predictive: bool = False
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
+    predictive: bool = False,
 ) -> Pair:
     """Make a pair ready whose latents are shared by the observations: it runs on all of them at once. Raises
     PairError or TypeError or ValueError as :func:`prepare`."""
@@ -127,7 +125,7 @@ def prepare_joint(
     candidates = (
         candidate
         for floats in subsets(whole)
-        for candidate in copied_pairs(model, guide, data, (torch.float64, None), floats)
+        for candidate in copied_pairs(model, guide, data, dtypes, floats)
     )
     pair = joint_pair(map(_with_structure, candidates), predictive=predictive)
     pair = replace(pair, flops=_flops(pair))

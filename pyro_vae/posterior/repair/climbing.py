@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.guides.refining.captured import Graphs
+from pyro_vae.naming import named
 from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.pareto import khat_threshold
 from pyro_vae.posterior.repair.edges import Edge, look_beyond
@@ -153,7 +154,7 @@ class Ladder:
         def tried(values: dict[str, Array]) -> tuple[tuple[str, str], Array]:
             return ("tried", "observation"), np.stack(list(values.values()))
 
-        return xr.Dataset(
+        found = xr.Dataset(
             {
                 "step": ("observation", self.step),
                 "believable": ("observation", self.believable),
@@ -173,6 +174,7 @@ class Ladder:
                 "not_looked_at": NOT_LOOKED_AT,
             },
         )
+        return named(found)
 
     def _looked_around(self, posterior: UnconstrainedPosterior, free: Tensor, rows: Rows) -> _Reached:
         """Modes that the guide's draws have missed make them unbelievable."""

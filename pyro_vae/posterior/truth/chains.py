@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.devices import making_tensors_on
+from pyro_vae.naming import named
 from pyro_vae.pairs.isolation import owner
 from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.evaluation.sites import coordinate_names, in_data_plate, sample_sites
@@ -86,7 +87,7 @@ def convergence_of(tree: xr.DataTree) -> xr.Dataset:
 
     flat = all_latents(tree["posterior"].to_dataset(), stack=False)
     arviz: Any = arviz_stats  # untyped in part
-    return xr.Dataset({"rhat": arviz.rhat(flat), "ess": arviz.ess(flat, method="bulk")})
+    return named(xr.Dataset({"rhat": arviz.rhat(flat), "ess": arviz.ess(flat, method="bulk")}))
 
 
 def require_convergence(convergence: xr.Dataset, chains: int) -> None:

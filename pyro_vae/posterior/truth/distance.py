@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from pyro_vae.naming import named
 from pyro_vae.posterior.arguments import require_tree
 from pyro_vae.posterior.simulated.calibration import LEVELS
 from pyro_vae.posterior.truth.chains import all_latents
@@ -46,7 +47,7 @@ def posterior_error(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
     guide, truth = matched_draws(tree, reference)
     scale = truth.std("sample", ddof=1)
     quantiles = [_quantiles(each) for each in (guide, truth)]
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "mean_error": abs(guide.mean("sample") - truth.mean("sample")) / scale,
             "sd_ratio": guide.std("sample", ddof=1) / scale,
@@ -54,6 +55,7 @@ def posterior_error(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
         },
         attrs={"method": reference["posterior"].attrs.get("method", "unknown")},
     )
+    return named(found)
 
 
 def local_coverage(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
@@ -99,7 +101,7 @@ def local_coverage(tree: xr.DataTree, reference: xr.DataTree) -> xr.Dataset:
     inside = [((draws >= low) & (draws <= high)).mean("sample") for low, high in ends]
     coverage = xr.concat(inside, "level").assign_coords(level=levels)
     below = (draws < guide.median("sample")).mean("sample")
-    return xr.Dataset({"coverage": coverage, "below": below})
+    return named(xr.Dataset({"coverage": coverage, "below": below}))
 
 
 def matched_draws(tree: xr.DataTree, reference: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:

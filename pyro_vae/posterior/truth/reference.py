@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.arguments import check_numbers, check_programs, require_count
+from pyro_vae.naming import attributes
 from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.evaluation.preparation import prepare_chosen
 from pyro_vae.posterior.evaluation.sites import in_data_plate, site_dims
@@ -108,6 +109,9 @@ def reference_posterior(
     return tree
 
 
+DRAWN_BY = {"exact": "the exact posterior", "nuts": "NUTS", "repair": "the step that is believed"}
+
+
 class _Prior(nn.Module):
     """A guide that draws from the model's prior: it makes a pair of a model on its own."""
 
@@ -154,4 +158,6 @@ def draws_tree(
             "posterior": library_attrs() | {"method": method},
         },
     )
+    for site, array in tree["posterior"].data_vars.items():
+        array.attrs |= attributes(f"{site}, drawn by {DRAWN_BY.get(method, method)}")
     return tree

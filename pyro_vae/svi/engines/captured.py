@@ -113,7 +113,8 @@ class CapturedSteps(EagerSteps):
         return known
 
     def _looked_at(self) -> Guard:
-        return Guard([self.task.model, self.task.guide, self.task.objective])
+        objective = self.task.objective
+        return Guard([self.task.model, self.task.guide, objective, getattr(objective, "elbo", None)])
 
     def _taken_over(self, batch: Batch) -> _Captured | None:
         """The graph of an equal pair, if its numbers are those of this one."""
@@ -124,6 +125,8 @@ class CapturedSteps(EagerSteps):
 
     def _made(self, batch: Batch) -> _Captured:
         task = self.task
+        if unseen := self._looked_at().unseen:
+            raise CannotError(unseen[0])
         with untouched_buffers(task.model, task.guide), forked_streams(), torch.no_grad():
             # programs that look at the model anew for a batch of a new size do so outside of the graph
             task.objective.estimate(task.model, task.guide, batch, task.kl_weight)

@@ -9,9 +9,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.graphs.guards import Guard, is_liftable
+from pyro_vae.graphs.guards import COMPARED, Guard, is_liftable
 from pyro_vae.graphs.places import blamed
 from pyro_vae.graphs.reading import DependsOnValuesError
+from pyro_vae.pairs.telling import UNINITIALIZED, told_better
 from pyro_vae.svi.pyro_svi.comparison import Streams, agrees, draws_elsewhere, from_state
 from pyro_vae.svi.pyro_svi.entries import Entry, Loss, Outcome, make_entry
 from pyro_vae.svi.pyro_svi.signatures import Call, UnknownArgumentError, take_apart
@@ -26,6 +27,7 @@ MOST_GRAPHS, MOST_OF_ONE_KIND = 64, 8
 MOST_STEPS_BETWEEN_COMPARISONS = 1000
 FAILURES_TO_GIVE_UP = 3
 _ARGUMENTS = "a float among the arguments"
+_CHANGES_ARGUMENTS = "it changes its arguments whenever it runs"
 
 
 class Evaluation(NamedTuple):
@@ -98,7 +100,12 @@ class CapturedLoss:
         return Evaluation(Outcome(value, [p.grad for p in parameters]), parameters, None)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        return self.loss(self.model, self.guide, *args, **kwargs)
+        try:
+            return self.loss(self.model, self.guide, *args, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            if UNINITIALIZED in str(error):
+                raise ValueError(told_better(error, self.model, self.guide)) from error
+            raise
 
     def _without_graph(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
         """Pyro's own evaluation, from which a graph is made when its time has come."""
@@ -126,9 +133,12 @@ class CapturedLoss:
         key = call.signature
         guard = self._guard(call)
         before, buffers = Streams(), [buffer.clone() for buffer in guard.buffers]
+        versions = [_version(tensor) for tensor in call.tensors]
         reason = _own_effects(guard)
         evaluation = self._by_pyro(args, kwargs)
         why, ignored = reason()
+        if why is None and self._has_changed(call, versions, args, kwargs):
+            why = _CHANGES_ARGUMENTS
         self._ignored |= ignored
         if why is not None:
             self._leave_to_pyro(key, why)
@@ -159,6 +169,16 @@ class CapturedLoss:
         )
         return evaluation
 
+    def _has_changed(
+        self, call: Call, versions: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether the arguments are no longer what they were when they were taken apart."""
+        now = self._taken_apart(args, kwargs)
+        if now is None or (now.signature, now.floats) != (call.signature, call.floats):
+            return True
+        same = all(new is old for new, old in zip(now.tensors, call.tensors, strict=True))
+        return not same or [_version(tensor) for tensor in call.tensors] != versions
+
     def _guard(self, call: Call) -> Guard:
         roots = [self.model, self.guide, self.loss, *call.programs]
         return Guard(roots, lifted=self._lifted[call.signature], ignored=self._ignored)
@@ -182,7 +202,11 @@ class CapturedLoss:
         """Pyro's own evaluation, and whether the graph would have given the same."""
         entry.next_comparison += min(entry.replays, MOST_STEPS_BETWEEN_COMPARISONS)
         before, buffers = Streams(), [buffer.clone() for buffer in entry.guard.buffers]
+        versions = [_version(tensor) for tensor in call.tensors]
         evaluation = self._by_pyro(args, kwargs)
+        if self._has_changed(call, versions, args, kwargs):
+            self._leave_to_pyro(call.signature, _CHANGES_ARGUMENTS)
+            return evaluation
         asked = {id(p) for p in evaluation.parameters} == {id(p) for p in entry.parameters}
         state = before, buffers, Streams()
         ordered = Evaluation(Outcome(evaluation.outcome.loss, [p.grad for p in entry.parameters]), [], None)
@@ -230,11 +254,13 @@ def _own_effects(guard: Guard) -> Any:
     known = dict(pyro.get_param_store().named_parameters())
 
     def since() -> _Effects:
+        if guard.unseen:
+            return _Effects(guard.unseen[0], frozenset())
         if (drawn := elsewhere()) is not None:
             return _Effects(drawn, frozenset())
         changed = guard.changed()
         for place in changed:
-            if place.key is len or isinstance(place.value, bool | int | float | str):
+            if place.key is len or isinstance(place.value, COMPARED):
                 return _Effects(f"it changes {place.name} whenever it runs", frozenset())
         for place, version in zip(tensors, versions, strict=True):
             if _version(place.value) != version:

@@ -49,6 +49,8 @@ class Entry:
     """A captured loss."""
 
     guard: Guard
+    programs: list[Any]
+    """Among the arguments: kept, since no other object may get their identity."""
     parameters: list[Tensor]
     names: list[str]
     floats: list[float]
@@ -132,6 +134,7 @@ def make_entry(
     guard.freeze(watch.numbers)
     return Entry(
         guard,
+        call.programs,
         parameters,
         names_of(parameters),
         list(call.floats),

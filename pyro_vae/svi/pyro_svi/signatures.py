@@ -1,12 +1,17 @@
 """What a program is called with, taken apart: tensors, floats, and everything that a graph is made for."""
 
+import copy
+from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from pyro_vae.graphs.surroundings import is_of_user
 
 _BY_VALUE = (bool, int, str, bytes, complex, torch.dtype, torch.device, torch.Size, type(None))
 _BY_IDENTITY = (FunctionType, BuiltinFunctionType, MethodType, nn.Module, partial, type)
@@ -24,7 +29,7 @@ class Call(NamedTuple):
     signature: tuple[Any, ...]
     """Everything else: shapes, numbers, words, and how they are nested."""
     programs: list[Any]
-    """Functions and modules among them."""
+    """Functions, modules and objects of the user's classes among them, known by their identity."""
 
 
 def take_apart(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -67,6 +72,11 @@ def _part(value: Any, call: Call, name: str) -> Any:
         return kind, id(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return kind, *[_part(item, call, f"{name}[{i}]") for i, item in enumerate(value)]
+    if (attributes := _attributes(value)) is not None:
+        return kind, *[(key, _part(item, call, f"{name}.{key}")) for key, item in attributes.items()]
+    if all(map(is_of_user, kind.__mro__[:-1])) and not any("__slots__" in vars(k) for k in kind.__mro__):
+        call.programs.append(value)
+        return kind, id(value)
     raise UnknownArgumentError(f"{name} is {kind.__module__}.{kind.__qualname__}, which may change unseen")
 
 
@@ -83,4 +93,18 @@ def rebuilt(value: Any, tensors: list[Tensor], floats: list[Any]) -> Any:
         return {key: rebuilt(item, tensors, floats) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return kind(*[rebuilt(item, tensors, floats) for item in value])
+    if (attributes := _attributes(value)) is not None:
+        other = copy.copy(value)
+        for key, item in attributes.items():
+            object.__setattr__(other, key, rebuilt(item, tensors, floats))
+        return other
     return value
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """Of an object that is nothing but its attributes: a namespace, a dataclass."""
+    if type(value) in (Namespace, SimpleNamespace):
+        return dict(vars(value))
+    if is_dataclass(value) and not isinstance(value, type | nn.Module):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return None

@@ -16,6 +16,7 @@ from pyro_vae.pairs.isolation import Program, owner
 from pyro_vae.storage.atomic import sync_folder, write_whole
 from pyro_vae.storage.netcdf import dataset_from, netcdf_bytes
 from pyro_vae.storage.records import checksum, read_bytes, read_record, write_record
+from pyro_vae.svi.state.frozen import restore_frozen
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,6 +53,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], record: FitRecord, histor
     """Write the three files of a fit; see :class:`SavedFit`. Tensors are on the CPU and share no memory."""
     from safetensors.torch import save
 
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise FileExistsError(f"path is {folder}, and {there} is a file; give the path of a folder")
     folder.mkdir(parents=True, exist_ok=True)
     contents = {PARAMETERS: save(dict(tensors)), HISTORY: netcdf_bytes(history)}
     for name, content in contents.items():
@@ -161,6 +165,7 @@ def load_into(tensors: Mapping[str, Tensor], model: Program, guide: Program) -> 
         ]
         if missing:
             raise ValueError(f"this {tag} has a parameter {missing[0]!r} that the saved fit does not have")
+    restore_frozen(tensors, model, guide)
     return pending
 
 

@@ -2,7 +2,9 @@
 is left to Pyro, and the line that is the reason is named."""
 
 import random
+from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,27 @@ OPTIONS: dict[str, Any] = {"beta": 1.0, "kind": "normal"}
 def guide(x: Tensor, *_: Any) -> None:
     loc = pyro.param("loc", lambda: torch.zeros(()))
     pyro.sample("z", dist.Normal(loc, 1.0))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a program reads from an argument."""
+
+    beta: float
+    shift: Tensor
+    kind: str
+
+
+class Settings:
+    """The same as an object of a user's class, which stays and changes."""
+
+    def __init__(self, beta: float, shift: Tensor, kind: str) -> None:
+        self.beta, self.shift, self.kind = beta, shift, kind
+
+    def follow(self, other: "Settings") -> "Settings":
+        """Take over the values of another."""
+        vars(self).update(vars(other))
+        return self
 
 
 def both(model: Callable[..., Any], calls: Callable[[int], tuple[Any, ...]], count: int = 8) -> SVI:
@@ -185,27 +208,6 @@ def test_draws_of_others_are_left_to_pyro(draw: Callable[[], float], whose: str)
     assert whose in svi.reasons[0]
 
 
-def test_a_generator_of_ones_own_is_found_by_comparing() -> None:
-    streams: list[Any] = []
-
-    def model(x: Tensor) -> None:
-        observe(x, 1.0 + float(streams[-1].random()))
-
-    def calls(i: int) -> tuple[Any, ...]:
-        if not i:
-            streams[:] = [np.random.default_rng(0)]
-        return (batch(i),)
-
-    for kind in (pyro.infer.SVI, SVI):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        svi = kind(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
-        for i in range(5):
-            svi.step(*calls(i))
-    assert svi.engine == "pyro"
-    assert "different numbers" in svi.reasons[0]
-
-
 def test_a_program_that_counts_its_runs_is_left_to_pyro() -> None:
     counter = {"runs": 0}
 
@@ -357,3 +359,63 @@ def test_a_factory_of_torch_is_taken() -> None:
     before = [svi.step(batch(0)) for _ in range(4)]
     assert all(isinstance(loss, float) for loss in before)
     assert float(pyro.param("loc").detach()) != 0.0
+
+
+def test_a_program_that_changes_its_arguments_is_left_to_pyro() -> None:
+    def anneals(x: Tensor, options: dict[str, float]) -> None:
+        options["scale"] *= 0.9
+        observe(x, options["scale"])
+
+    def moves(values: Tensor) -> None:
+        values.mul_(1.01)
+        observe(values)
+
+    shared = {pyro.infer.SVI: {"scale": 1.0}, SVI: {"scale": 1.0}}
+    kinds = iter([*[shared[pyro.infer.SVI]] * 8, *[shared[SVI]] * 8])
+    svi = both(anneals, lambda i: (batch(i), next(kinds)))
+    assert svi.reasons == ["it changes its arguments whenever it runs"]
+    assert shared[SVI] == shared[pyro.infer.SVI]
+    data = iter([*[batch(0)] * 8, *[batch(0).clone()] * 8])
+    assert both(moves, lambda _: (next(data),)).reasons == ["it changes its arguments whenever it runs"]
+
+
+def test_a_function_among_the_arguments_is_not_taken_for_another_at_its_place_in_memory() -> None:
+    def model(x: Tensor, link: Callable[[Tensor], Tensor]) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(link(z), 1.0), obs=x)
+
+    def of(power: int) -> Callable[[Tensor], Tensor]:
+        return lambda z: z * power
+
+    for first in range(20, 30):  # after any number of replays
+        both(model, lambda i, first=first: (batch(0), of(1 + (i >= first))), 32)
+
+
+@pytest.mark.parametrize("kind", [Namespace, SimpleNamespace, Options, Settings])
+def test_namespaces_and_dataclasses_among_the_arguments_are_read_at_every_step(kind: Any) -> None:
+    def model(x: Tensor, options: Any) -> None:
+        with pyro.poutine.scale(scale=options.beta):
+            observe(x + options.shift, 1.0 if options.kind == "normal" else 3.0)
+
+    def calls(i: int) -> tuple[Any, ...]:
+        options = kind(beta=0.1 * (i + 1), shift=torch.tensor(float(i)), kind="wide" if i % 4 else "normal")
+        return batch(i), options if kind is not Settings else kept.follow(options)
+
+    kept = Settings(beta=1.0, shift=torch.tensor(0.0), kind="normal")
+    svi = both(model, calls, 16)
+    assert svi.engine == "captured"
+    assert not svi.reasons
+
+
+def test_covariances_are_checked_as_in_pyro_without_numbers_being_taken() -> None:
+    def model(x: Tensor, scale: Tensor) -> None:
+        observe(x)
+        covariance = scale * torch.eye(2)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), covariance), obs=torch.ones(2))
+
+    svi = both(model, lambda i: (batch(i), torch.tensor(1.0 + i)))
+    assert svi.engine == "captured"
+    assert not svi.reasons
+    with pytest.raises(ValueError, match="covariance_matrix"):
+        svi.step(batch(0), torch.tensor(-1.0))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pyro.infer
 import pyro.optim
 import pytest
@@ -97,3 +98,26 @@ def test_schedules_rates_and_states_are_pyros() -> None:
         assert theirs["param_groups"] == mine["param_groups"]
         for key, value in theirs["state"][0].items():
             torch.testing.assert_close(mine["state"][0][key], value)
+
+
+@pytest.mark.parametrize("ask", ["step", "evaluate_loss"])
+def test_a_lazy_layer_is_named_with_its_remedy(ask: str) -> None:
+    encoder = torch.nn.Sequential(torch.nn.LazyLinear(2))
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None], 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.module("encoder", encoder)
+        loc, raw = encoder(x).unbind(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, raw.exp()))
+
+    pyro.clear_param_store()
+    svi, x = SVI(model, guide, adam(), pyro.infer.Trace_ELBO()), torch.randn(5, 3)
+    with pytest.raises(ValueError, match=r"a lazy layer of model or guide.*call the network.*once"):
+        getattr(svi, ask)(x)
+    encoder(x)
+    assert isinstance(getattr(svi, ask)(x), float)

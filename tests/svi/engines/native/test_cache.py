@@ -12,6 +12,9 @@ from tests.svi.engines.native.cases import needs_compiler
 
 NOW = time.time()
 
+IMPORTED = f"import sys; sys.path.insert(0, {str(Path(cache.__file__).parent)!r}); import cache"
+"""The module by itself, without torch."""
+
 
 def source(answer: int) -> str:
     return f'extern "C" int answer() {{ return {answer}; }}\n'
@@ -96,7 +99,7 @@ def test_two_processes_prune_at_once(folder: Path) -> None:
         add(folder, f"{i:04}", used_ago=10_000 - i)
         add(folder, f"{i:04}", used_ago=10_000 - i, size=5, suffix="-2.6.0-4.speedup")
     program = (
-        "from pyro_vae.svi.engines.native import cache; cache.MOST_BYTES = 10_050; "
+        f"{IMPORTED}; cache.MOST_BYTES = 10_050; "
         "print(flush=True); input(); "
         "cache.prune(cache.cache_folder())"
     )
@@ -165,7 +168,7 @@ def test_a_disk_that_is_full_is_told(folder: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_folder_of_a_process_goes_with_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    program = "from pyro_vae.svi.engines.native import cache; print(cache.cache_folder())"
+    program = f"{IMPORTED}; print(cache.cache_folder())"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file")}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
