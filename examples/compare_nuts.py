@@ -23,10 +23,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--images", type=int, default=5, help="held-out images to sample by NUTS")
+    parser.add_argument("--images", type=int, default=3, help="held-out images to sample by NUTS")
     parser.add_argument("--latent-dim", type=int, default=4)
     parser.add_argument("--draws", type=int, default=500, help="of NUTS, in each of four chains")
-    parser.add_argument("--warmup", type=int, default=500, help="of each chain")
+    parser.add_argument("--warmup", type=int, default=300, help="of each chain")
     args = parser.parse_args()
 
     images = torch.tensor(load_digits().data > 7, dtype=torch.float32)

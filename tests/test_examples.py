@@ -116,3 +116,28 @@ def test_two_local_latents(run):
     output = run("two_local_latents.py", "--sensors", 200, "--epochs", 3, "--draws", 100)
     assert "AmortizedMultivariateNormal: median k̂" in output
     assert "tau: correlation of posterior median and truth" in output
+
+
+def test_sklearn_transformer(run):
+    output = run("sklearn_transformer.py", "--epochs", 2, "--latents", 2, 3)
+    assert [line.split()[0] for line in output.splitlines()] == ["2", "3", "picture:"]
+
+
+def test_the_transformer_is_cloned_and_checked_as_scikit_learn_does():
+    from sklearn.base import clone
+    from sklearn.exceptions import NotFittedError
+
+    torch.set_default_dtype(torch.float32)
+    example = runpy.run_path(str(EXAMPLES / "sklearn_transformer.py"))
+    transformer = example["VAETransformer"](latent_dim=2, hidden=8, epochs=1)
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    with pytest.raises(NotFittedError):
+        transformer.transform(x)
+    means = transformer.fit(x).transform(x)
+    assert means.shape == (40, 2)
+    twin = clone(transformer)
+    assert twin.get_params() == transformer.get_params()
+    assert not hasattr(twin, "fit_")
+    np.testing.assert_array_equal(twin.fit(x).transform(x), means)
+    with pytest.raises(ValueError, match="4 features"):
+        transformer.transform(np.zeros((2, 4)))

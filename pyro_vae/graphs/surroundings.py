@@ -1,6 +1,7 @@
 """Find the places around a program where its values lie: globals, closures, attributes, entries."""
 
 import builtins
+import dis
 import functools
 import random
 import sys
@@ -20,6 +21,8 @@ from pyro_vae.graphs.places import is_installed, is_library
 MISSING = object()
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
 _SOURCES = (Iterator, random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_WITHOUT_FILE = "<string>"
+"""The file of ``python -c`` and ``exec``."""
 _MANY, _MOST = 256, 16_384
 """Longer lists are looked at as a whole if numbers and words are all that they hold, and up to the second
 length; others are known by their identity and length alone."""
@@ -95,6 +98,7 @@ class _Walk:
         self.attributes: list[tuple[Place, Any]] = []
         """Of objects of the user's classes: read only if some code names them."""
         self.names: set[str] = set()
+        self.classes: dict[type, Mapping[str, Any]] = {}
         self.unseen: list[str] = []
 
     def places(self) -> list[Place]:
@@ -152,7 +156,7 @@ class _Walk:
 
     def function(self, function: FunctionType, name: str) -> None:
         code = function.__code__
-        if is_library(code.co_filename):
+        if is_library(code.co_filename) and code.co_filename != _WITHOUT_FILE:
             wrapped = getattr(function, "__wrapped__", None)
             cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
             for cell in cells.values():  # a decorator of a library around a user's function
@@ -163,9 +167,8 @@ class _Walk:
             self.names.update(_names(code))
             if (value := _contents(cell)) is not MISSING:
                 self.note(Place(free, cell, "cell_contents", value), value)
-        used = _names(code)
-        self.names |= used
-        for global_ in sorted(used & function.__globals__.keys()):
+        self.names |= _names(code)
+        for global_ in sorted(_globals(code) & function.__globals__.keys()):
             value = function.__globals__[global_]
             if isinstance(value, ModuleType):
                 self.module_of_python(value, global_)
@@ -245,17 +248,18 @@ class _Walk:
 
     def class_(self, kind: type) -> None:
         for base in kind.__mro__:
-            if not is_of_user(base) or id(vars(base)) in self.seen:
+            if not is_of_user(base) or base in self.classes:
                 continue
-            self.seen[id(vars(base))] = base
-            for key, value in list(vars(base).items()):
+            own = self.classes[base] = vars(base)  # kept: each call makes another view of the same entries
+            for key, value in list(own.items()):
+                place = Place(f"{base.__name__}.{key}", own, key, value)
                 if isinstance(value, FunctionType):
-                    self.visit(value, f"{base.__name__}.{key}")
-                    self.attributes.append((Place(f"{base.__name__}.{key}", vars(base), key, value), value))
+                    self.visit(value, place.name)
+                    self.attributes.append((place, value))
                 elif isinstance(value, property | staticmethod | classmethod):
                     self.visit(getattr(value, "fget", None) or getattr(value, "__func__", None), key)
                 elif isinstance(value, _PLAIN) and not key.startswith("__"):
-                    self.attributes.append((Place(f"{base.__name__}.{key}", vars(base), key, value), value))
+                    self.attributes.append((place, value))
 
     def mapping(self, value: Mapping[Any, Any], name: str) -> None:
         self.add(Place(f"len({name})", value, len, len(value)))
@@ -301,8 +305,15 @@ def _contents(cell: CellType) -> Any:
         return MISSING
 
 
+@functools.lru_cache(maxsize=1024)
+def _globals(code: CodeType) -> frozenset[str]:
+    """The globals that a function's code reads, inner functions included."""
+    read = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    return frozenset(read).union(*(_globals(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+
 def _names(code: CodeType) -> frozenset[str]:
-    """The globals, attributes and string keys that a function's code names, inner functions included."""
+    """The attributes and string keys that a function's code names, inner functions included."""
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     words = [constant for constant in code.co_consts if isinstance(constant, str) and constant.isidentifier()]
     return frozenset((*code.co_names, *words)).union(*map(_names, inner))

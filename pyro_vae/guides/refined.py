@@ -157,6 +157,7 @@ class Refined(NormalsGuide):
                 args,
                 kwargs,
                 rows=len(begin.loc),
+                dim=self.sites[0].observation_dim,
                 graphs=self._graphs,
             )
             density.settle(begin.loc)
@@ -196,8 +197,9 @@ def local_sites(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[LocalSite, ...], ObservationPlate]:
     """The latents to refine, or an error that says why there are none."""
+    rows = next((len(x) for x in (*args, *kwargs.values()) if torch.is_tensor(x) and x.dim()), None)
     found = find_latents(
-        model, args, kwargs, enumerates=False, outside=OUTSIDE, discrete=DISCRETE
+        model, args, kwargs, rows=rows, enumerates=False, outside=OUTSIDE, discrete=DISCRETE
     ).without_shared(OUTSIDE)
     masked = next((site.name for site in found.sites if site.masked), None)
     if masked is not None:

@@ -191,7 +191,10 @@ def local_sites(pair: Pair) -> dict[str, NormalSite]:
                 "depend on the observation alone"
             )
         if len(local.loc) != pair.observations:
-            raise ValueError(f"the guide's '{name}' lies in several plates; local optimization knows one")
+            raise ValueError(
+                f"the guide's '{name}' lies in several plates, and local optimization knows one; declare the "
+                "others by .to_event() in model and guide, or ask repair or diagnose(..., refined=True)"
+            )
         sites[name] = local
     return sites
 

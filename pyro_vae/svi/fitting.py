@@ -145,7 +145,8 @@ def fit(
         A bar on a terminal, lines of the log elsewhere.
     callbacks
         Each is called with an :class:`~pyro_vae.svi.history.EpochRecord` after every epoch. One that has
-        ``state_dict()`` and ``load_state_dict(state)`` is part of a checkpoint.
+        ``state_dict()`` and ``load_state_dict(state)`` is part of a checkpoint. It may change what the
+        programs read, and not which parameters are trained: make a fit of each such stage.
 
     Returns
     -------

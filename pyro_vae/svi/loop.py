@@ -55,11 +55,20 @@ class Loop:
 
         ``save`` is called wherever :meth:`state` is whole: after a step, and after an epoch with its
         callbacks.
+
+        Raises ValueError if a callback freezes parameters or trains others: optimizer and engines hold those
+        of the start.
         """
+        trained = self._trained()
         while self.step < steps and not (self.stopping is not None and self.stopping.exhausted):
             record = self._run_epoch(batches, steps, validation, save)
             for callback in callbacks:
                 callback(record)
+            if changed := sorted(trained ^ self._trained()):
+                raise ValueError(
+                    f"a callback changed whether '{_shown(changed[0])}' requires a gradient; make a "
+                    "fit of each stage: fit(f.model, f.guide, ...) goes on where f ended"
+                )
             if self.stopping is not None:
                 self.stopping.note(record.validation, self.tensors())
             save()
@@ -68,6 +77,9 @@ class Loop:
                 f"none of the steps was finite ({self.step}), and the parameters are those of the start; try "
                 "a smaller lr, data scaled to unit size, or other starting values"
             )
+
+    def _trained(self) -> set[str]:
+        return {name for name, tensor in self.tensors().items() if tensor.requires_grad}
 
     @property
     def engine(self) -> str:
@@ -183,6 +195,11 @@ class Loop:
             torch.manual_seed(VALIDATION_SEED)
             estimate = task.objective.estimate(task.model, task.guide, batch, 1.0)
         return float(estimate.loss) / task.count(batch)
+
+
+def _shown(name: str) -> str:
+    """A parameter's name as its user writes it: Pyro's store writes ``module$$$weight``."""
+    return name.removeprefix("store.").replace("$$$", ".")
 
 
 @dataclass

@@ -54,17 +54,6 @@ def outside_guide(x: Tensor) -> None:
     pyro.sample("z", dist.Normal(pyro.param("loc", x.new_zeros(2)), 1.0).to_event(1))
 
 
-def at_minus_two(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-2):
-        z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, :1])
-
-
-def at_minus_two_guide(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-2):
-        pyro.sample("z", dist.Normal(pyro.param("loc", x.new_zeros(1)), 1.0))
-
-
 def unobserved(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))

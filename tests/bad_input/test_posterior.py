@@ -84,16 +84,8 @@ EVERY = tuple(
             "'z'",
             "pyro.plate",
         ),
-        (
-            "plate at dim -2",
-            {"model": programs.at_minus_two, "guide": programs.at_minus_two_guide},
-            ValueError,
-            "'data'",
-            "dim -1",
-        ),
     )
     if not (about == "outside" and name in (*JOINT, "repair", "inference_gaps"))
-    and not (about == "plate at dim -2" and name in (*JOINT, "active_units"))
 )
 
 SOME = (

@@ -239,6 +239,19 @@ def test_a_schedule_advances_once_per_step() -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(other), strict=True))
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["frozen", "trained"])
+def test_what_is_trained_stays_so_for_a_fit(before: bool) -> None:
+    pair = PAIRS["normal"]()
+    name, parameter = next(iter(pair.model.named_parameters()))
+    parameter.requires_grad_(before)
+
+    def change(record: EpochRecord) -> None:
+        parameter.requires_grad_((record.epoch < 2) is before)
+
+    with pytest.raises(ValueError, match=rf"a callback changed whether '.*{name}' requires a gradient"):
+        quick(pair, observations(32), epochs=4, callbacks=[change])
+
+
 def test_callbacks_see_every_epoch() -> None:
     records: list[EpochRecord] = []
     quick(PAIRS["normal"](), observations(32), callbacks=[records.append])

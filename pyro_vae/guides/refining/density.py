@@ -48,6 +48,8 @@ class LocalDensity:
         the same for all.
     rows
         How many observations.
+    dim
+        Where their plate lies.
     chunk
         How many rows go through the model at once.
     graphs
@@ -76,9 +78,11 @@ class LocalDensity:
         kwargs: Mapping[str, Any],
         *,
         rows: int,
+        dim: int = -1,
         chunk: int = CHUNK,
         graphs: Graphs | None = None,
     ) -> None:
+        self.dim = dim
         self.model, self.sizes, self.rows, self.chunk = model, sizes, rows, chunk
         self.graphs = Graphs() if graphs is None else graphs
         leaves, self._structure = tree_flatten((args, dict(kwargs)))
@@ -238,7 +242,7 @@ class LocalDensity:
         with making_tensors_on(self._device), torch.inference_mode(False), torch.set_grad_enabled(gradient):
             at = free.detach().requires_grad_(gradient)
             by_site = dict(zip(self.sizes, at.split(list(self.sizes.values()), -1), strict=True))
-            prior, likelihood = log_joint(self.model, by_site, args, kwargs)
+            prior, likelihood = log_joint(self.model, by_site, args, kwargs, self.dim)
             if not gradient:
                 return prior, likelihood
             density = prior + likelihood

@@ -138,8 +138,8 @@ def _by_draws(
     draws = []
     for _ in range(DRAWS):
         trace = poutine.trace(guide).get_trace(*args, **kwargs).nodes
-        parts = [site.transform.inv(trace[site.name]["value"]) for site in sites]
-        draws.append(torch.cat([part.reshape(len(part), -1) for part in parts], -1))
+        parts = [_coordinates(site, trace[site.name]["value"]) for site in sites]
+        draws.append(torch.cat(parts, -1))
     normals = _moments_of_draws(torch.stack(draws))
     if not torch.isfinite(normals.loc).all() or not (normals.factor > 0).all():
         still = next(
@@ -150,6 +150,13 @@ def _by_draws(
             "and are finite, such as one of Normals"
         )
     return normals
+
+
+def _coordinates(site: LocalSite, value: Any) -> Tensor:
+    """Of one value of a latent for each observation: (n, D)."""
+    axis = value.dim() - len(site.event_shape) + site.observation_dim
+    free: Tensor = site.transform.inv(value)
+    return free.movedim(axis, 0).reshape(value.shape[axis], -1)
 
 
 def _moments_of_draws(draws: Tensor) -> Normals:

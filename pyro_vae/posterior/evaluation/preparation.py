@@ -98,26 +98,6 @@ def _refuse_other_shape(model: Callable[..., Any], guide: Callable[..., Any], da
     refuse_other_shape(trace, "data")
 
 
-def prepare_last(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    data: Any,
-    *,
-    dtypes: Sequence[torch.dtype | None] = (torch.float64, None),
-) -> Pair:
-    """:func:`prepare` for what looks for the observations at the last dim of each site. Raises PairError if
-    their plate lies elsewhere; otherwise as :func:`prepare`."""
-    pair = prepare(model, guide, data, dtypes=dtypes)
-    if pair.plate.dim != -1:
-        name = min(pair.plate.names, default="data")
-        raise PairError(
-            f"the plate '{name}' of the observations is at dim {pair.plate.dim}, and not at dim -1, where "
-            "they are looked for here; declare other dimensions by .to_event(), or ask diagnose and "
-            "from_pyro_svi, which take any dim"
-        )
-    return pair
-
-
 def _refuse_impossible(pair: Pair) -> None:
     """Raise a ValueError if the model cannot have made a row of the data: its evidence would be nothing."""
     first = tuple(arg[: None if pair.whole else 2] for arg in pair.args)

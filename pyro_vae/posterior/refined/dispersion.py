@@ -97,5 +97,5 @@ def _prior_draw(pair: Pair, args: tuple[Tensor, ...], density: LocalDensity) -> 
     """Coordinates of a draw from the prior for each observation, (rows, D)."""
     with making_tensors_on(args[0].device):
         sites: Any = poutine.trace(poutine.uncondition(pair.model)).get_trace(*args).nodes
-    parts = [coordinates_of(sites[name], sites[name]["value"]) for name in density.sizes]
+    parts = [coordinates_of(sites[name], sites[name]["value"], density.dim) for name in density.sizes]
     return torch.cat([part.to(parts[0]) for part in parts], -1)

@@ -24,7 +24,7 @@ from pyro_vae.guides.refined import (
 )
 from pyro_vae.guides.refining.density import CHUNK
 from pyro_vae.guides.refining.steps import Normals, Refinement
-from pyro_vae.posterior.evaluation.preparation import prepare_last
+from pyro_vae.posterior.evaluation.preparation import prepare
 from pyro_vae.posterior.refined.dispersion import (
     elsewhere_attrs,
 )
@@ -217,7 +217,7 @@ def refine(
     require_count("chunk", chunk, 1, "; it counts rows that go through the networks at once")
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"dtype is {dtype!r}; give torch.float32 or torch.float64")
-    pair = prepare_last(model, guide, data, dtypes=(dtype,))
+    pair = prepare(model, guide, data, dtypes=(dtype,))
     parts = []
     with progress_bar(pair.observations, "refining", enabled=progress) as show:
         for part in refine_rows(

@@ -70,7 +70,11 @@ def refine_rows(
                 begin = starting_normals(pair.guide, latents[0], args, {}, full=covariance == "full")
             with store.scope(pair.model_state):
                 density = LocalDensity(
-                    pair.model, sizes, args, {}, rows=len(begin.loc), chunk=chunk, graphs=graphs
+                    *(pair.model, sizes, args, {}),
+                    rows=len(begin.loc),
+                    dim=latents[1].dim,
+                    chunk=chunk,
+                    graphs=graphs,
                 )
                 density.settle(begin.loc)
                 refinement = refined_normals(density, begin, steps=steps, stop=stop)

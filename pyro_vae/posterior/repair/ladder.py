@@ -14,7 +14,7 @@ from pyro_vae.devices import making_tensors_on
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
-from pyro_vae.posterior.evaluation.preparation import prepare_joint, prepare_last
+from pyro_vae.posterior.evaluation.preparation import prepare, prepare_joint
 from pyro_vae.posterior.evaluation.selection import select
 from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
@@ -167,11 +167,11 @@ def together_ladder(
 
 def ready(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
     """The pair in its own precision, or in double where single cannot tell the densities apart."""
-    pair = prepare_last(model, guide, data, dtypes=(None,))
+    pair = prepare(model, guide, data, dtypes=(None,))
     block = pair.block(slice(0, pair.observations if pair.whole else 1), slice(0, 3), 0)
     resolution = torch.finfo(next(iter(block.latents.values())).dtype).eps
     largest = float(torch.maximum(block.log_prior.abs(), block.reconstruction.abs()).max())
-    return pair if largest * resolution < FINEST else prepare_last(model, guide, data)
+    return pair if largest * resolution < FINEST else prepare(model, guide, data)
 
 
 def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:

@@ -66,12 +66,14 @@ class UnconstrainedPosterior:
         n, args = pair.observations, pair.tensors
         first = next(iter(values.values()))
         shapes = {site: value.shape[2:] for site, value in values.items()}
-        bare = LocalDensity(pair.model, {}, (), {}, rows=n, chunk=chunk)
+        bare = LocalDensity(pair.model, {}, (), {}, rows=n, dim=pair.plate.dim, chunk=chunk)
         posterior = cls(pair, rows, shapes, False, first.dtype, bare)
         with posterior.evaluation():
             one = posterior._coordinates({site: value[:1] for site, value in values.items()})
             sizes = {site: coordinates.shape[-1] for site, coordinates in one.items()}
-            density = LocalDensity(pair.model, sizes, args, {}, rows=n, chunk=chunk, graphs=graphs)
+            density = LocalDensity(
+                pair.model, sizes, args, {}, rows=n, dim=pair.plate.dim, chunk=chunk, graphs=graphs
+            )
             everywhere = all(torch.equal(one[site], _flat(values[site][:1]).to(one[site])) for site in sizes)
             posterior = replace(posterior, local=density, everywhere=everywhere)
             density.settle(posterior._spread(torch.cat(list(one.values()), dim=-1)[0]))
@@ -130,11 +132,11 @@ class UnconstrainedPosterior:
     def from_prior(self, draws: int) -> Tensor:
         """Coordinates of draws from the model's prior, (draws, observations, size)."""
 
-        def drawn(model: Callable[..., Any], given: Draws, args: Any, _: Any) -> Draws:
+        def drawn(model: Callable[..., Any], given: Draws, args: Any, _: Any, dim: int) -> Draws:
             count = len(next(iter(given.values())))
             with poutine.block():
                 sites: dict[str, Any] = poutine.trace(model).get_trace(*args).nodes
-            return {site: rows_in_front(sites[site], sites[site]["value"], count) for site in self.sizes}
+            return {site: rows_in_front(sites[site], sites[site]["value"], count, dim) for site in self.sizes}
 
         places = {"place": torch.zeros(draws, len(self.rows), 1)}
         return self.coordinates(self._by_rows(drawn, places))
@@ -192,7 +194,7 @@ class UnconstrainedPosterior:
 
     def _run(self, run: Callable[..., Draws], given: Draws, args: tuple[Tensor, ...]) -> Draws:
         with making_tensors_on(self._device):
-            return run(self.pair.model, given, args, {})
+            return run(self.pair.model, given, args, {}, self.pair.plate.dim)
 
     def _spread(self, value: Tensor) -> Tensor:
         """Of one draw (observations, ...), to all observations if they go through together."""

@@ -15,7 +15,7 @@ from pyro_vae.batches.streams import first_rows, is_stream
 from pyro_vae.naming import named
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.evaluation.drawing import CHUNK
-from pyro_vae.posterior.evaluation.preparation import prepare_last
+from pyro_vae.posterior.evaluation.preparation import prepare
 from pyro_vae.posterior.evaluation.selection import as_parts
 from pyro_vae.posterior.evaluation.sites import coordinate_names
 from pyro_vae.posterior.simulated.pairs import example, joint, ranks, simulate, transforms
@@ -115,11 +115,11 @@ def calibrate(
     parts = as_parts(data)
     rows = np.arange(n) % parts[0].shape[0]
     repeated = tuple(part[rows] if isinstance(part, Tensor) else read_rows(part, rows) for part in parts)
-    if prepare_last(model, guide, data).whole:
+    if prepare(model, guide, data).whole:
         raise ValueError(
             "the guide has parameters for each observation; calibrate needs one that takes new data"
         )
-    pair = prepare_last(model, guide, repeated)
+    pair = prepare(model, guide, repeated)
     blocks, joints, exact, names = [], [], True, []
     for start in range(0, n, chunk):
         block = slice(start, min(start + chunk, n))

@@ -113,7 +113,8 @@ class CapturedSteps(EagerSteps):
         return known
 
     def _looked_at(self) -> Guard:
-        return Guard([self.task.model, self.task.guide, self.task.objective])
+        objective = self.task.objective
+        return Guard([self.task.model, self.task.guide, objective, getattr(objective, "elbo", None)])
 
     def _taken_over(self, batch: Batch) -> _Captured | None:
         """The graph of an equal pair, if its numbers are those of this one."""

@@ -128,6 +128,20 @@ def of_a_parameter_that_is_frozen_for_a_while() -> Case:
     return Case(model, lambda changed: net.weight.requires_grad_(not changed))
 
 
+def of_code_without_a_file() -> Case:
+    space: dict[str, Any] = {"observe": observe, "scale": 1.0}
+    exec("def model(x):\n    observe(x, scale)", space)
+    return Case(space["model"], lambda changed: space.update(scale=1.0 + changed))
+
+
+x = pd.DataFrame()
+"""Named as a site is, and read by no program."""
+
+
+def of_a_global_that_only_a_site_is_named_like() -> Case:
+    return Case(observe)
+
+
 def of_the_loss() -> Case:
     loss = Trace_ELBO()
     return Case(observe, lambda changed: setattr(loss, "num_particles", 1 + 4 * changed), loss)
@@ -184,6 +198,8 @@ FOLLOWED = (
     of_hooks,
     of_layers_that_are_added,
     of_a_parameter_that_is_frozen_for_a_while,
+    of_code_without_a_file,
+    of_a_global_that_only_a_site_is_named_like,
     of_the_loss,
 )
 LEFT_TO_PYRO = (

@@ -16,6 +16,7 @@ from pyro_vae.svi.engines.native.inputs import WHOLE_NUMBERS, call_arguments, ch
 from pyro_vae.svi.engines.native.normalization import layer_norm, layer_norm_backward
 from pyro_vae.svi.engines.native.operations import Operations
 from pyro_vae.svi.engines.native.program import Buffer, StepProgram, View
+from pyro_vae.svi.engines.native.selection import gather, largest, scatter_add, softmax, softmax_backward
 from pyro_vae.svi.engines.steps import CannotError
 
 aten = torch.ops.aten
@@ -155,9 +156,15 @@ class _Lowering:
         if target in _FILLS:
             return self._fill(target, arguments)
         rules: dict[Any, Callable[..., Any]] = {
+            aten._log_softmax.default: partial(softmax, self.operations, log=True),
+            aten._log_softmax_backward_data.default: partial(softmax_backward, self.operations, log=True),
+            aten._softmax.default: partial(softmax, self.operations, log=False),
+            aten._softmax_backward_data.default: partial(softmax_backward, self.operations, log=False),
             aten.addmm.default: self._product_and_bias,
             aten.cat.default: self.operations.cat,
+            aten.gather.default: partial(self._named, gather),
             aten.logsumexp.default: self._logsumexp,
+            aten.max.dim: partial(largest, self.operations),
             aten.mean.default: self._mean,
             aten.mean.dim: self._mean,
             aten.mm.default: self.operations.product,
@@ -168,6 +175,7 @@ class _Lowering:
             aten.randperm.default: partial(self._randperm, node),
             aten.rand_like.default: self._rand_like,
             aten.randn.default: self._randn,
+            aten.scatter_add.default: partial(self._named, scatter_add),
             aten.select_backward.default: self._select_backward,
             aten.slice_backward.default: self._slice_backward,
             aten.stack.default: self._stack,
@@ -218,6 +226,8 @@ class _Lowering:
             return view
         if dtype == torch.bool:
             return self.operations.pointwise("T({0} != 0)", (view,), view.shape, mask=True)
+        if dtype == torch.int64 and before == self.dtype and view.is_stored:
+            return self.operations.pointwise("std::trunc({0})", (view,), view.shape)
         if dtype != self.dtype and not (dtype == torch.int64 and before in WHOLE_NUMBERS):
             raise CannotError(f"{target} to {dtype}")
         return View(view.source, view.shape, view.strides, view.offset)
@@ -229,6 +239,14 @@ class _Lowering:
         mask = dtype == torch.bool or (dtype is None and isinstance(source, View) and source.mask)
         shape = arguments.get("size", source.shape if isinstance(source, View) else ())
         return View.number(arguments[value] if isinstance(value, str) else value, shape, mask=mask)
+
+    def _named(self, choose: Callable[..., View], view: View, dim: int, **arguments: Any) -> View:
+        """What an index chooses, by a constant of the step's own that counts along the axis."""
+        count = view.shape[dim % len(view.shape)]
+        name = f"count_to_{count}"
+        if name not in self.constants:
+            setattr(self.graph, name, torch.arange(count, dtype=self.dtype))
+        return choose(self.operations, self._constant(name), view, dim, **arguments)
 
     def _randn(self, size: Sequence[int], dtype: torch.dtype | None = None, **_: Any) -> View:
         return self._noise("normal", size, dtype)

@@ -45,6 +45,7 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "poisson": likelihoods.Poisson,
     "student-t": likelihoods.StudentT,
     "continuous-bernoulli": likelihoods.ContinuousBernoulli,
+    "categorical": lambda: likelihoods.Categorical(3),
 }
 
 
@@ -80,7 +81,7 @@ class Case:
         }
         scale = guides.scales.get(self.scale, **options.get(self.scale, {}))
         guide = guides.AmortizedNormal(model, encoder, scale=scale)
-        data = model.sample(3 * self.batch)
+        data = model.sample(3 * self.batch).to(self.dtype)
         if self.likelihood == "continuous-bernoulli":
             data = data.clamp(1e-3, 1 - 1e-3)
         with torch.no_grad():

@@ -36,6 +36,44 @@ def shaped(*shape: int) -> Tensor:
 
 
 @needs_compiler
+def test_choices_along_an_axis() -> None:
+    """The largest and where it is, what an index names, and shares: along every axis."""
+
+    def function(a: Tensor, b: Tensor, w: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        top, where = a.max(1)
+        named = b.gather(0, b.max(0, keepdim=True)[1])
+        some = a.gather(2, where[:, :2, None].clamp(max=2) + 0)
+        into = torch.ops.aten.scatter_add.default(a, 1, where.unsqueeze(1), top.unsqueeze(1))
+        none = torch.zeros_like(b).scatter_add(0, b.max(0, keepdim=True)[1], named)
+        return (
+            (w * x.sum()).squeeze(),
+            named.sum() + some.sum(),
+            top.sum() + where.sum(),
+            into + a.softmax(2) + a.log_softmax(0),
+            none + (3 * b).long(),
+        )
+
+    parameters = [shaped(2, 3, 4), shaped(5, 2)]
+    wanted = function(*[p.clone() for p in parameters], ONE, X)[3:]
+    for given, value in zip(gradients(function, parameters), wanted, strict=True):
+        torch.testing.assert_close(given, value)
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", [-1.0, 4.0])
+def test_an_index_that_names_nothing_makes_the_step_one_that_is_not_finite(place: float) -> None:
+    def function(a: Tensor, w: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        named = a.gather(1, x[:, :1].long())
+        return (w * named.sum()).squeeze(), named.sum(), named.sum(), a + named.sum()
+
+    parameters, x = [shaped(4, 4)], torch.zeros(4, 2, dtype=torch.float64)
+    steps = NativeFunction(graph_of(function, parameters, x), parameters, (x,), torch.optim.Adam(parameters))
+    assert not bool(steps.run((x,), torch.arange(4).unsqueeze(0), torch.ones(1)).bad[0])
+    x[2, 0] = place
+    assert bool(steps.run((x,), torch.arange(4).unsqueeze(0), torch.ones(1)).bad[0])
+
+
+@needs_compiler
 def test_layouts_broadcasts_sums_and_slices() -> None:
     """Views of views, sums along every axis, slices and their backwards, products of transposes."""
 

@@ -73,6 +73,51 @@ def test_counts_kinds_and_masks_are_native() -> None:
     torch.testing.assert_close(*histories(make, data), rtol=1e-5, atol=1e-5)
 
 
+class Kinds(nn.Module):
+    """Four kinds in each of two columns, observed as ``of`` says."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.of, self.linear = of, nn.Linear(2, 8)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", N, len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            scores = self.linear(z).unflatten(-1, (2, 4))
+            if self.of == "one-hot":
+                pyro.sample("x", dist.OneHotCategorical(logits=scores).to_event(1), obs=x)
+            elif self.of == "logits":
+                pyro.sample("x", dist.Categorical(logits=scores).to_event(1), obs=x)
+            elif self.of == "probs":
+                pyro.sample("x", dist.Categorical(probs=scores.softmax(-1)).to_event(1), obs=x)
+            else:
+                named = scores.log_softmax(-1).gather(-1, x[..., None])[..., 0]
+                pyro.factor("x", named.sum(-1))
+
+
+class EncoderOfKinds(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.to(self.linear.weight.dtype).flatten(1)).tanh()
+
+
+@needs_compiler
+@pytest.mark.parametrize("of", ["one-hot", "logits", "probs", "log_softmax"])
+def test_observed_kinds_are_native(of: str) -> None:
+    torch.manual_seed(0)
+    kinds = torch.randint(4, (N, 2))
+    data = nn.functional.one_hot(kinds, 4).to(torch.get_default_dtype()) if of == "one-hot" else kinds
+
+    def make() -> Any:
+        model = Kinds(of)
+        return model, AmortizedNormal(model, EncoderOfKinds(8 if of == "one-hot" else 2))
+
+    torch.testing.assert_close(*histories(make, data), rtol=1e-6, atol=1e-6)
+
+
 def regression(x: Tensor, y: Tensor) -> None:
     weights = pyro.sample("weights", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pyro.plate("data", N, len(x)):
