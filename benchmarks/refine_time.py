@@ -50,9 +50,9 @@ class Counted:
     def __enter__(self) -> "Counted":
         self.rows, self.original = {True: 0, False: 0}, density.LocalDensity._batch
 
-        def batch(own: object, free: torch.Tensor, index: torch.Tensor, *, gradient: bool) -> object:
+        def batch(own: object, free: torch.Tensor, *rest: object, gradient: bool) -> object:
             self.rows[gradient] += len(free)
-            return self.original(own, free, index, gradient=gradient)
+            return self.original(own, free, *rest, gradient=gradient)
 
         density.LocalDensity._batch = batch
         return self

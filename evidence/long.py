@@ -105,6 +105,15 @@ def test(name: str, root: Path, out: Path, *, tested: int, draws: int) -> Row:
     return row
 
 
+def keep(row: Row, results: Path) -> None:
+    """Write a run's row in the place of its last one; the others stay."""
+    rows = {} if not results.exists() else pd.read_csv(results).set_index("run").to_dict("index")
+    rows[str(row["run"])] = {key: value for key, value in row.items() if key != "run"}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+    results.parent.mkdir(exist_ok=True)
+    table.loc[[name for name in RUNS if name in rows]].to_csv(results, float_format="%.6g")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("part", choices=("train", "test"))
@@ -119,10 +128,9 @@ def main() -> None:
             train(name, options.mnist, options.out, steps=options.steps, device=options.device)
         return
     trained = [name for name in options.runs if (options.out / name / "about.json").exists()]
-    rows = [test(name, options.mnist, options.out, tested=TESTED, draws=DRAWS) for name in trained]
-    RESULTS.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.6g")
-    print(pd.DataFrame(rows).T.to_string())
+    for name in trained:
+        keep(test(name, options.mnist, options.out, tested=TESTED, draws=DRAWS), RESULTS)
+    print(pd.read_csv(RESULTS).T.to_string())
 
 
 if __name__ == "__main__":

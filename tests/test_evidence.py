@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from evidence import tables
+from evidence import long, tables
 from evidence.descent import BATCH, Rule, arrival, descend, kl_from_truth
 from evidence.digits import load_digits
 from evidence.experiment import Effort, Experiment
@@ -229,3 +229,13 @@ def test_the_command_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["--only", "everything"])
     assert "everything" in capsys.readouterr().err
+
+
+def test_a_long_run_that_is_tested_replaces_its_own_row_alone(tmp_path: Path) -> None:
+    results = tmp_path / "results" / "long.csv"
+    long.keep({"run": "IWAE-logstd", "nll": 85.5}, results)
+    long.keep({"run": "VAE-logvar", "nll": 90.0}, results)
+    long.keep({"run": "VAE-logvar", "nll": 87.0}, results)
+    table = pd.read_csv(results)
+    assert list(table["run"]) == ["VAE-logvar", "IWAE-logstd"]
+    assert list(table["nll"]) == [87.0, 85.5]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
+from pyro_vae.graphs.any_rows import follow_rows
 from pyro_vae.graphs.shortcuts import take_shortcuts
 
 aten = torch.ops.aten
@@ -59,10 +60,12 @@ _FUNCTIONS |= {aten.view.default: Tensor.reshape, aten._unsafe_view.default: Ten
 """A view of what a cheaper operation laid out differently is a copy."""
 
 
-def make_replay(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
+def make_replay(graph: fx.GraphModule, rows: int | None = None) -> Callable[..., Sequence[Tensor]]:
     """The Python code of a graph, with a function of torch for every operator that has one.
 
-    The graph stays what it is, and the tensors that it holds are shared.
+    The graph stays what it is, and the tensors that it holds are shared. One that was traced with so many
+    ``rows`` takes any number, which is that of its first input: see
+    :func:`~pyro_vae.graphs.any_rows.follow_rows`.
 
     Examples
     --------
@@ -72,6 +75,8 @@ def make_replay(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
     tensor([4., 6.])
     """
     own = take_shortcuts(graph)
+    if rows is not None:
+        follow_rows(own, next(iter(own.graph.nodes)), rows)
     constants = _take_constants_out(own)
     for node in own.graph.nodes:
         if node.op == "call_function" and _fits_its_function(node):

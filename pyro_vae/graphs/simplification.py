@@ -20,7 +20,13 @@ from pyro_vae.graphs.rewriting import (
 )
 
 aten = torch.ops.aten
-_VIEWS = (aten.view.default, aten.expand.default, aten._unsafe_view.default, aten.reshape.default)
+_VIEWS = (
+    aten.view.default,
+    aten.expand.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.permute.default,
+)
 _PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar)
 _SUMS = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
 _OF_A_SHAPE = (

@@ -19,7 +19,7 @@ from pyro.params.param_store import StateDict
 from pyro.poutine import runtime
 from torch import Tensor, nn
 
-from pyro_vae.devices import forked_streams
+from pyro_vae.devices import forked_streams, seed_streams
 from pyro_vae.pairs.modes import is_frozen, meeting_modules
 
 Program = Callable[..., Any]
@@ -182,7 +182,7 @@ def _isolated(
         # Pyro says so of every frozen parameter; to freeze a model and fit a guide to it is no mistake.
         warnings.filterwarnings("ignore", message=".*was not registered in the param store")
         if seed is not None:
-            torch.manual_seed(seed)
+            seed_streams(seed)
         yield state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -222,17 +223,16 @@ def _by_natural_gradients(
     """ELBO of q*, k̂ of its draws and the evidence by them with its error, and whether it has converged. Its
     draws have the guide's noise."""
     found = posterior.refined(*start, steps=max(1, steps // STEPS_PER_NEWTON), stop=PROMISED)
-    apart = free - start.loc
+    apart, (loc, factor) = free - start.loc, found.normals
     if start.factor.dim() == 2:
-        white, scale = apart / start.factor, torch.diag_embed(found.normals.factor)
+        white = apart / start.factor
+        draws = loc + factor * white
     else:
         tril = torch.linalg.cholesky(start.factor @ start.factor.mT)
         white = torch.linalg.solve_triangular(tril, apart.permute(1, 2, 0), upper=False).permute(2, 0, 1)
-        scale = found.normals.factor
-    draws = found.normals.loc + torch.einsum("nij,snj->sni", scale, white)
-    log_q = torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(white).sum(-1)
-    log_q = log_q - scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    log_weight = (posterior.log_density(draws) - log_q).numpy().T
+        draws = loc + torch.einsum("nij,snj->sni", factor, white)
+    constant = apart.shape[-1] / 2 * math.log(2 * math.pi) + found.normals.log_det
+    log_weight = (posterior.log_density(draws) + white.square().sum(-1) / 2 + constant).numpy().T
     khat, evidence = pareto_khat(log_weight), logsumexp(log_weight, axis=1) - np.log(len(free))
     error = evidence_error(log_weight, khat)
     return log_weight.mean(axis=1), khat, evidence, error, found.converged.numpy()

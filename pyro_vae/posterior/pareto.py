@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
+
+from pyro_vae.posterior.tails import fit_tails, tail_quantiles
 
 Array = NDArray[np.float64]
 
@@ -88,32 +88,33 @@ def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
     number, one draw carries more than half of the sum, the tail reaches down to weights of zero, or it is
     tied with its largest hardly seen.
     """
-    from arviz_stats import base
-
-    array_stats: Any = base.array_stats  # type: ignore[attr-defined]
     draws = log_weight.shape[1]
     tail = tail_size(draws)
-    ordered = np.sort(log_weight, axis=1)
-    cutoff, largest = ordered[:, draws - tail - 1], ordered[:, -1]
+    top = np.argpartition(log_weight, draws - tail - 1, axis=1)[:, draws - tail - 1 :]
+    top = np.take_along_axis(top, np.argsort(np.take_along_axis(log_weight, top, axis=1), axis=1), axis=1)
+    ordered = np.take_along_axis(log_weight, top, axis=1)  # the tail, and before it what it is above
+    cutoff, largest = ordered[:, 0], ordered[:, -1]
     with np.errstate(all="ignore"):  # what is not finite or tied ends as k̂ = inf, not as a warning
-        normalized = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
-        heaviest = np.exp(normalized.max(axis=1))
+        smooth = log_weight - logsumexp(log_weight, axis=1, keepdims=True)
+        heaviest = np.exp(smooth.max(axis=1))
         usable = np.isfinite(cutoff) & np.isfinite(largest) & ~np.isnan(log_weight).any(axis=1)
         flat = usable & (largest - cutoff < FLAT)
-        excess = np.exp(ordered[:, draws - tail :] - largest[:, None]) - np.exp(cutoff - largest)[:, None]
-        steps = (np.diff(ordered[:, draws - tail - 1 :], axis=1) > ROUNDING) & (excess > 0)
+        excess = np.exp(ordered[:, 1:] - largest[:, None]) - np.exp(cutoff - largest)[:, None]
+        steps = (np.diff(ordered, axis=1) > ROUNDING) & (excess > 0)
         tied = usable & ~flat & (steps.sum(axis=1) < TIED_SHARE * tail)
-        seen = (ordered > largest[:, None] - ROUNDING).sum(axis=1)
+        seen = (log_weight > largest[:, None] - ROUNDING).sum(axis=1)
         khat = np.full(len(log_weight), np.inf)
         khat[flat | (tied & (seen >= SEEN_AGAIN))] = -np.inf
-        fit = usable & ~flat & ~tied
-        smooth = normalized.copy()
-        if fit.any():
-            # psislw wants log likelihoods, the negative of log weights: without the sign narrow guides look
-            # perfect
-            smooth[fit], khat[fit] = array_stats.psislw(-log_weight[fit], axis=-1)
-    broken = np.isnan(smooth).any(axis=1)
-    smooth[broken] = normalized[broken]
+        fit = np.flatnonzero(usable & ~flat & ~tied)
+        if len(fit):
+            khat[fit], scale = fit_tails(excess[fit])
+            below = np.exp(cutoff - largest)[fit, None]
+            smoothed = np.log(tail_quantiles(khat[fit], scale, tail) + below).clip(max=0) + largest[fit, None]
+            known = np.isfinite(smoothed).all(axis=1) & (scale > 0)
+            fit, smoothed = fit[known], smoothed[known]
+            changed = log_weight[fit]
+            np.put_along_axis(changed, top[fit, 1:], smoothed, axis=1)
+            smooth[fit] = changed - logsumexp(changed, axis=1, keepdims=True)
     khat[np.isnan(khat) | (heaviest > 0.5)] = np.inf  # NaN would count as good: it is not above any threshold
     return smooth, khat
 

@@ -9,6 +9,7 @@ traced, or does not agree with Pyro, stays with Pyro.
 import functools
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -17,20 +18,21 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.devices import forked_streams, making_tensors_on
+from pyro_vae.graphs.any_rows import ROWS, FixedRowsError
 from pyro_vae.guides.refining.captured import Captured, Graphs, Replay, capture_density, close
 from pyro_vae.guides.refining.placement import evaluating, log_joint
 
 logger = logging.getLogger(__name__)
 
+Key = tuple[bool, *tuple[Hashable, ...]]
+"""Of a graph: whether it gives the gradient, and of what."""
+
 CHUNK = 4096
 """Rows that go through the model at once: enough for Pyro's own time to be small beside the networks', few
 enough for the activations to stay near the processor."""
 
-SMALLEST_BATCH = 256
-"""Graphs are made for CHUNK rows, half of it, and so on; a batch between two is filled up."""
-
 PATIENCE, SMALLEST_COST = 40_000, 1000
-"""How many rows run in Pyro before a batch of their size is captured, where a batch costs as much as a
+"""How many rows run in Pyro, or will for sure, before they are captured, where a batch costs as much as a
 thousand rows before there is any. By then a capture would have paid for itself."""
 
 
@@ -102,8 +104,8 @@ class LocalDensity:
             for x, by_row in zip(self._leaves, self._by_row, strict=True)
             if torch.is_tensor(x) and not by_row
         ]
-        self._once: dict[Hashable, list[Tensor]] = {}
-        self._checked: set[Hashable] = set()
+        self._once: dict[Key, list[Tensor]] = {}
+        self._checked: set[Key] = set()
         self._whole: Tensor | None = None
 
     @property
@@ -128,19 +130,19 @@ class LocalDensity:
 
     def with_gradient(self, free: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The density, and its gradient in u, (points, n, size)."""
-        density, gradient = self._at(free, rows, gradient=True)
-        return density, gradient
+        prior, likelihood, gradient = self._at(free, rows, gradient=True)
+        return prior + likelihood, gradient
 
     def settle(self, free: Tensor) -> None:
         """Find out whether rows may go through in any number and order, by a comparison at u (rows, size).
         Raises ValueError if the model does not run on the observations, its own error being the cause; or if
         its density at the same latents changes from call to call."""
-        with evaluating(self.model), pyro.validation_enabled(False):
+        with self._undisturbed():
             self._settle(free)
 
     def _settle(self, free: Tensor) -> None:
         try:
-            natural = torch.stack(self._by_pyro(free, None, gradient=False)).sum(0)
+            natural = self._total(free)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             if str(error).startswith(("the model ", "latent '", "site '")):
                 raise
@@ -151,85 +153,92 @@ class LocalDensity:
             ) from error
         some = torch.arange(min(3, self.rows), device=free.device).flip(0).repeat(2)
         try:
-            packed = torch.stack(self._by_pyro(free[some], some, gradient=False)).sum(0)
+            packed = self._total(free[some], some)
             alone = close(packed, natural[some])
         except (ValueError, TypeError, RuntimeError, IndexError):
             alone = False
         if alone:
             return
-        if not close(torch.stack(self._by_pyro(free, None, gradient=False)).sum(0), natural):
+        if not close(self._total(free), natural):
             raise ValueError(
                 "the model's density changes from call to call at the same latents; fix what it draws and "
                 "poutine.block hides by poutine.condition, and put modules with dropout into eval()"
             )
         self._whole = free
 
+    def _total(self, free: Tensor, index: Tensor | None = None) -> Tensor:
+        """The density by Pyro, from the random stream as it is."""
+        prior, likelihood = self._run(free, *self._shared, *self._rows_of_their_own(index), gradient=False)
+        return prior + likelihood
+
     def _at(self, free: Tensor, rows: Tensor | None, *, gradient: bool) -> list[Tensor]:
         points, n, size = free.shape
         index = torch.arange(self.rows, device=free.device) if rows is None else rows
-        with evaluating(self.model), pyro.validation_enabled(False), forked_streams():
-            if self._whole is not None:
-                return self._together(free, index, self._whole, gradient=gradient)
-            flat, every = free.reshape(-1, size), index.repeat(points)
-            parts = [
-                self._batch(flat[i : i + self.chunk], every[i : i + self.chunk], gradient=gradient)
-                for i in range(0, len(flat), self.chunk)
-            ]
+        if self._whole is not None:
+            return self._together(free, index, self._whole, gradient=gradient)
+        flat, every = free.reshape(-1, size), index.repeat(points)
+        parts = [
+            self._batch(some, at, len(flat) - i * self.chunk, gradient=gradient)
+            for i, (some, at) in enumerate(zip(flat.split(self.chunk), every.split(self.chunk), strict=True))
+        ]
         joined = [torch.cat(column) for column in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
         return [column.reshape(points, n, *column.shape[1:]) for column in joined]
 
     def _together(self, free: Tensor, index: Tensor, rest: Tensor, *, gradient: bool) -> list[Tensor]:
         """One point after the other, each with all observations in the model."""
-        points = []
-        for point in free:
-            every = rest.to(point).index_copy(0, index, point)
-            points.append([column[index] for column in self._by_pyro(every, None, gradient=gradient)])
-        return [torch.stack(column) for column in zip(*points, strict=True)]
+        found: list[Tensor] = []
+        for which in _without_repeats(index):
+            points = []
+            for point in free:
+                every = rest.to(point).index_copy(0, index[which], point[which])
+                columns = self._by_pyro(every, None, gradient=gradient)
+                points.append([column[index[which]] for column in columns])
+            parts = [torch.stack(column) for column in zip(*points, strict=True)]
+            found = found or [part.new_empty(len(free), len(index), *part.shape[2:]) for part in parts]
+            for column, part in zip(found, parts, strict=True):
+                column[:, which] = part
+        return found
 
-    def _batch(self, free: Tensor, index: Tensor, *, gradient: bool) -> Sequence[Tensor]:
-        filled, key = self._graph_for(len(free), (gradient, free.dtype, free.device, *self._signature))
-        if key not in self.graphs.made:
-            runs = self.graphs.runs[key] = self.graphs.runs.get(key, 0) + 1
-            if self.graphs.refused or runs * (filled + SMALLEST_COST) < PATIENCE:
-                return self._by_pyro(free, index, gradient=gradient)
-        missing = filled - len(free)
-        batch = torch.cat([free, free[-1:].expand(missing, -1)]) if missing else free
-        places = torch.cat([index, index[-1:].expand(missing)]) if missing else index
-        if key not in self._checked and not self._agrees(key, batch, places, gradient=gradient):
+    def _batch(self, free: Tensor, index: Tensor, coming: int, *, gradient: bool) -> Sequence[Tensor]:
+        """Some rows, where so many are coming, these among them."""
+        kind = (free.dtype, free.device, self.chunk, *self._signature)
+        key: Key = (gradient, *kind)
+        graph = self.graphs.made.get(key)
+        if graph is None:
+            self.graphs.runs[kind] = self.graphs.runs.get(kind, self.graphs.ahead) + len(free) + SMALLEST_COST
+            after = (coming - len(free)) * (1 + SMALLEST_COST // self.chunk)
+            wanted = not self.graphs.refused and self.graphs.runs[kind] + after >= PATIENCE
+        else:
+            wanted = graph.rows is None or graph.rows <= len(free) + SMALLEST_COST
+        if not wanted or not (key in self._checked or self._agrees(key, free, index, gradient=gradient)):
             return self._by_pyro(free, index, gradient=gradient)
-        return [column[: len(free)] for column in self._replayed(key, batch, places)]
+        return self._replayed(key, free, index)
 
     @torch.no_grad()
-    def _replayed(self, key: Hashable, batch: Tensor, places: Tensor) -> Sequence[Tensor]:
-        once, each = self.graphs.made[key]
-        if once is not None and key not in self._once:
-            self._once[key] = self._computed_once(once, len(batch))
-        own = self._own if once is None else self._once[key]
-        return each(batch, *self._shared, *(x.index_select(0, places.to(x.device)) for x in own))
+    def _replayed(self, key: Key, free: Tensor, index: Tensor) -> Sequence[Tensor]:
+        graph = self.graphs.made[key]
+        if graph.once is not None and key not in self._once:
+            self._once[key] = self._computed_once(graph.once, graph.rows)
+        own = self._own if graph.once is None else self._once[key]
+        batch, places = _filled(free, graph.rows), _filled(index, graph.rows)
+        found = graph.each(batch, *self._shared, *(x.index_select(0, places.to(x.device)) for x in own))
+        return [column[: len(free)] for column in found]
 
-    def _computed_once(self, once: Replay, size: int) -> list[Tensor]:
-        """What a graph for batches of this size gives for the rows of all observations."""
-        every, parts = torch.arange(self.rows), []
-        for block in every.split(size):
-            filled = torch.cat([block, block[-1:].expand(size - len(block))])
-            columns = once(*(x.index_select(0, filled.to(x.device)) for x in self._own))
+    def _computed_once(self, once: Replay, size: int | None) -> list[Tensor]:
+        """What a graph for batches of this size, if it has one, gives for the rows of all observations."""
+        parts = []
+        for block in torch.arange(self.rows).split(size or self.chunk):
+            rows = _filled(block, size)
+            columns = once(*(x.index_select(0, rows.to(x.device)) for x in self._own))
             parts.append([column[: len(block)] for column in columns])
         return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
-    def _graph_for(self, rows: int, kind: tuple[Hashable, ...]) -> tuple[int, Hashable]:
-        """The size that a batch is filled up to, and its graph's key: the smallest, or a larger one of which
-        there is a graph, if that costs less than Pyro."""
-        sizes = [self.chunk]
-        while sizes[-1] // 2 >= max(rows, SMALLEST_BATCH):
-            sizes.append(sizes[-1] // 2)
-        smallest = sizes[-1]
-        affordable = (size for size in reversed(sizes) if size <= smallest + SMALLEST_COST)
-        size = next((size for size in affordable if (size, *kind) in self.graphs.made), smallest)
-        return size, (size, *kind)
-
     def _by_pyro(self, free: Tensor, index: Tensor | None, *, gradient: bool) -> tuple[Tensor, ...]:
-        own = self._own if index is None else [x.index_select(0, index.to(x.device)) for x in self._own]
-        return self._run(free, *self._shared, *own, gradient=gradient)
+        with self._undisturbed():
+            return self._run(free, *self._shared, *self._rows_of_their_own(index), gradient=gradient)
+
+    def _rows_of_their_own(self, index: Tensor | None) -> list[Tensor]:
+        return self._own if index is None else [x.index_select(0, index.to(x.device)) for x in self._own]
 
     def _run(self, free: Tensor, *inputs: Tensor, gradient: bool) -> tuple[Tensor, ...]:
         """The density at ``free`` of rows that have the ``inputs``: what all share, and their own."""
@@ -245,39 +254,87 @@ class LocalDensity:
             prior, likelihood = log_joint(self.model, by_site, args, kwargs, self.dim)
             if not gradient:
                 return prior, likelihood
-            density = prior + likelihood
-            (slope,) = torch.autograd.grad(density.sum(), at)
-            return density.detach(), slope
+            (slope,) = torch.autograd.grad((prior + likelihood).sum(), at)
+            return prior.detach(), likelihood.detach(), slope
 
-    def _agrees(self, key: Hashable, batch: Tensor, places: Tensor, *, gradient: bool) -> bool:
-        """Whether a graph says what Pyro says at points that it was not made with; made anew once if not."""
-        wanted = self._by_pyro(batch, places, gradient=gradient)
-        for known in (True, False):
-            if not known or key not in self.graphs.made:
+    def _agrees(self, key: Key, free: Tensor, index: Tensor, *, gradient: bool) -> bool:
+        """Whether a graph says what Pyro says at points that it was not made with; made anew if not, for any
+        number of rows, and else for one."""
+        wanted = self._by_pyro(free, index, gradient=gradient)
+        for make in (None, self._for_any_rows, self._for_most_rows):
+            if make is not None:
                 try:
-                    self.graphs.made[key] = self._captured(batch, places, gradient=gradient)
+                    captured = make(free, index)
+                except FixedRowsError:
+                    continue
                 except Exception as error:  # whatever the user's program does that a tracer cannot follow
                     reason = str(error).strip().split("\n")[0]
                     self._refuse(f"tracing it failed with {type(error).__name__}: {reason}")
                     return False
-                self._once.pop(key, None)
-            if all(close(a, b) for a, b in zip(self._replayed(key, batch, places), wanted, strict=True)):
+                for with_gradient, graph in captured.items():
+                    self.graphs.made[with_gradient, *key[1:]] = graph
+                    self._once.pop((with_gradient, *key[1:]), None)
+            if key in self.graphs.made and self._replays(key, free, index, wanted):
                 self._checked.add(key)
                 return True
         self._refuse("its graph and Pyro give different numbers")
         return False
 
-    def _captured(self, batch: Tensor, places: Tensor, *, gradient: bool) -> Captured:
-        """A graph made with the first half of these rows, twice."""
-        half = torch.arange(len(batch), device=batch.device) % (len(batch) // 2)
-        own = [x.index_select(0, places[half].to(x.device)) for x in self._own]
-        run = functools.partial(self._run, gradient=gradient)
-        return capture_density(run, batch[half], self._shared, own)
+    def _replays(self, key: Key, free: Tensor, index: Tensor, wanted: Sequence[Tensor]) -> bool:
+        """Whether a graph gives these numbers."""
+        try:
+            found = self._replayed(key, free, index)
+        except RuntimeError:  # sizes that are no rows, taken for them
+            return False
+        return all(close(a, b) for a, b in zip(found, wanted, strict=True))
+
+    def _for_any_rows(self, free: Tensor, index: Tensor) -> dict[bool, Captured]:
+        """Graphs that are traced with another number of rows than these."""
+        rows = next((n for n in ROWS if n <= self.chunk and n != len(free)), None)
+        if rows is None:
+            raise FixedRowsError(f"batches of {self.chunk} rows are too small")
+        return self._traced(rows, free, index, any_rows=True)
+
+    def _for_most_rows(self, free: Tensor, index: Tensor) -> dict[bool, Captured]:
+        """Graphs of the largest batches, to which all others are filled up."""
+        return self._traced(self.chunk, free, index, any_rows=False)
+
+    def _traced(self, rows: int, free: Tensor, index: Tensor, *, any_rows: bool) -> dict[bool, Captured]:
+        """Graphs made with so many rows, the first half of these again and again."""
+        at = torch.arange(rows, device=free.device) % max(1, len(free) // 2)
+        own, run = self._rows_of_their_own(index[at]), functools.partial(self._run, gradient=True)
+        with self._undisturbed():
+            return capture_density(run, free[at], self._shared, own, any_rows=any_rows)
+
+    def _undisturbed(self) -> ExitStack:
+        """For a block that runs the model: dropout is off, values are not checked, no stream moves."""
+        stack = evaluating(self.model)
+        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(forked_streams())
+        return stack
 
     def _refuse(self, reason: str) -> None:
         self.graphs.refused = True
         self.graphs.made.clear()
         logger.info("the model's density is computed by Pyro itself and not by a graph: %s", reason)
+
+
+def _without_repeats(index: Tensor) -> list[Tensor]:
+    """Positions in an index, in parts in which no number comes twice."""
+    order = index.argsort(stable=True)
+    begins = torch.ones_like(order, dtype=torch.bool)
+    begins[1:] = index[order].diff() != 0
+    place = torch.arange(len(index), device=index.device)
+    turn = torch.empty_like(order)
+    turn[order] = place - place[begins][begins.cumsum(0) - 1]
+    return [(turn == number).nonzero()[:, 0] for number in range(int(turn.max()) + 1)]
+
+
+def _filled(rows: Tensor, size: int | None) -> Tensor:
+    """With copies of the last one, as many as a graph takes."""
+    if size is None or len(rows) == size:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
 
 
 def _is_inference(x: object) -> bool:

@@ -67,7 +67,7 @@ HARDER = 2.0
 GROUP = 5_000_000
 """Coordinates of candidates that are held at once."""
 
-ROWS = 4096
+ROWS = 1024
 """An observation and a point each, that go through the model at once."""
 
 NUTS_GROUP = 25
@@ -81,7 +81,7 @@ class Ladder:
         n = pair.observations
         self.pair, self.draws, self.seed, self.chunk = pair, draws, seed, chunk
         self.chains, self.warmup = chains, warmup
-        self.graphs = Graphs()
+        self.graphs = Graphs(ahead=n * draws)
         self.sources: tuple[str, ...] = ()
         self.values: dict[str, Tensor] = {}
         self.log_weight = np.empty((n, draws))
@@ -337,8 +337,14 @@ class _Reached:
 
 def _adapted_twice(group: _Group, mixture: Mixture, start: _Reached) -> Adapted:
     """A mixture of two that adapt independently of each other: what one misses, the other may find."""
+    n = len(group.rows)
+    twice = torch.arange(n).repeat(2)
     mixture = mixture.joined(Mixture.of(start.weighted), 0.5)
-    one, other = (adapt_mixture(group.posterior, mixture, start.guide, group.generators) for _ in range(2))
+    generators = [own for pair in zip(*(g.spawn(2) for g in group.generators), strict=True) for own in pair]
+    both = adapt_mixture(
+        group.posterior.part(twice.numpy()), mixture.part(twice), start.guide.part(twice), generators
+    )
+    one, other = (both.part(rows) for rows in torch.arange(2 * n).split(n))
     return Adapted(
         one.mixture.joined(other.mixture, 0.5),
         torch.minimum(one.worth, other.worth) / HARDER,

@@ -9,8 +9,9 @@ sampling").
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from pyro_vae.posterior.repair.proposals import (
     TEMPERED_SHARE,
     Proposal,
     effective_draws,
+    log_student,
     matched,
     round_draws,
     tempered,
@@ -122,40 +124,46 @@ class Mixture:
         return Proposal(loc, torch.linalg.cholesky(covariance))
 
     def draw(self, draws: int, generators: Sequence[np.random.Generator]) -> Tensor:
-        """(draws, observations, size), each component's part in proportion to its share. Each observation has
-        a generator of its own, so its draws do not depend on which others are drawn for."""
-        parts = [
-            (_in_proportion(share, draws, generator), self.component(0).noise(draws, generator))
-            for share, generator in zip(self.share.numpy(), generators, strict=True)
-        ]
-        which, noise = (torch.from_numpy(np.stack(column)) for column in zip(*parts, strict=True))
-        free = noise
-        for k in range(self.components):
-            rows = (self.share[:, k] > 0).nonzero()[:, 0]
-            if len(rows) == 0:
-                continue
-            part = self.loc[rows, k, None] + noise[rows] @ self.tril[rows, k].mT
-            if len(rows) == len(free) and k == 0:
-                free = part
-                continue
-            mine = (which[rows] == k)[..., None]
-            free = free.index_copy(0, rows, torch.where(mine, part, free[rows]))
-        return free.transpose(0, 1)
+        """(draws, observations, size), each component's part in proportion to its share, one after the other.
+        Each observation has a generator of its own, so its draws do not depend on which others are drawn
+        for."""
+        shares, locs, trils = self.share.numpy(), self.loc.numpy(), self.tril.numpy()
+        noise, free = self.component(0).noise, np.empty((len(shares), draws, locs.shape[-1]))
+        for row, share, loc, tril, generator in zip(free, shares, locs, trils, generators, strict=True):
+            ends, white = _in_proportion(share, draws, generator), noise(draws, generator)
+            for k in np.flatnonzero(np.diff(ends)):
+                own = slice(ends[k], ends[k + 1])
+                row[own] = loc[k] + white[own] @ tril[k].T
+        return torch.from_numpy(free).transpose(0, 1)
 
     def log_density(self, free: Tensor) -> Tensor:
         """Of coordinates (draws, observations, size), in nats, (draws, observations)."""
-        return self.log_densities(free).logsumexp(-1)
+        return torch.stack([functools.reduce(torch.logaddexp, parts) for parts in self._each(free)], dim=1)
 
     def log_densities(self, free: Tensor) -> Tensor:
         """With its share, of each component, (draws, observations, components)."""
-        parts = torch.full((*free.shape[:2], self.components), -torch.inf).to(free)
-        for k in range(self.components):
-            rows = (self.share[:, k] > 0).nonzero()[:, 0]
-            if len(rows):
-                seen = free if len(rows) == free.shape[1] else free[:, rows]
-                log_density = self.component(k).part(rows).log_density(seen)
-                parts[:, rows, k] = log_density + self.share[rows, k].log()
-        return parts
+        draws, n = free.shape[:2]
+        found = torch.full((n, self.components, draws), -torch.inf).to(free)
+        for own, needed, parts in zip(found, self.share > 0, self._each(free), strict=True):
+            own[needed] = parts
+        return found.permute(2, 0, 1)
+
+    def _each(self, free: Tensor) -> Iterator[Tensor]:
+        """For an observation, the densities of the components that it needs with their shares, (components,
+        draws). One after the other, because what one needs stays near the processor."""
+        size = free.shape[-1]
+        row, k = (self.share > 0).nonzero(as_tuple=True)
+        tril, apart = self.tril[row, k], self.loc[row, 0] - self.loc[row, k]
+        inverse = torch.linalg.solve_triangular(tril, torch.eye(size).to(tril).expand_as(tril), upper=False)
+        constant = self.share[row, k].log() - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        needed = (self.share > 0).sum(1).tolist()
+        parts = (
+            column.split(needed) for column in (inverse, (inverse @ apart[..., None]), constant[:, None])
+        )
+        for points, centre, by, from_there, own in zip(free.unbind(1), self.loc[:, 0], *parts, strict=True):
+            away = (points - centre).T
+            white = torch.addmm(from_there.flatten(0, 1), by.flatten(0, 1), away).square_()
+            yield log_student(white.unflatten(0, (-1, size)).sum(1), size) + own
 
     def _padded(self, count: int) -> Mixture:
         more = count - self.components
@@ -179,13 +187,9 @@ class Adapted(NamedTuple):
     least: Tensor
     """The largest of the rounds' log evidences less four standard errors: a later one may not be lower."""
 
-    def replaced(self, rows: Tensor, other: Adapted) -> Adapted:
-        """With those of some observations."""
-        return Adapted(
-            self.mixture.replaced(rows, other.mixture),
-            self.worth.index_copy(0, rows, other.worth),
-            self.least.index_copy(0, rows, torch.maximum(self.least[rows], other.least)),
-        )
+    def part(self, rows: Tensor) -> Adapted:
+        """Of some observations."""
+        return Adapted(self.mixture.part(rows), self.worth[rows], self.least[rows])
 
 
 def adapt_mixture(
@@ -248,19 +252,15 @@ def _moved(now: Mixture, free: Tensor, log_weight: Tensor, densities: Tensor, ro
     weight = torch.nan_to_num(tempered(log_weight, TEMPERED_SHARE * len(free)))
     behind = effective_draws(weight[..., None] + log_own)
     share = torch.nan_to_num((weight.softmax(0)[..., None] * log_own.exp()).sum(0))[:, :-1]
-    parts = []
-    for k in range(now.components - 1):
-        part, before = matched(free, weight + log_own[..., k], effective=0), now.component(k)
-        known = told & (behind[:, k] > 2 * size)
-        parts.append(
-            Proposal(
-                torch.where(known[:, None], part.loc, before.loc),
-                torch.where(known[:, None, None], part.tril, before.tril),
-            )
-        )
+    loc, tril = now.loc[:, :-1].clone(), now.tril[:, :-1].clone()
+    enough = (now.share[:, :-1] > 0) & told[:, None] & (behind[:, :-1] > 2 * size)
+    row, k = enough.nonzero(as_tuple=True)
+    if len(row):
+        part = matched(free[:, row], weight[:, row] + log_own[:, row, k], effective=0)
+        loc[row, k], tril[row, k] = part.loc, part.tril
     share = torch.where(told[:, None], share, now.share[:, :-1])
     share = torch.where(now.share[:, :-1] > 0, share.clamp_min(SMALLEST_SHARE), 0.0)
-    moved = Mixture.of(*parts, share=share / share.sum(1, keepdim=True))
+    moved = Mixture(share / share.sum(1, keepdim=True), loc, tril)
     if moved.components >= MOST_COMPONENTS:
         return moved
     thin = torch.nan_to_num(log_target - moved.log_density(free), nan=-torch.inf, neginf=-torch.inf)
@@ -278,7 +278,8 @@ def _around_the_largest(free: Tensor, thin: Tensor, log_weight: Tensor) -> Propo
 
 
 def _in_proportion(share: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Which component each draw comes from: systematic, so that every share is met to within one draw."""
-    points = (np.arange(draws) + generator.uniform()) / draws
-    which = np.searchsorted(np.cumsum(share), points).clip(max=np.flatnonzero(share > 0)[-1])
-    return generator.permutation(which)
+    """Where the draws of each component begin and end: systematic, so that every share is met to within one
+    draw."""
+    below = np.cumsum(share) * draws - generator.uniform()
+    below[np.flatnonzero(share > 0)[-1] :] = draws
+    return np.concatenate([[0], np.ceil(below).clip(0, draws).astype(int)])

@@ -51,7 +51,7 @@ class Proposal:
     @property
     def freedom(self) -> float:
         """Degrees of freedom."""
-        return max(SMALLEST_FREEDOM, float(self.loc.shape[-1]))
+        return degrees_of_freedom(self.loc.shape[-1])
 
     def part(self, rows: Tensor) -> Proposal:
         """Of some observations."""
@@ -80,28 +80,35 @@ class Proposal:
 
     def log_density(self, free: Tensor) -> Tensor:
         """Of coordinates (draws, observations, size), in nats, (draws, observations)."""
-        size, freedom = self.loc.shape[-1], self.freedom
         squares = self.to_white(free).square().sum(-1)
-        constant = (
-            math.lgamma((freedom + size) / 2)
-            - math.lgamma(freedom / 2)
-            - size / 2 * math.log(freedom * math.pi)
-            - self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        )
-
-        def student(scale: float) -> Tensor:
-            tail = torch.log1p(squares / (freedom * scale**2))
-            return constant - size * math.log(scale) - (freedom + size) / 2 * tail
-
-        narrow, wide = math.log(1 - WIDE_SHARE), math.log(WIDE_SHARE)
-        return torch.logaddexp(narrow + student(1.0), wide + student(WIDE))
+        return log_student(squares, self.loc.shape[-1]) - self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def noise(self, draws: int, generator: np.random.Generator) -> Array:
         """White draws of one observation, (draws, size)."""
         size = self.loc.shape[-1]
         normal = generator.standard_normal((draws, size))
         radius = np.sqrt(self.freedom / generator.chisquare(self.freedom, (draws, 1)))
-        return normal * radius * np.where(generator.random((draws, 1)) < WIDE_SHARE, WIDE, 1.0)
+        white: Array = normal * (radius * np.where(generator.random((draws, 1)) < WIDE_SHARE, WIDE, 1.0))
+        return white
+
+
+def degrees_of_freedom(size: int) -> float:
+    """Of proposals with so many coordinates."""
+    return max(SMALLEST_FREEDOM, float(size))
+
+
+def log_student(squares: Tensor, size: int) -> Tensor:
+    """The density of a standard proposal with so many coordinates, whose squares have this sum, in nats."""
+    freedom = degrees_of_freedom(size)
+    constant = (
+        math.lgamma((freedom + size) / 2) - math.lgamma(freedom / 2) - size / 2 * math.log(freedom * math.pi)
+    )
+
+    def student(share: float, scale: float) -> Tensor:
+        tail = torch.log1p(squares / (freedom * scale**2)).mul_(-(freedom + size) / 2)
+        return tail.add_(constant + math.log(share) - size * math.log(scale))
+
+    return torch.logaddexp(student(1 - WIDE_SHARE, 1.0), student(WIDE_SHARE, WIDE))
 
 
 def matched(
@@ -114,19 +121,20 @@ def matched(
     weights.
     """
     draws, _, size = free.shape
-    possible = torch.isfinite(free).all(-1)
-    usable = possible & torch.isfinite(log_weight)
+    points, log_weight = free.transpose(0, 1), log_weight.contiguous()
+    possible = torch.isfinite(points.sum(-1))
+    usable = possible.T & torch.isfinite(log_weight)
     told = usable.sum(0) > size + 1
     log_weight = torch.where(usable, log_weight, -torch.inf)
     if effective > 0:
         log_weight = tempered(log_weight, effective * draws)
-    log_weight = torch.where(told, log_weight, torch.where(possible, 0.0, -torch.inf))
-    weight = log_weight.softmax(0)
-    inside = torch.where(possible[..., None], free, 0.0)
-    loc = torch.einsum("sn,snj->nj", weight, inside)
-    apart = torch.where(possible[..., None], free - loc, 0.0)
-    spread = (apart * weight.sqrt()[..., None]).permute(1, 2, 0)
-    covariance = spread @ spread.mT
+    log_weight = torch.where(told, log_weight, torch.where(possible.T, 0.0, -torch.inf))
+    weight = log_weight.softmax(0).T[..., None]
+    if not possible.all():
+        points = torch.where(possible[..., None], points, 0.0)
+    loc = (weight.mT @ points)[:, 0]
+    spread = (points - loc[:, None]) * weight.sqrt()
+    covariance = spread.mT @ spread
     sane = torch.isfinite(covariance).all(-1).all(-1)  # one overflow must not stop the others
     covariance = torch.where(sane[:, None, None], covariance, torch.eye(size).to(covariance))
     behind = effective_draws(log_weight)

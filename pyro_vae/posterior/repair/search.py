@@ -108,8 +108,10 @@ class Modes:
         reached = torch.ones(free.shape[1], dtype=torch.bool)
         for proposal, mass in zip(self.proposals[1:], self.log_mass.T[1:], strict=True):
             share = (mass - log_evidence).clamp_max(0.0).exp()
-            inside = (proposal.to_white(free).square().sum(-1) <= radius).double().mean(0)
-            reached &= (share < SMALLEST_SHARE) | (inside >= OFTEN * share)
+            there = (share >= SMALLEST_SHARE).nonzero()[:, 0]
+            white = proposal.part(there).to_white(free[:, there])
+            inside = (white.square().sum(-1) <= radius).double().mean(0)
+            reached[there] &= inside >= OFTEN * share[there]
         return reached
 
     def explains(self, rows: Tensor, free: Tensor, height: Tensor) -> Tensor:
@@ -167,14 +169,13 @@ def dispersed(
 
 def _stretched(free: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
     """Some draws (draws, observations, size), moved away from their centre."""
-    rows = []
-    for n, generator in enumerate(generators):
-        chosen = torch.from_numpy(generator.integers(len(free), size=FROM_EACH))
-        low, high = np.log(STRETCHES)
-        factor = torch.from_numpy(np.exp(generator.uniform(low, high, (FROM_EACH, 1))))
-        centre = free[:, n].median(0).values
-        rows.append(centre + factor * (free[chosen, n] - centre))
-    return torch.stack(rows, dim=1)
+    centre, (low, high) = free[: 2 * FROM_EACH].median(0).values, np.log(STRETCHES)
+    chosen, lengths = [], []
+    for generator in generators:
+        chosen.append(generator.integers(len(free), size=FROM_EACH))
+        lengths.append(generator.uniform(low, high, (FROM_EACH, 1)))
+    which, length = (torch.from_numpy(np.stack(column, axis=1)) for column in (chosen, lengths))
+    return centre + length.exp() * (free[which, torch.arange(free.shape[1])] - centre)
 
 
 def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: Tensor, pool: Tensor) -> Modes:
@@ -209,7 +210,7 @@ def find_modes(posterior: UnconstrainedPosterior, own: Proposal, log_evidence: T
 def _best_of_each_neighbourhood(unit: Proposal, pool: Tensor, height: Tensor) -> Tensor:
     """The highest of the pool, then the highest of what is not near it, and so on: (starts, observations,
     size)."""
-    white = unit.to_white(pool).transpose(0, 1).contiguous()
+    white = unit.to_white(pool).transpose(0, 1).float().contiguous()
     each = torch.arange(len(white))
     near = len(pool) // STARTS
     left = torch.where(torch.isfinite(white).all(-1), height.T, -torch.inf)

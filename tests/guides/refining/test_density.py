@@ -92,14 +92,15 @@ def test_a_graph_follows_parameters_and_is_made_anew_where_it_cannot(monkeypatch
         return dist.Normal(mean, model.noise).log_prob(x).sum(-1) + dist.Normal(0.0, 1.0).log_prob(u).sum(-1)
 
     torch.testing.assert_close(density()(u), wanted().detach())  # dropout is off
-    (first,) = graphs.made.values()
+    first = dict(graphs.made)
+    assert sorted(gradient for gradient, *_ in first) == [False, True]  # of one trace
     with torch.no_grad():
         model.net[0].weight.mul_(2.0)
     torch.testing.assert_close(density()(u), wanted().detach())
-    assert list(graphs.made.values()) == [first]
+    assert graphs.made == first
     model.noise = 0.5
     torch.testing.assert_close(density()(u), wanted().detach())
-    assert list(graphs.made.values()) != [first]
+    assert graphs.made != first
     assert model.net[2].training
 
 
@@ -155,6 +156,10 @@ def test_a_plate_of_fixed_size_goes_through_whole():
     height, slope = density.with_gradient(free[:, rows], rows)
     torch.testing.assert_close(height, wanted[:, rows])
     torch.testing.assert_close(slope[..., 0], (offset + x - 2 * z)[:, rows])
+    rows, free = torch.tensor([2, 0, 2, 2]), torch.randn(2, 4, 1)  # an observation at several points
+    z = free[..., 0]
+    wanted = dist.Normal(offset, 1.0).log_prob(z - offset[rows] + offset)
+    torch.testing.assert_close(density(free, rows), wanted + dist.Normal(z, 1.0).log_prob(x[rows]))
 
 
 def test_observations_that_look_at_each_other_go_through_whole():
@@ -224,3 +229,25 @@ def test_a_density_that_changes_from_call_to_call_is_refused():
     density = LocalDensity(blocked, {"z": 1}, (torch.randn(5),), {}, rows=5)
     with pytest.raises(ValueError, match="changes from call to call at the same latents; fix what it draws"):
         density.settle(torch.zeros(5, 1))
+
+
+@pytest.mark.parametrize("width", [13, 31, 509])
+def test_sizes_of_the_model_that_could_be_rows(monkeypatch, width):
+    """Graphs for any number of rows are traced with one of these."""
+    monkeypatch.setattr(density_module, "PATIENCE", 0)
+    weight = torch.randn(2, width) / width**0.5
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            hidden = (z @ weight).reshape(-1, width).expand(len(x), width).relu()
+            pyro.sample("x", dist.Normal(hidden.sum(-1), 1.0), obs=x)
+
+    x, free = torch.randn(7), torch.randn(5, 7, 2)
+    density = LocalDensity(model, {"z": 2}, (x,), {}, rows=7, chunk=20)
+    wanted = dist.Normal((free @ weight).relu().sum(-1), 1.0).log_prob(x)
+    wanted = wanted + dist.Normal(0.0, 1.0).log_prob(free).sum(-1)
+    torch.testing.assert_close(density(free), wanted)
+    torch.testing.assert_close(density(free[:1]), wanted[:1])
+    assert density.graphs.made
+    assert not density.graphs.refused
