@@ -77,8 +77,9 @@ def pending_values(pending: Mapping[str, Tensor]) -> Iterator[None]:
 
     def setdefault(name: str, value: Any, constraint: Any = constraints.real) -> Any:
         if name not in store and blocks_around() == depth:
-            own = {name: value} if isinstance(value, nn.Parameter) and name not in restored else {}
-            own |= held_beside(own)
+            own: dict[str, Tensor] = {}
+            if isinstance(value, nn.Parameter) and name not in restored:
+                own = {name: value} | held_beside({name: value})
             _require_saved(name, own, pending)
             if isinstance(value, nn.Parameter):
                 restore_tensors(own, pending)
