@@ -140,6 +140,15 @@ def test_objectives_have_the_draws_that_the_help_tells(objective: str, particles
     assert _objective(StudyConfig(objective=objective, particles=3)).num_particles == 3  # type: ignore[attr-defined]
 
 
+def test_a_masked_latent_is_refused_before_the_first_fit(here: Path) -> None:
+    masked = PROGRAM.replace("dist.Gamma(2.0, 2.0)", "dist.Gamma(2.0, 2.0).mask(x[:, 0] > 3)")
+    (here / "my_program.py").write_text(masked.replace("0.5))", "0.5).mask(x[:, 0] > 3))"))
+    config = StudyConfig("x.npy", ("logvar",), program="my_program.py:make_pair", **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="latent 'strength' is masked"):
+        run_study(config, out="run", progress=False)
+    assert not (here / "run").exists()
+
+
 SHARED = """
 import pyro, pyro.distributions as dist, torch
 from torch import nn

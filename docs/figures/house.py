@@ -32,7 +32,17 @@ PLACES = {
     "batches": (0, 1),
 }
 # Single files that every room may import: one strip below all the others, without arrows.
-GROUND = ("arguments", "arrays", "copies", "devices", "figures", "older_arviz", "progress", "version")
+GROUND = (
+    "arguments",
+    "arrays",
+    "copies",
+    "devices",
+    "figures",
+    "naming",
+    "older_arviz",
+    "progress",
+    "version",
+)
 WIDTH, HEIGHT, COLUMN, FLOOR, MARGIN = 260, 76, 310, 118, 16
 
 

@@ -22,7 +22,7 @@ from evidence.experiments.truth import STARTS, TRUTH
 from pyro_vae import scales
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
-SECONDS = 90.0
+SECONDS = 60.0
 LOW = 1e-4
 EARLY = 2000
 """Steps after which the gap is noted the first time."""

@@ -18,7 +18,7 @@ from evidence.experiment import Effort, Job, Results, Row
 from pyro_vae.plots.style import COLORS, WIDTH, bare
 from pyro_vae.svi import EpochRecord
 
-SECONDS = 90.0
+SECONDS = 60.0
 EPOCHS = {"tiny": 2, "quick": 10, "full": 150}
 SEEDS = {"tiny": 1, "quick": 2, "full": 5}
 WATCHED = 100

@@ -18,7 +18,7 @@ from evidence.experiments.real_data import PROTOCOLS, parts
 from pyro_vae.plots.style import COLORS, WIDTH, bare
 from pyro_vae.study.pairs import make_pair
 
-SECONDS = 300.0
+SECONDS = 150.0
 FAMILIES = {"mean field": "normal", "full covariance": "multivariate", "flow": "flow"}
 """And their names in the command."""
 MAPS = ("logvar", "logstd", "softplus")

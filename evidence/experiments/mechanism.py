@@ -26,7 +26,7 @@ from pyro_vae import scales
 from pyro_vae.plots.style import COLORS, WIDTH, bare, guide_colors
 from pyro_vae.svi import EpochRecord
 
-SECONDS = 120.0
+SECONDS = 40.0
 EPOCHS = {"tiny": 1, "quick": 4, "full": 60}
 STEPS = {"tiny": 300, "quick": 2500, "full": 30_000}
 MAPS = ("logvar", "logstd", "softplus", "softplus-var", "explinear", "stdplus")

@@ -20,7 +20,7 @@ from pyro_vae import scales
 from pyro_vae.guides import LogScaleNormal
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
 
-SECONDS = 60.0
+SECONDS = 20.0
 DRAWS = {"tiny": 500, "quick": 20_000, "full": 200_000}
 DECADES = (-24, -20, -16, -12, -8, -6, -5, -4, -3, -2, -1, 0)
 """σ lies between 10^d and 10^(d+1)."""

@@ -23,7 +23,7 @@ from pyro_vae.models import VAE, MLPDecoder, MLPEncoder
 from pyro_vae.plots.style import COLORS, WIDTH, bare
 from pyro_vae.svi import ELBO, IWAE
 
-SECONDS = 600.0
+SECONDS = 130.0
 STEPS = {"tiny": 2, "quick": 60, "full": 6_000}
 TESTED = {"tiny": 20, "quick": 50, "full": 150}
 """Test images with 5000 draws; the ELBO is taken on all."""

@@ -24,7 +24,7 @@ from pyro_vae.models import VAE
 from pyro_vae.plots.style import WIDTH, bare, guide_colors
 from pyro_vae.svi import Fit, NonFiniteError
 
-SECONDS = 540.0
+SECONDS = 240.0
 STEPS = {"tiny": 3, "quick": 100, "full": 400}
 SEEDS = {"tiny": 2, "quick": 2, "full": 10}
 RATES = {

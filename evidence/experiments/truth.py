@@ -16,7 +16,7 @@ from evidence.experiment import Effort, Job, Results, Row
 from pyro_vae import scales
 from pyro_vae.plots.style import WIDTH, bare
 
-SECONDS = 210.0
+SECONDS = 60.0
 STEPS = {"tiny": 300, "quick": 2500, "full": 30_000}
 SEEDS = {"tiny": 2, "quick": 3, "full": 10}
 TRUTH = (1e-3, 1e-2, 1e-1, 1.0, 10.0)

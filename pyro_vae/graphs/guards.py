@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.graphs.surroundings import MISSING, Numbers, Place, places_around
+from pyro_vae.graphs.surroundings import MISSING, Numbers, Place, code_of, places_around
 
 _SMALL = 4096
 """Elements of an array of numpy that is compared at every look; larger ones are known by their identity."""
@@ -77,7 +77,9 @@ class Guard:
         self._in_dicts = [(place.container, place.key, place.value) for place in in_dicts]
         lengths = [p for p in self.places if p.key is len]
         self._lengths = [(place.container, place.value) for place in lengths]
-        quick = {id(place) for place in (*in_dicts, *lengths)}
+        codes = [p for p in self.places if p.key is code_of]
+        self._codes = [(place.container, place.value) for place in codes]
+        quick = {id(place) for place in (*in_dicts, *lengths, *codes)}
         self._others = [place for place in self.places if id(place) not in quick]
 
     def freeze(self, numbers: Sequence[Tensor]) -> None:
@@ -93,6 +95,9 @@ class Guard:
                 return False
         for container, length in self._lengths:
             if len(container) != length:
+                return False
+        for function, code in self._codes:
+            if function.__code__ is not code:
                 return False
         return (
             all(_same(place.now(), place.value) for place in self._others)

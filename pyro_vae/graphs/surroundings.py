@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from pyro import infer
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
 from pyro_vae.graphs.places import is_installed, is_library
 
 MISSING = object()
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
 _SOURCES = (Iterator, random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_WITH_SETTINGS = (infer.ELBO, Distribution, Transform)
+"""Objects of libraries that may be changed after they were made."""
 _WITHOUT_FILE = "<string>"
 """The file of ``python -c`` and ``exec``."""
 _MANY, _MOST = 256, 16_384
@@ -34,6 +37,11 @@ _ANY_NAME = frozenset(("getattr", "vars", "__dict__", "__getattribute__"))
 
 class Numbers(tuple[Any, ...]):
     """The numbers and words of a long list."""
+
+
+def code_of(function: FunctionType) -> CodeType:
+    """What reloading a file replaces in a function that stays."""
+    return function.__code__
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Place:
     @property
     def of_whole(self) -> bool:
         """Whether its key is a function of the whole container."""
-        return self.key is len or self.key is frozenset or self.key is Numbers
+        return any(self.key is of for of in (len, frozenset, Numbers, code_of))
 
     @property
     def can_be_set(self) -> bool:
@@ -147,10 +155,10 @@ class _Walk:
             self.unseen.append(f"it reads {name}, and {type(value).__qualname__} may change unseen")
         elif isinstance(value, type):
             self.class_(value)
-        elif isinstance(value, infer.ELBO):
+        elif isinstance(value, _WITH_SETTINGS):
             for key, item in list(vars(value).items()):
-                if isinstance(item, _PLAIN):
-                    self.add(Place(f"{name}.{key}", vars(value), key, item))
+                if isinstance(item, (*_PLAIN, Tensor, *_WITH_SETTINGS)) and not key.startswith("_"):
+                    self.note(Place(f"{name}.{key}", vars(value), key, item), item)
         elif is_of_user(type(value)) or is_dataclass(value) or type(value).__name__ in _NAMESPACES:
             self.object_(value, name)
 
@@ -167,8 +175,13 @@ class _Walk:
             self.names.update(_names(code))
             if (value := _contents(cell)) is not MISSING:
                 self.note(Place(free, cell, "cell_contents", value), value)
+        self.add(Place(f"the code of {name}", function, code_of, code))
         self.names |= _names(code)
-        for global_ in sorted(_globals(code) & function.__globals__.keys()):
+        for imported in sorted(_operands(code, "IMPORT_NAME")):
+            for full in (imported, f"{function.__globals__.get('__package__')}.{imported}"):
+                if full in sys.modules:
+                    self.module_of_python(sys.modules[full], full)
+        for global_ in sorted(_operands(code, "LOAD_GLOBAL", "LOAD_NAME") & function.__globals__.keys()):
             value = function.__globals__[global_]
             if isinstance(value, ModuleType):
                 self.module_of_python(value, global_)
@@ -258,7 +271,7 @@ class _Walk:
                     self.attributes.append((place, value))
                 elif isinstance(value, property | staticmethod | classmethod):
                     self.visit(getattr(value, "fget", None) or getattr(value, "__func__", None), key)
-                elif isinstance(value, _PLAIN) and not key.startswith("__"):
+                elif not key.startswith("__"):
                     self.attributes.append((place, value))
 
     def mapping(self, value: Mapping[Any, Any], name: str) -> None:
@@ -305,11 +318,12 @@ def _contents(cell: CellType) -> Any:
         return MISSING
 
 
-@functools.lru_cache(maxsize=1024)
-def _globals(code: CodeType) -> frozenset[str]:
-    """The globals that a function's code reads, inner functions included."""
-    read = [step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
-    return frozenset(read).union(*(_globals(c) for c in code.co_consts if isinstance(c, CodeType)))
+@functools.lru_cache(maxsize=4096)
+def _operands(code: CodeType, *operations: str) -> frozenset[str]:
+    """Of these operations in a function's code, inner functions included."""
+    found = [step.argval for step in dis.get_instructions(code) if step.opname in operations]
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(found).union(*(_operands(other, *operations) for other in inner))
 
 
 def _names(code: CodeType) -> frozenset[str]:

@@ -73,12 +73,17 @@ def pending_values(pending: Mapping[str, Tensor]) -> Iterator[None]:
         return
     store: Any = pyro.get_param_store()
     before, make, depth = vars(store).get("setdefault"), store.setdefault, blocks_around()
+    restored: set[str] = set()  # the first parameter of a module brings all that the module holds
 
     def setdefault(name: str, value: Any, constraint: Any = constraints.real) -> Any:
         if name not in store and blocks_around() == depth:
-            _require_saved(name, value, pending)
+            own: dict[str, Tensor] = {}
+            if isinstance(value, nn.Parameter) and name not in restored:
+                own = {name: value} | held_beside({name: value})
+            _require_saved(name, own, pending)
             if isinstance(value, nn.Parameter):
-                restore_tensors({name: value} | held_beside({name: value}), pending)
+                restore_tensors(own, pending)
+                restored.update(own)
             else:
                 leaf = pending[name].detach().clone().requires_grad_(True)
                 store.set_state({"params": {name: leaf}, "constraints": {name: constraint}})
@@ -93,12 +98,11 @@ def pending_values(pending: Mapping[str, Tensor]) -> Iterator[None]:
             store.setdefault = before
 
 
-def _require_saved(name: str, value: Any, pending: Mapping[str, Tensor]) -> None:
+def _require_saved(name: str, own: Mapping[str, Tensor], pending: Mapping[str, Tensor]) -> None:
     if name not in pending:
         raise ValueError(
             f"the saved fit has no parameter {name!r}, which this pair has; give the pair that was fitted"
         )
-    own = {name: value} | held_beside({name: value}) if isinstance(value, nn.Parameter) else {}
     for where, tensor in own.items():
         if where in pending and tensor.shape != pending[where].shape:
             raise ValueError(

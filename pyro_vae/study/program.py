@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from pyro_vae.pairs.isolation import Program
-from pyro_vae.posterior.evaluation.preparation import prepare
 from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.given import given_shared
+from pyro_vae.posterior.repair.ladder import ready
 from pyro_vae.svi.sweeping import seeded_pair
 
 ROWS_TRIED = 8
@@ -114,10 +114,10 @@ def check_program(name: str, scale: str, rows: Any) -> tuple[str, ...]:
     model, guide = made_pair(name, scale, rows, 0)
     few = rows[:ROWS_TRIED]
     try:
-        prepare(model, guide, few)
+        ready(model, guide, few)
     except SharedLatentError:
         given = given_shared(model, guide, few, draws=1, seed=0)[0]
-        prepare(given.model, given.guide, few)
+        ready(given.model, given.guide, few)
         return tuple(given.shared)
     return ()
 

@@ -177,7 +177,7 @@ FILES = (
     ("csv: constant", csv("a,b\n1,1\n1,1\n"), "constant", "nothing to model"),
     ("csv: a column twice", csv("a,a\n1,2\n3,4\n"), "", ""),
     ("csv: bytes", raw(".csv", b"\xff\xfe\x00\x81" * 40), "mine.csv", "cannot be read as a table"),
-    ("csv: a web page", raw(".csv", b"<html><p>404</p></html>"), "mine.csv", "empty"),
+    ("csv: a web page", raw(".csv", b"<html><p>404</p></html>"), "mine.csv", "the table itself"),
     ("npy: NaN", npy(NAN), "nan in row 0, column 1", "impute"),
     ("npy: objects", npy(np.array([None, {}])), "dtype object", "plain numbers"),
     ("npy: text", npy(np.array([["a", "b"]])), "dtype <U1", "floats or integers"),

@@ -377,7 +377,9 @@ def test_saved_fits_that_do_not_suit(saved: Path, tmp_path: Path) -> None:
         Case("guide None", lambda: Fit.load(saved, model, None), TypeError, "guide", "PyroModule or a func"),  # type: ignore[arg-type]
         Case("a wider pair", lambda: Fit.load(saved, *wider()), ValueError, "model", "size mismatch"),
         Case("more latents", lambda: Fit.load(saved, *more_latents()), ValueError, "model", "size mismatch"),
-        Case("into a file", lambda: run_vae(DATA).save(saved / "fit.json"), OSError, "fit.json", "exists"),
+        Case(
+            "into a file", lambda: run_vae(DATA).save(saved / "fit.json"), OSError, "fit.json", "of a folder"
+        ),
         Case("to a number", lambda: run_vae(DATA).save(3), TypeError, "path", "folder"),  # type: ignore[arg-type]
     )
     for case in cases:

@@ -65,6 +65,13 @@ def is_masked(site: Mapping[str, Any]) -> bool:
     return found.of_values is not None or found.of_events is not None
 
 
+def hides(site: Mapping[str, Any]) -> bool:
+    """Whether a mask of a site hides some of it."""
+    found = _masks(site)
+    given = [mask for mask in (found.of_values, found.of_events) if mask is not None]
+    return not all(bool(torch.as_tensor(mask).all()) for mask in given)
+
+
 def masks_of(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Masks]:

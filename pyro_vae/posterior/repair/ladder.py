@@ -11,12 +11,13 @@ import xarray as xr
 
 from pyro_vae.arguments import require_count
 from pyro_vae.devices import making_tensors_on
+from pyro_vae.guides.latents.masks import hides
 from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.posterior.arguments import check_request
 from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
 from pyro_vae.posterior.evaluation.preparation import prepare, prepare_joint
 from pyro_vae.posterior.evaluation.selection import select
-from pyro_vae.posterior.evaluation.sites import SharedLatentError
+from pyro_vae.posterior.evaluation.sites import PairError, SharedLatentError, sample_sites
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS
 from pyro_vae.posterior.repair.climbing import STEPS, Ladder
 from pyro_vae.posterior.repair.together import SITE, Together
@@ -166,12 +167,34 @@ def together_ladder(
 
 
 def ready(model: Callable[..., Any], guide: Callable[..., Any], data: Any) -> Pair:
-    """The pair in its own precision, or in double where single cannot tell the densities apart."""
+    """The pair in its own precision, or in double where single cannot tell the densities apart. Raises
+    PairError if a latent is summed over, or hidden for some of the observations."""
     pair = prepare(model, guide, data, dtypes=(None,))
+    _refuse_what_cannot_move(pair)
     block = pair.block(slice(0, pair.observations if pair.whole else 1), slice(0, 3), 0)
     resolution = torch.finfo(next(iter(block.latents.values())).dtype).eps
     largest = float(torch.maximum(block.log_prior.abs(), block.reconstruction.abs()).max())
     return pair if largest * resolution < FINEST else prepare(model, guide, data)
+
+
+def _refuse_what_cannot_move(pair: Pair) -> None:
+    if pair.summed:
+        name = min(pair.summed)
+        raise PairError(
+            f"latent '{name}' is discrete and summed over, and only continuous latents are moved here; "
+            "marginalize it in the model, fix it by poutine.condition(model, data={'" + name + "': ...}), or "
+            "ask diagnose, which sums over it"
+        )
+    step = pair.observations if pair.whole else CHUNK
+    for start in range(0, pair.observations, step):
+        with pair.evaluation(0):
+            trace = pair.run_model(tuple(arg[start : start + step] for arg in pair.args), 1)
+        for name, site in sample_sites(trace).items():
+            if not site["is_observed"] and hides(site):
+                raise PairError(
+                    f"latent '{name}' is masked, so that it has no posterior where it is hidden; leave those "
+                    "observations out of the data"
+                )
 
 
 def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:

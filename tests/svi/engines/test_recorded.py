@@ -68,7 +68,6 @@ def test_pairs_of_every_kind_are_fitted(name: str) -> None:
         {"objective": STL()},
         {"objective": IWAE(3)},
         {"max_norm": 0.5},
-        {"schedule": halving},
         {"schedule": lambda o: schedules.SequentialLR(o, [halving(o), halving(o)], [3])},
         {
             "optimizer": lambda groups, lr: Adam(

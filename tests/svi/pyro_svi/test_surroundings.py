@@ -3,9 +3,11 @@
 import collections
 import itertools
 import random
+import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -134,6 +136,57 @@ def of_code_without_a_file() -> Case:
     return Case(space["model"], lambda changed: space.update(scale=1.0 + changed))
 
 
+def of_a_distribution_that_is_edited() -> Case:
+    noise = dist.Normal(torch.tensor(0.0), torch.tensor(1.0))
+    return Case(
+        lambda x: observe(x, 1.0 + noise.scale),
+        lambda changed: setattr(noise, "scale", torch.tensor(1.0 + changed)),
+    )
+
+
+def of_a_transform_that_is_edited() -> Case:
+    widen = dist.transforms.AffineTransform(0.0, 1.0)
+    return Case(
+        lambda x: observe(x, widen(torch.ones(()))), lambda changed: setattr(widen, "scale", 1.0 + changed)
+    )
+
+
+def of_a_dict_of_a_class() -> Case:
+    class Settings:
+        scales: ClassVar = {"x": 1.0}
+
+    return Case(
+        lambda x: observe(x, Settings.scales["x"]), lambda changed: Settings.scales.update(x=1.0 + changed)
+    )
+
+
+def of_a_module_that_is_imported_inside() -> Case:
+    settings: Any = ModuleType("settings_of_a_test")
+    settings.__file__, settings.scale = "settings_of_a_test.py", 1.0
+    sys.modules[settings.__name__] = settings
+
+    def model(x: Tensor) -> None:
+        from settings_of_a_test import scale  # type: ignore[import-not-found]
+
+        observe(x, scale)
+
+    return Case(model, lambda changed: setattr(settings, "scale", 1.0 + changed))
+
+
+def of_a_function_that_is_loaded_again() -> Case:
+    def scale() -> float:
+        return 1.0
+
+    def other() -> float:
+        return 2.0
+
+    first, second = scale.__code__, other.__code__
+    return Case(
+        lambda x: observe(x, scale()),
+        lambda changed: setattr(scale, "__code__", second if changed else first),
+    )
+
+
 x = pd.DataFrame()
 """Named as a site is, and read by no program."""
 
@@ -199,6 +252,11 @@ FOLLOWED = (
     of_layers_that_are_added,
     of_a_parameter_that_is_frozen_for_a_while,
     of_code_without_a_file,
+    of_a_distribution_that_is_edited,
+    of_a_transform_that_is_edited,
+    of_a_dict_of_a_class,
+    of_a_module_that_is_imported_inside,
+    of_a_function_that_is_loaded_again,
     of_a_global_that_only_a_site_is_named_like,
     of_the_loss,
 )
