@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -125,7 +126,7 @@ class LocalSite:
             transforms.append(self.transform)
         return TransformedDistribution(joint, transforms) if transforms else joint
 
-    @property
+    @cached_property
     def _free_shape(self) -> torch.Size:
         return torch.Size([*[plate.size for plate in self.plates], *self.unconstrained_shape])
 

@@ -45,6 +45,10 @@ STEEPEST = 1e15
 
 TINY = 1e-12
 
+STEPS_BETWEEN_LOOKS = 4
+"""Steps on another device after which it is asked which observations still move: it would have to wait at
+every question. Until then those that do not are computed in vain and stay as they are."""
+
 FAR = 0.25
 """By how much a q shrinks whose points reach where the density is not finite."""
 
@@ -90,6 +94,10 @@ class Normals(NamedTuple):
         return Normals(
             self.loc.index_copy(0, index, other.loc), self.factor.index_copy(0, index, other.factor)
         )
+
+    def where(self, chosen: Tensor, other: "Normals") -> "Normals":
+        """These for the chosen observations, (n,), and others for the rest."""
+        return Normals(*(_chosen(chosen, a, b) for a, b in zip(self, other, strict=True)))
 
     def triangular(self) -> "Normals":
         """The same Normals with Cholesky factors."""
@@ -148,6 +156,9 @@ class _NewtonSteps(NamedTuple):
     def rows(self, index: Tensor) -> "_NewtonSteps":
         return _NewtonSteps(*(column[index] for column in self))
 
+    def where(self, chosen: Tensor, other: "_NewtonSteps") -> "_NewtonSteps":
+        return _NewtonSteps(*(_chosen(chosen, a, b) for a, b in zip(self, other, strict=True)))
+
     def replaced(self, index: Tensor, other: "_NewtonSteps") -> "_NewtonSteps":
         return _NewtonSteps(*(a.index_copy(0, index, b) for a, b in zip(self, other, strict=True)))
 
@@ -199,6 +210,11 @@ def refined_normals(
     return Refinement(normals, *(torch.cat(columns) for columns in zip(*(p[1:] for p in parts), strict=True)))
 
 
+def looks_of(device: torch.device) -> int:
+    """How many steps there are to a look at which observations still move."""
+    return 1 if device.type == "cpu" else STEPS_BETWEEN_LOOKS
+
+
 def _refined(density: LocalDensity, rows: Tensor, start: Normals, steps: int, stop: float) -> Refinement:
     """Of some observations."""
     points = _cubature(start.loc)
@@ -207,36 +223,47 @@ def _refined(density: LocalDensity, rows: Tensor, start: Normals, steps: int, st
     newton = _NewtonSteps.none(start.loc)
     converged = torch.zeros_like(region, dtype=torch.bool)
     left, tried = torch.arange(len(region), device=region.device), start
+    moving = torch.ones_like(converged)
+    """Of those left: whether the last step of each is still to come."""
+    looks = looks_of(region.device)
     last: list[tuple[Tensor, Normals]] = []
     for step in range(steps):
         height, gradient = density.with_gradient(tried.at(points), rows[left])
-        white, now = tried.whitened(gradient), _elbo(height, tried)
-        good = (now > elbo[left] - SLACK) & (white.abs() < STEEPEST).all(-1).all(0)
+        white, now, before = tried.whitened(gradient), _elbo(height, tried), elbo[left]
+        good = (now > before - SLACK) & (white.abs() < STEEPEST).all(-1).all(0) & moving
         if step == 0:
             elbo_before = now
         else:
-            begun = torch.isfinite(elbo[left])
-            wider = torch.where(begun, (region[left] * GROWTH).clamp_max(LARGEST_REGION), FIRST_REGION)
+            wider = torch.where(
+                torch.isfinite(before), (region[left] * GROWTH).clamp_max(LARGEST_REGION), FIRST_REGION
+            )
             region = region.index_copy(0, left, torch.where(good, wider, region[left] * SHRINKAGE))
-        kept = left[good]
-        best, elbo = best.replaced(kept, tried.rows(good)), elbo.index_copy(0, kept, now[good])
-        newton = newton.replaced(kept, _NewtonSteps.of(white[:, good]))
-        tried, promise = _next(best.rows(left), newton.rows(left), region[left], torch.isfinite(elbo[left]))
-        short = promise < stop
-        converged = converged.index_copy(0, left, short)
-        last.append((left[short], tried.rows(short)))
-        left, tried = left[~short], tried.rows(~short)
-        if len(left) == 0:
+        best = best.replaced(left, tried.where(good, best.rows(left)))
+        elbo = elbo.index_copy(0, left, torch.where(good, now, before))
+        found = _NewtonSteps.of(torch.where(good[:, None], white, 0.0))
+        newton = newton.replaced(left, found.where(good, newton.rows(left)))
+        there, promise = _next(best.rows(left), newton.rows(left), region[left], torch.isfinite(elbo[left]))
+        tried = there.where(moving, tried)
+        short = (promise < stop) & moving
+        converged = converged.index_copy(0, left, converged[left] | short)
+        moving = moving & ~short
+        if (step + 1) % looks and step + 1 < steps:
+            continue
+        order, count = moving.long().argsort(stable=True), int(moving.sum())  # the only look at the device
+        done, on = order[: len(order) - count], order[len(order) - count :]
+        last.append((left[done], tried.rows(done)))
+        left, tried, moving = left[on], tried.rows(on), moving[on]
+        if count == 0:
             break
     last.append((left, tried))
     index, tried = torch.cat([which for which, _ in last]), Normals.joined([normals for _, normals in last])
     now = _elbo(density(tried.at(points), rows[index]), tried)
     good = now > elbo[index]
-    best, elbo = best.replaced(index[good], tried.rows(good)), elbo.index_copy(0, index[good], now[good])
+    best = best.replaced(index, tried.where(good, best.rows(index)))
+    elbo = elbo.index_copy(0, index, torch.where(good, now, elbo[index]))
     # Slack adds up: the last word is the comparison with the start.
     worse = ~(elbo >= elbo_before)
-    index = torch.nonzero(worse)[:, 0]
-    best, elbo = best.replaced(index, start.rows(index)), torch.where(worse, elbo_before, elbo)
+    best, elbo = start.where(worse, best), torch.where(worse, elbo_before, elbo)
     constant = start.loc.shape[1] / 2 * (1 + math.log(2 * math.pi))
     return Refinement(best.triangular(), elbo + constant, elbo_before + constant, converged)
 
@@ -266,6 +293,10 @@ def _elbo(density: Tensor, normals: Normals) -> Tensor:
     """Without the constant; −∞ where it is not a number."""
     elbo = density.mean(0) + normals.log_det
     return torch.where(torch.isfinite(elbo), elbo, -math.inf)
+
+
+def _chosen(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(chosen.reshape(-1, *[1] * (one.dim() - 1)), one, other)
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
