@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import nn
@@ -120,7 +121,9 @@ def test_nll(model: VAE, guide: AmortizedNormal, test: Any, tested: int, draws: 
 
 
 def draw(results: Results) -> Figure:
-    table = results["published"]
+    long = results.get("long", pd.DataFrame()).rename(columns={"run": "objective"})
+    long["objective"] = long.get("objective", pd.Series(dtype=str)).str.partition("-")[0]
+    table = pd.concat([long, results["published"]])
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     lines = [
