@@ -121,9 +121,10 @@ def test_nll(model: VAE, guide: AmortizedNormal, test: Any, tested: int, draws: 
 
 
 def draw(results: Results) -> Figure:
-    long = results.get("long", pd.DataFrame()).rename(columns={"run": "objective"})
-    long["objective"] = long.get("objective", pd.Series(dtype=str)).str.partition("-")[0]
-    table = pd.concat([long, results["published"]])
+    table = results["published"]
+    if "long" in results:
+        long = results["long"]
+        table = pd.concat([long.assign(objective=long["run"].str.split("-").str[0]), table])
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     lines = [
