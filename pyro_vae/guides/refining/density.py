@@ -31,7 +31,7 @@ CHUNK = 4096
 """Rows that go through the model at once: enough for Pyro's own time to be small beside the networks', few
 enough for the activations to stay near the processor."""
 
-PATIENCE, SMALLEST_COST = 40_000, 1000
+PATIENCE, SMALLEST_COST = 80_000, 1000
 """How many rows run in Pyro, or will for sure, before they are captured, where a batch costs as much as a
 thousand rows before there is any. By then a capture would have paid for itself."""
 
