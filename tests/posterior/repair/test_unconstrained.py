@@ -64,7 +64,7 @@ def test_the_jacobian_is_that_of_autograd():
     def constrained(u):
         by_site = zip(posterior.sizes, u.expand(2, 4).split((1, 2, 1), -1), strict=True)
         with torch.enable_grad():
-            z = placed_values(posterior.pair.model, dict(by_site), (x,), {})
+            z = placed_values(posterior.pair.model, dict(by_site), (x,), {}, -1)
         return torch.cat([z["rate"][:1], z["shares"][0, :2], z["below"][:1]])  # shares have two free numbers
 
     jacobian = torch.autograd.functional.jacobian(constrained, free[0, 0])
