@@ -59,16 +59,17 @@ class Loop:
         Raises ValueError if a callback freezes parameters or trains others: optimizer and engines hold those
         of the start.
         """
-        trained = self._trained()
+        known = [(name, tensor, tensor.requires_grad) for name, tensor in self.tensors().items()]
         while self.step < steps and not (self.stopping is not None and self.stopping.exhausted):
             record = self._run_epoch(batches, steps, validation, save)
             for callback in callbacks:
                 callback(record)
-            if changed := sorted(trained ^ self._trained()):
-                raise ValueError(
-                    f"a callback changed whether '{_shown(changed[0])}' requires a gradient; make a "
-                    "fit of each stage: fit(f.model, f.guide, ...) goes on where f ended"
-                )
+            for name, tensor, trained in known:
+                if tensor.requires_grad is not trained:
+                    raise ValueError(
+                        f"a callback changed whether '{_shown(name)}' requires a gradient; make a "
+                        "fit of each stage: fit(f.model, f.guide, ...) goes on where f ended"
+                    )
             if self.stopping is not None:
                 self.stopping.note(record.validation, self.tensors())
             save()
@@ -77,9 +78,6 @@ class Loop:
                 f"none of the steps was finite ({self.step}), and the parameters are those of the start; try "
                 "a smaller lr, data scaled to unit size, or other starting values"
             )
-
-    def _trained(self) -> set[str]:
-        return {name for name, tensor in self.tensors().items() if tensor.requires_grad}
 
     @property
     def engine(self) -> str:
