@@ -29,7 +29,7 @@ from pyro_vae.study import StudyConfig
 from pyro_vae.study.pairs import make_pair
 from pyro_vae.svi import Fit
 
-SECONDS = 420.0
+SECONDS = 360.0
 DRAWS = 300
 
 
