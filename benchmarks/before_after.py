@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from step_time import BATCH, STEPS, our_pair, torch_data
+from step_time import BATCH, STEPS, one_round, our_pair, torch_data
 
 SIZES = ((64, 64, 8), (784, 400, 20))
 ENGINES = ("eager", "captured", "native")
@@ -90,22 +90,13 @@ class Checkout:
 def rounds(checkouts: tuple[Checkout, Checkout], name: str, sizes: tuple[int, ...], count: int) -> list[Any]:
     """Times of both in each round, the old one's first."""
     if RUNS[name][0] is not run_steps:
-        once = [[one(c.start(name, sizes)) for c in checkouts] for _ in range(count + 1)]
+        once = [[one_round(c.start(name, sizes)) for c in checkouts] for _ in range(count + 1)]
         return once[1:]  # the first may build kernels
     workers = [checkout.start(name, sizes) for checkout in checkouts]
-    found = [[one(worker) for worker in workers] for _ in range(count + 1)]
+    found = [[one_round(worker) for worker in workers] for _ in range(count + 1)]
     for worker in workers:
         worker.kill()
     return found[1:]
-
-
-def one(worker: "subprocess.Popen[str]") -> float:
-    """What it prints next, allowed to go on."""
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write("go\n")
-    worker.stdin.flush()
-    return float(worker.stdout.readline())
 
 
 def main() -> None:

@@ -329,7 +329,7 @@ def start(
 
 
 def one_round(worker: "subprocess.Popen[str]") -> float:
-    """Milliseconds per step of one epoch."""
+    """What a worker prints next, once it may go on."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write("go\n")

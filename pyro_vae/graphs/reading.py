@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.graphs.places import calling_line, filename_of
-from pyro_vae.graphs.selecting import Selection, Selections, selected_by_scalar
+from pyro_vae.graphs.selecting import Selection, Selections, indices_of, selected_by_scalar
 
 Answer = Callable[..., Any]
 """``answer(frame, *args, **kwargs)`` in place of a function of torch that is called from ``frame``;
@@ -241,13 +241,11 @@ def _draws(node: fx.Node) -> bool:
 
 
 def _selects_by_values(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in parts)
+    return any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in indices_of(index))
 
 
 def _is_traced_index(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, Tensor) and is_traced(part) for part in parts)
+    return any(isinstance(part, Tensor) and is_traced(part) for part in indices_of(index))
 
 
 def _is_real(constraint: Any) -> bool:

@@ -41,11 +41,16 @@ class Selections:
         return known
 
 
+def indices_of(index: Any) -> tuple[Any, ...]:
+    """What stands between the brackets of ``source[index]``, one by one."""
+    return index if isinstance(index, tuple) else (index,)
+
+
 def selected_by_scalar(source: Tensor, index: Any) -> Tensor | None:
     """``source[index]`` where an integer scalar is among the indices, and None where none is or where more
     than whole numbers and slices are beside it. Torch makes a number of the scalar; an index of one element
     selects the same, and stays a tensor."""
-    parts = index if isinstance(index, tuple) else (index,)
+    parts = indices_of(index)
     tensors = [place for place, part in enumerate(parts) if isinstance(part, Tensor)]
     plain = all(type(part) is int or part is None or isinstance(part, slice | Tensor) for part in parts)
     if len(tensors) != 1 or not plain:

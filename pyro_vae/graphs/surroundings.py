@@ -172,7 +172,6 @@ class _Walk:
             self._visit_programs(wrapped, name)
             return
         for free, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            self.names.update(_names(code))
             if (value := _contents(cell)) is not MISSING:
                 self.note(Place(free, cell, "cell_contents", value), value)
         self.add(Place(f"the code of {name}", function, code_of, code))

@@ -133,11 +133,10 @@ class CapturedLoss:
         key = call.signature
         guard = self._guard(call)
         before, buffers = Streams(), [buffer.clone() for buffer in guard.buffers]
-        versions = [_version(tensor) for tensor in call.tensors]
         reason = _own_effects(guard)
-        evaluation = self._by_pyro(args, kwargs)
+        evaluation, changes_arguments = self._watched(call, args, kwargs)
         why, ignored = reason()
-        if why is None and self._has_changed(call, versions, args, kwargs):
+        if why is None and changes_arguments:
             why = _CHANGES_ARGUMENTS
         self._ignored |= ignored
         if why is not None:
@@ -169,15 +168,15 @@ class CapturedLoss:
         )
         return evaluation
 
-    def _has_changed(
-        self, call: Call, versions: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> bool:
-        """Whether the arguments are no longer what they were when they were taken apart."""
+    def _watched(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Evaluation, bool]:
+        """Pyro's own evaluation, and whether the arguments are then no longer what they were."""
+        versions = [_version(tensor) for tensor in call.tensors]
+        evaluation = self._by_pyro(args, kwargs)
         now = self._taken_apart(args, kwargs)
         if now is None or (now.signature, now.floats) != (call.signature, call.floats):
-            return True
+            return evaluation, True
         same = all(new is old for new, old in zip(now.tensors, call.tensors, strict=True))
-        return not same or [_version(tensor) for tensor in call.tensors] != versions
+        return evaluation, not same or [_version(tensor) for tensor in call.tensors] != versions
 
     def _guard(self, call: Call) -> Guard:
         roots = [self.model, self.guide, self.loss, *call.programs]
@@ -202,9 +201,8 @@ class CapturedLoss:
         """Pyro's own evaluation, and whether the graph would have given the same."""
         entry.next_comparison += min(entry.replays, MOST_STEPS_BETWEEN_COMPARISONS)
         before, buffers = Streams(), [buffer.clone() for buffer in entry.guard.buffers]
-        versions = [_version(tensor) for tensor in call.tensors]
-        evaluation = self._by_pyro(args, kwargs)
-        if self._has_changed(call, versions, args, kwargs):
+        evaluation, changes_arguments = self._watched(call, args, kwargs)
+        if changes_arguments:
             self._leave_to_pyro(call.signature, _CHANGES_ARGUMENTS)
             return evaluation
         asked = {id(p) for p in evaluation.parameters} == {id(p) for p in entry.parameters}
