@@ -10,6 +10,7 @@ TOGETHER = {
     "tests/svi/parallel/test_ranks.py": "ranks",
     "tests/test_cli.py": "small",
     "tests/test_damage.py": "small",
+    "tests/test_dispatch.py": "dispatch",
     "tests/test_interruption.py": "small",
     "tests/test_planted.py": "small",
     "tests/test_printed.py": "small",
