@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from pyro_vae.graphs.rewriting import as_node
 
 aten = torch.ops.aten
-SCATTERED = {
+SCATTERED: dict[Any, Any] = {
     aten.as_strided.default: aten.as_strided_scatter.default,
     aten.diagonal.default: aten.diagonal_scatter.default,
     aten.select.int: aten.select_scatter.default,

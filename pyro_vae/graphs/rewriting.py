@@ -81,6 +81,7 @@ def one_value(graph: fx.GraphModule, argument: object) -> float | None:
         return argument
     if isinstance(argument, fx.Node) and str(argument.target).startswith(CONSTANT):
         constant: Tensor = getattr(graph, str(argument.target))
-        value = constant.flatten()[0].item() if constant.numel() else None
-        return value if (constant == value).all() else None
+        if constant.numel():
+            value: float = constant.flatten()[0].item()
+            return value if bool(constant.eq(value).all()) else None
     return None

@@ -12,7 +12,7 @@ from pyro_vae.graphs.rewriting import as_node, first, instead, made_constant, on
 
 aten = torch.ops.aten
 _FILLS = (aten.fill.Scalar, aten.fill.Tensor)
-_VIEW_OF_THE_PART = {scatter: view for view, scatter in SCATTERED.items()}
+_VIEW_OF_THE_PART: dict[Any, Any] = {scatter: view for view, scatter in SCATTERED.items()}
 
 
 class Selection(NamedTuple):
@@ -109,10 +109,12 @@ def _chosen(
     if value is not None:
         chosen = torch.tensor(value, dtype=like.dtype, device=like.device)
         number = made_constant(node, graph, f"in_{node.name}", chosen)
-    elif not isinstance(number, fx.Node) or number.meta["val"].dim():
-        return None
-    elif number.meta["val"].dtype != like.dtype:
+    elif not isinstance(number, fx.Node) or not _is_one_of(like, number.meta["val"]):
         return None
     if isinstance(mask, Tensor):
         mask = made_constant(node, graph, f"part_{node.name}", mask)
     return instead(node, aten.where.self, mask, number, whole)
+
+
+def _is_one_of(whole: Tensor, number: Tensor) -> bool:
+    return not number.dim() and number.dtype == whole.dtype
