@@ -32,12 +32,14 @@ def is_library(filename: str) -> bool:
 def is_installed(filename: str) -> bool:
     """Whether a file belongs to an installed package: its functions may be a program, its state is none."""
     parts = filename.replace("\\", "/").split("/")
-    return bool({"site-packages", "dist-packages"} & {*parts}) or filename.startswith(_places_of_installation())
+    usual = "site-packages" in parts or "dist-packages" in parts
+    return usual or filename.startswith(_places_of_installation())
 
 
 @functools.cache
 def _library_folders() -> tuple[str, ...]:
-    """Where they are imported from, which need not be ``site-packages``: ``pip install --target``, a clone."""
+    """Where they are imported from: not only ``site-packages``, for there are ``pip install --target`` and
+    clones."""
     specs = filter(None, map(importlib.util.find_spec, _LIBRARIES))
     return tuple(os.path.dirname(spec.origin) + os.sep for spec in specs if spec.origin)
 
