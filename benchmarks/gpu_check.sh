@@ -13,7 +13,7 @@ shift
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.."
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 MPLCONFIGDIR=$out/matplotlib
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 MPLCONFIGDIR=$out/matplotlib
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 rounds=${ROUNDS:-7}
