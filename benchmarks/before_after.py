@@ -5,6 +5,7 @@
 
 A step of each engine on two sizes, the first step of a process, and a sweep. Every variant runs in processes
 of its own, one for each checkout; rounds alternate between the two, and the median of their ratios is told.
+Steps are timed in three pairs of processes: from process to process they differ by two percent.
 """
 
 import argparse
@@ -24,6 +25,7 @@ SIZES = ((64, 64, 8), (784, 400, 20))
 ENGINES = ("eager", "captured", "native")
 EPOCHS = {"eager": 1, "captured": 4, "native": 40}
 """Of a round, so that it takes a tenth of a second or more on the smaller pair."""
+STARTS = 3
 
 
 def fit(sizes: tuple[int, ...], **options: Any) -> None:
@@ -92,17 +94,19 @@ def rounds(checkouts: tuple[Checkout, Checkout], name: str, sizes: tuple[int, ..
     if RUNS[name][0] is not run_steps:
         once = [[one_round(c.start(name, sizes)) for c in checkouts] for _ in range(count + 1)]
         return once[1:]  # the first may build kernels
-    workers = [checkout.start(name, sizes) for checkout in checkouts]
-    found = [[one_round(worker) for worker in workers] for _ in range(count + 1)]
-    for worker in workers:
-        worker.kill()
-    return found[1:]
+    found = []
+    for _ in range(STARTS):
+        workers = [checkout.start(name, sizes) for checkout in checkouts]
+        found += [[one_round(worker) for worker in workers] for _ in range(count // STARTS + 1)][1:]
+        for worker in workers:
+            worker.kill()
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("before", nargs="?", type=Path, help="the other checkout")
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The parts of ``gpu_check.sh`` that are Python: versions, README, posteriors and long fits on a GPU.
+"""The parts of ``gpu_check.sh`` that are Python: versions, README, kernels, posteriors, long fits.
 
 python benchmarks/gpu_check.py readme cuda
 python benchmarks/gpu_check.py posterior cuda FOLDER_WITH_MNIST
@@ -11,8 +11,10 @@ import re
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -107,11 +109,64 @@ def published(device: str, folder: str) -> None:
         print(f"{name}: {fitted.engine}, {fitted.steps_per_second:.0f} steps/s", flush=True)
 
 
+class EnoughError(Exception):
+    """What is measured has been seen."""
+
+
+def profile(device: str, *sizes: str) -> None:
+    """Which kernels a fused step starts, and how long the card waits between them."""
+    from step_time import BATCH, STEPS, our_pair, torch_data
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity
+
+    import pyro_vae
+
+    cuda = device == "cuda"
+    for features, hidden, latent in [map(int, sizes)] if sizes else [(64, 64, 8), (784, 400, 20)]:
+        model, guide = our_pair(features, hidden, latent)
+        watch = torch.profiler.profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
+        clock = [0.0, 0.0]
+
+        def at_the_end_of_an_epoch(record: Any, watch: Any = watch, clock: list[float] = clock) -> None:
+            if record.epoch == 5:  # built and warm
+                clock[0] = time.perf_counter()
+            elif record.epoch == 15:
+                clock[1] = time.perf_counter()
+                watch.start()
+            elif record.epoch == 17:
+                watch.stop()
+                raise EnoughError
+
+        with contextlib.suppress(EnoughError):
+            pyro_vae.fit(
+                model,
+                guide,
+                torch_data(features).to(device),
+                epochs=10**6,
+                batch_size=BATCH,
+                engine="cuda-graph" if cuda else "captured",
+                device=device,
+                progress=False,
+                callbacks=[at_the_end_of_an_epoch],
+            )
+        took: dict[str, list[float]] = defaultdict(list)
+        for event in watch.events():
+            if not cuda or event.device_type == DeviceType.CUDA:
+                took[event.name].append(event.time_range.elapsed_us())
+        steps = 2 * STEPS
+        busy, count = sum(map(sum, took.values())) / steps, sum(map(len, took.values())) / steps
+        step = (clock[1] - clock[0]) / (10 * STEPS) * 1e6
+        print(f"{features}-{hidden}-{latent}: {step:.0f} µs a step; {count:.1f} kernels, {busy:.0f} µs busy")
+        for name, times in sorted(took.items(), key=lambda pair: -sum(pair[1]))[:30]:
+            print(f"  {sum(times) / steps:7.2f} µs in {len(times) / steps:5.2f}: {name[:110]}", flush=True)
+
+
 PARTS: dict[str, Callable[..., None]] = {
     "versions": versions,
     "readme": readme,
     "posterior": posterior,
     "published": published,
+    "profile": profile,
 }
 
 

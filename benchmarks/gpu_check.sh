@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What this project claims of a GPU, checked on one: under 8 minutes, each part writing its result before the next begins.
 #
-#   bash benchmarks/gpu_check.sh OUT [PART ...]       # parts: versions tests readme compare steps posterior published
+#   bash benchmarks/gpu_check.sh OUT [PART ...]       # parts: versions tests readme compare steps profile posterior published
 #   DEVICE=cpu bash benchmarks/gpu_check.sh OUT       # the rehearsal: the same parts, small
 #
 # Runs with the Python of the machine ($PYTHON), into which the source tree is installed (pip install --no-deps
@@ -13,7 +13,7 @@ shift
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.."
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 MPLCONFIGDIR=$out/matplotlib
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 MPLCONFIGDIR=$out/matplotlib
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 rounds=${ROUNDS:-7}
@@ -32,12 +32,15 @@ part_steps() {
     # shellcheck disable=SC2086
     "$python" benchmarks/step_time.py $sizes --device "$device" --rounds "$rounds"
   done
+  [ "$device" = cpu ] || "$python" benchmarks/step_time.py 64 64 8 --device "$device" --rounds "$rounds" --matmul high \
+    --variants 'hand-written, reduce-overhead' 'pyro-vae, CUDA graph' 'NumPyro, lax.scan'
 }
+part_profile() { "$python" benchmarks/gpu_check.py profile "$device"; }
 part_posterior() { "$python" benchmarks/gpu_check.py posterior "$device" "${MNIST:-}"; }
 part_published() { "$python" benchmarks/gpu_check.py published "$device" "${MNIST:-}"; }
 
 rc=0
-for name in ${*:-versions tests readme compare steps posterior published}; do
+for name in ${*:-versions tests readme compare steps profile posterior published}; do
   started=$SECONDS
   "part_$name" >"$out/$name.txt" 2>&1
   code=$?

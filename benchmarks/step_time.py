@@ -10,6 +10,9 @@ between the processes and the medians are compared, because machines are shared.
 out where they are not installed (``pip install pyro-vae[benchmark]``; other interpreters by
 ``--numpyro-python`` and ``--pythae-python``). Where other programs run, set ``OMP_NUM_THREADS=1``: threads
 that meet after every operation wait for the one that has no core, and a step takes ten times as long.
+
+On a GPU, JAX multiplies single-precision matrices in TF32 (10 bits) unless it is told otherwise, and torch in
+single precision (23 bits). ``--matmul`` gives both the same: ``highest`` is single precision, ``high`` TF32.
 """
 
 import argparse
@@ -25,6 +28,9 @@ from typing import Any
 BATCH, STEPS = 128, 50
 DEVICE = os.environ.get("STEP_TIME_DEVICE", "cpu")
 """What this worker runs on, as its parent says."""
+
+MATMUL = os.environ.get("STEP_TIME_MATMUL", "highest")
+"""How exactly matrices are multiplied, in the words of ``torch.set_float32_matmul_precision``."""
 
 REFERENCE = "hand-written, compiled"
 
@@ -308,24 +314,35 @@ def versions(numpyro_python: str, pythae_python: str = sys.executable) -> str:
 
 
 def start(
-    name: str, sizes: list[int], pythons: dict[str, str], device: str
-) -> "subprocess.Popen[str] | None":
-    """A worker that has built and warmed its step, or None where it cannot run here."""
+    name: str, sizes: list[int], pythons: dict[str, str], device: str, matmul: str
+) -> "subprocess.Popen[str]":
+    """A worker that builds its step and waits."""
     python = pythons.get(name.split(",")[0], sys.executable)
-    worker = subprocess.Popen(
+    return subprocess.Popen(
         [python, __file__, *map(str, sizes), "--worker", name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "STEP_TIME_DEVICE": device, "JAX_PLATFORMS": device},
+        env={
+            **os.environ,
+            "STEP_TIME_DEVICE": device,
+            "STEP_TIME_MATMUL": matmul,
+            "JAX_PLATFORMS": device,
+            "JAX_DEFAULT_MATMUL_PRECISION": {"high": "tensorfloat32", "highest": "float32"}[matmul],
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the others are on the same card
+        },
     )
+
+
+def is_ready(name: str, worker: "subprocess.Popen[str]") -> bool:
+    """Wait until a worker has built and warmed its step; False where it cannot run here."""
     assert worker.stdout is not None
     assert worker.stderr is not None
     if worker.stdout.readline().strip() == "ready":
-        return worker
+        return True
     print(f"{name} is left out: {worker.stderr.read().strip().splitlines()[-1:]}")
-    return None
+    return False
 
 
 def one_round(worker: "subprocess.Popen[str]") -> float:
@@ -343,12 +360,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="NAME")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--matmul", choices=("highest", "high"), default=MATMUL)
     parser.add_argument("--numpyro-python", default=sys.executable)
     parser.add_argument("--pythae-python", default=sys.executable)
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         run, mode = VARIANTS[options.worker]
+        if not options.worker.startswith("NumPyro"):
+            import torch
+
+            torch.set_float32_matmul_precision(MATMUL)
         run(mode, *options.sizes)
         return
     elsewhere = {
@@ -358,8 +380,8 @@ def main() -> None:
     chosen = options.variants or [name for name in VARIANTS if name not in elsewhere]
     names = [REFERENCE, *(name for name in chosen if name != REFERENCE)]
     pythons = {"NumPyro": options.numpyro_python, "pythae": options.pythae_python}
-    started = {name: start(name, options.sizes, pythons, options.device) for name in names}
-    workers = {name: worker for name, worker in started.items() if worker is not None}
+    started = {name: start(name, options.sizes, pythons, options.device, options.matmul) for name in names}
+    workers = {name: worker for name, worker in started.items() if is_ready(name, worker)}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(options.rounds):
         for name, worker in workers.items():
@@ -367,7 +389,7 @@ def main() -> None:
     for worker in workers.values():
         worker.kill()
     print(versions(options.numpyro_python, options.pythae_python))
-    print(f"{'-'.join(map(str, options.sizes))}, batch {BATCH}, on {options.device}")
+    print(f"{'-'.join(map(str, options.sizes))}, batch {BATCH}, on {options.device}, matmul {options.matmul}")
     report(times)
 
 

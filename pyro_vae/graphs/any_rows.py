@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.graphs.rewriting import instead, replace
-from pyro_vae.graphs.simplification import CONSTANT
+from pyro_vae.graphs.rewriting import CONSTANT, instead, replace
 
 ROWS = (509, 251, 113, 61, 31, 13)
 """Primes, to trace with; none divides 2⁶³ − 1, the end of a slice that has none."""

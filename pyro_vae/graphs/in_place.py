@@ -1,7 +1,8 @@
 """In-place operations of a graph on tensors that it made itself, as operations that make a new one.
 
-``relu_``, ``clamp``'s own gradient, sums that are added up: they change a tensor that nobody outside sees.
-Written as new tensors, the order of reading and writing no longer counts, and the graph can be simplified.
+``relu_``, ``clamp``'s own gradient, sums that are added up, ``knots[..., 0] = lower``: they change a tensor
+that nobody outside sees. Written as new tensors, the order of reading and writing no longer counts, and the
+graph can be simplified.
 """
 
 import operator
@@ -10,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.graphs.rewriting import as_node
+
 aten = torch.ops.aten
+SCATTERED: dict[Any, Any] = {
+    aten.as_strided.default: aten.as_strided_scatter.default,
+    aten.diagonal.default: aten.diagonal_scatter.default,
+    aten.select.int: aten.select_scatter.default,
+    aten.slice.Tensor: aten.slice_scatter.default,
+}
+"""For a view of a part, the operation that makes the whole with another part."""
 
 
 def works_in_place(node: fx.Node) -> bool:
@@ -20,7 +30,8 @@ def works_in_place(node: fx.Node) -> bool:
 
 
 def without_own_mutations(graph: fx.GraphModule) -> None:
-    """Rewrite, in place, what can be: the tensor is an operation's new result, and nothing shows its memory.
+    """Rewrite, in place, what can be: the tensor is an operation's new result or a part of it, and nothing
+    shows its memory.
 
     Draws stay: they fill memory that was made for them.
     """
@@ -29,14 +40,41 @@ def without_own_mutations(graph: fx.GraphModule) -> None:
         if node.op != "call_function" or not works_in_place(node):
             continue
         changed, functional = node.args[0] if node.args else None, _functional(node.target)
-        if functional is None or not isinstance(changed, fx.Node) or not _is_own(changed):
+        if functional is None or not isinstance(changed, fx.Node):
             continue
-        if _is_shown(changed, node, position) or not _lays_out_alike(functional, node):
+        parts = _parts(changed)
+        whole = as_node(parts[-1].args[0]) if parts else changed
+        if whole is None or not _is_own(whole) or _is_shown(whole, node, position, parts):
+            continue
+        if not (whole.meta["val"].is_contiguous() if parts else _lays_out_alike(functional, node)):
             continue
         node.target = functional
-        later = [user for user in changed.users if position[user] > position[node]]
-        for user in later:
-            user.replace_input_with(changed, node)
+        after = position[node]
+        now = _with_other_part(node, parts, position)
+        for user in [user for user in whole.users if position[user] > after]:
+            user.replace_input_with(whole, now)
+
+
+def _parts(view: fx.Node) -> list[fx.Node]:
+    """The views that lead from a part to the whole that it is a part of."""
+    found: list[fx.Node] = []
+    while (inner := as_node(view.args[0]) if view.args else None) and view.target in SCATTERED:
+        found.append(view)
+        view = inner
+    return found
+
+
+def _with_other_part(node: fx.Node, parts: list[fx.Node], position: dict[fx.Node, int]) -> fx.Node:
+    """The whole, once a node has taken the place of its part."""
+    now = node
+    for part in parts:
+        before = as_node(part.args[0])
+        assert before is not None
+        with node.graph.inserting_before(now.next):
+            args = before, now, *part.args[1:]
+            made = node.graph.call_function(SCATTERED[part.target], args, part.kwargs)
+        made.meta, position[made], now = dict(before.meta), position[node], made
+    return now
 
 
 def _functional(target: Any) -> Any:
@@ -67,21 +105,28 @@ def _shows_another(node: fx.Node) -> bool:
     return schema is None or any(value.alias_info is not None for value in schema.returns)
 
 
-def _is_shown(changed: fx.Node, by: fx.Node, position: dict[fx.Node, int]) -> bool:
-    """Whether a view of a tensor that is changed is still looked at afterwards."""
+def _is_shown(changed: fx.Node, by: fx.Node, position: dict[fx.Node, int], parts: list[fx.Node]) -> bool:
+    """Whether a view of a tensor that is changed is still looked at afterwards: other than the part that is
+    changed, by the change itself."""
+    if parts and by.users:
+        return True
     for user in changed.users:
         if user is by or user.op != "call_function" or not _shows_another(user):
             continue
-        if position[user] < position[by] and (works_in_place(user) or _is_used_after(user, by, position)):
+        if position[user] < position[by] and (
+            works_in_place(user) or _is_used_after(user, by, position, parts)
+        ):
             return True
     return False
 
 
-def _is_used_after(view: fx.Node, by: fx.Node, position: dict[fx.Node, int]) -> bool:
+def _is_used_after(view: fx.Node, by: fx.Node, position: dict[fx.Node, int], parts: list[fx.Node]) -> bool:
     for user in view.users:
+        if user is by and view in parts[:1]:
+            continue
         if user is by or position[user] > position[by]:
             return True
-        if user.op == "call_function" and _shows_another(user) and _is_used_after(user, by, position):
+        if user.op == "call_function" and _shows_another(user) and _is_used_after(user, by, position, parts):
             return True
     return False
 

@@ -1,6 +1,9 @@
 """Find the line of the user's own program that is the reason: where a traceback or the running code left
 it."""
 
+import functools
+import glob
+import importlib.util
 import linecache
 import os
 import sys
@@ -21,16 +24,33 @@ def is_library(filename: str) -> bool:
     """
     if filename.startswith(("<frozen", "<string", "<eval_with_key")):
         return True
-    parts = filename.replace("\\", "/").split("/")
-    if "site-packages" in parts:
-        below = parts[len(parts) - parts[::-1].index("site-packages") :]
-        return below[0].removesuffix(".py") in _LIBRARIES or _is_own(filename)
-    return filename.startswith(_STANDARD) or _is_own(filename) or not filename
+    if _is_own(filename) or filename.startswith(_library_folders()):
+        return True
+    return not filename or (filename.startswith(_STANDARD) and not is_installed(filename))
 
 
 def is_installed(filename: str) -> bool:
     """Whether a file belongs to an installed package: its functions may be a program, its state is none."""
-    return "site-packages" in filename.replace("\\", "/").split("/")
+    parts = filename.replace("\\", "/").split("/")
+    usual = "site-packages" in parts or "dist-packages" in parts
+    return usual or filename.startswith(_places_of_installation())
+
+
+@functools.cache
+def _library_folders() -> tuple[str, ...]:
+    """Where they are imported from: not only ``site-packages``, for there are ``pip install --target`` and
+    clones."""
+    specs = filter(None, map(importlib.util.find_spec, _LIBRARIES))
+    return tuple(os.path.dirname(spec.origin) + os.sep for spec in specs if spec.origin)
+
+
+@functools.cache
+def _places_of_installation() -> tuple[str, ...]:
+    """The folders beside theirs, where an installer has left its records there."""
+    beside = {os.path.dirname(folder.rstrip(os.sep)) for folder in _library_folders()}
+    return tuple(
+        folder + os.sep for folder in sorted(beside) if glob.glob("*.dist-info", root_dir=folder or os.sep)
+    )
 
 
 def _is_own(filename: str) -> bool:

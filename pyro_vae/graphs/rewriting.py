@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, fx
+
+aten = torch.ops.aten
+CONSTANT = "_constant_of_the_step_"
+"""What the names of constants begin with that are computed once for all steps."""
+_BY_MEMORY = (aten.as_strided.default, aten.as_strided_scatter.default)
 
 Rule = Callable[[fx.GraphModule, fx.Node], fx.Node | None]
 """The node that can stand in for another one, or None."""
@@ -13,8 +19,8 @@ def apply_rules(graph: fx.GraphModule, rules: Iterable[Rule]) -> bool:
     """One pass of the rules; whether any of them applied."""
     changed = False
     for node in list(graph.graph.nodes):
-        if node.op != "call_function":
-            continue
+        if node.op != "call_function" or any(user.target in _BY_MEMORY for user in node.users):
+            continue  # they would count from the beginning of other memory
         stand_in = next((found for rule in rules if (found := rule(graph, node)) is not None), None)
         if stand_in is not None:
             replace(node, stand_in)
@@ -58,3 +64,24 @@ def looks_like(node: fx.Node, argument: object) -> bool:
         given.shape == result.shape and given.stride() == result.stride() and given.dtype == result.dtype
     )
     return same
+
+
+def made_constant(node: fx.Node, graph: fx.GraphModule, name: str, value: Tensor) -> fx.Node:
+    """A tensor that the graph holds from now on, for use at a node."""
+    graph.register_buffer(f"{CONSTANT}{name}", value, persistent=False)
+    with graph.graph.inserting_before(node):
+        constant: fx.Node = graph.graph.get_attr(f"{CONSTANT}{name}")
+    constant.meta["val"] = value
+    return constant
+
+
+def one_value(graph: fx.GraphModule, argument: object) -> float | None:
+    """The number that an operand is, or that a constant has everywhere."""
+    if isinstance(argument, int | float):
+        return argument
+    if isinstance(argument, fx.Node) and str(argument.target).startswith(CONSTANT):
+        constant: Tensor = getattr(graph, str(argument.target))
+        if constant.numel():
+            value: float = constant.flatten()[0].item()
+            return value if bool(constant.eq(value).all()) else None
+    return None

@@ -16,8 +16,11 @@ from pyro_vae.graphs.rewriting import (
     first,
     looks_like,
     looks_like_its_argument,
+    made_constant,
+    one_value,
     replace,
 )
+from pyro_vae.graphs.selecting import number_by_mask, number_in_a_part
 
 aten = torch.ops.aten
 _VIEWS = (
@@ -47,7 +50,6 @@ _NEW = (
     aten.zeros.default,
     aten.ones.default,
 )
-CONSTANT = "_constant_of_the_step_"
 
 
 def simplify(graph: fx.GraphModule) -> fx.GraphModule:
@@ -60,9 +62,10 @@ def simplify(graph: fx.GraphModule) -> fx.GraphModule:
         graph.recompile()
         return graph
     _fold_constants(graph)
-    while apply_rules(graph, _RULES) or merge_equal(graph):
-        pass
-    graph.graph.eliminate_dead_code(is_impure_node=has_effect)
+    changed = True
+    while changed:
+        graph.graph.eliminate_dead_code(is_impure_node=has_effect)
+        changed = apply_rules(graph, _RULES) or merge_equal(graph)
     graph.recompile()
     return graph
 
@@ -140,8 +143,12 @@ def _first_power(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 
 def _sum_with_zero(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    sums = node.target in _SUMS and _equals(graph, node.args[1], 0)
-    return first(node) if sums and looks_like_its_argument(node) else None
+    if node.target not in _SUMS:
+        return None
+    if _equals(graph, node.args[1], 0) and looks_like_its_argument(node):
+        return first(node)
+    from_zero = node.target is aten.add.Tensor and not node.kwargs and _equals(graph, node.args[0], 0)
+    return as_node(node.args[1]) if from_zero and looks_like(node, node.args[1]) else None
 
 
 def _join_of_one(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
@@ -186,6 +193,12 @@ def _normals_in_one(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return draw
 
 
+def _copy_of_all(_: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """``memory.copy_(x)``, once it is an operation that makes a new tensor."""
+    copied = node.target is aten.copy.default and looks_like(node, node.args[1])
+    return as_node(node.args[1]) if copied else None
+
+
 _RULES: tuple[Rule, ...] = (
     _view_of_the_same_shape,
     _transpose_of_a_transpose,
@@ -198,6 +211,9 @@ _RULES: tuple[Rule, ...] = (
     _only_piece_of_a_split,
     _sum_of_a_sum,
     _normals_in_one,
+    _copy_of_all,
+    number_in_a_part,
+    number_by_mask,
 )
 
 
@@ -228,11 +244,7 @@ def _fold_constants(graph: fx.GraphModule) -> None:
     for number, (node, value) in enumerate(known.items()):
         if all(user in known for user in node.users) or any(user.op == "output" for user in node.users):
             continue
-        graph.register_buffer(f"{CONSTANT}{number}", value, persistent=False)
-        with graph.graph.inserting_before(node):
-            constant = graph.graph.get_attr(f"{CONSTANT}{number}")
-        constant.meta = dict(node.meta)
-        replace(node, constant)
+        replace(node, made_constant(node, graph, str(number), value))
 
 
 def _value(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor | None:
@@ -264,9 +276,4 @@ def _undone(node: fx.Node, target: object) -> fx.Node | None:
 
 
 def _equals(graph: fx.GraphModule, argument: object, number: int) -> bool:
-    """Whether an operand is a number, or a constant tensor that has it everywhere."""
-    if isinstance(argument, int | float):
-        return argument == number
-    if isinstance(argument, fx.Node) and str(argument.target).startswith(CONSTANT):
-        return bool((getattr(graph, str(argument.target)) == number).all())
-    return False
+    return one_value(graph, argument) == number

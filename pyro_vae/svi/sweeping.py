@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from pyro_vae.pairs.minibatches import check_minibatches
 from pyro_vae.pairs.numbers import meant_as_floats
 from pyro_vae.pairs.parameters import bound, unbound
 from pyro_vae.pairs.running import check_support, float_dtype
+from pyro_vae.progress import progress_bar
 from pyro_vae.svi.arguments import check_options
 from pyro_vae.svi.engines.captured import CapturedSteps
 from pyro_vae.svi.engines.choice import build_pays
+from pyro_vae.svi.engines.eager import EagerSteps
 from pyro_vae.svi.engines.many_steps import MOST_BUILDS, NativeSteps
 from pyro_vae.svi.engines.native import NativeFunction
 from pyro_vae.svi.engines.optimizers import Optimization
@@ -73,7 +76,7 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
     2. **Processes**, where a ``joblib.parallel_config`` with more than one job is active: workers on this
        machine, with any of joblib's backends. For pairs that only run eagerly, as much is gained as there
        are cores.
-    3. One after another.
+    3. One after another, by one captured graph where the pairs of all seeds give its numbers.
 
     The log says why it is not threads.
 
@@ -112,7 +115,7 @@ def sweep(make_pair: MakePair, seeds: Sequence[int], data: Any, **options: Any) 
     _check_sweep(make_pair, seeds, options)
     seeds = list(seeds)
     try:
-        return _fit_on_threads(make_pair, seeds, data, options)
+        return _fit_together(make_pair, seeds, data, options)
     except CannotError as reason:
         logger.info("each seed is fitted by itself: %s", reason)
     return _fit_apart(make_pair, seeds, data, options)
@@ -189,8 +192,7 @@ class _SeedFit:
 
     def make_ready(self, first: "_SeedFit") -> None:
         """Have the functions for batches of all sizes, by the graphs of the first seed where they serve."""
-        mine, theirs = ([(n, p.shape, p.dtype) for n, p in f.task.parameters.items()] for f in (self, first))
-        if mine != theirs:
+        if not self.is_like(first):
             raise CannotError("make_pair gives pairs whose parameters differ in name or shape")
         self.captured.like = None if self is first else first.captured
         steps = SeedSteps(self.captured, self.seed)
@@ -198,14 +200,35 @@ class _SeedFit:
         steps.make_ready(self.batches.tensors, sorted(sizes - {0}))
         self.loop.chain.append(steps)
 
+    def run_in_turn(self, first: "_SeedFit", total: int, *, progress: bool) -> float:
+        """Take captured steps, by the graphs of the first seed where they serve, and return how many a
+        second. Pyro and torch's stream belong to this fit meanwhile, as in :func:`fit`."""
+        self.task.alone = nullcontext
+        self.captured.like = None if self is first or not self.is_like(first) else first.captured
+        self.loop.chain += [self.captured, EagerSteps(self.task)]
+        started = time.perf_counter()
+        with (
+            isolated(*self.pair, state=self.state, seed=self.seed),
+            progress_bar(total, f"fit of seed {self.seed}", enabled=progress) as show,
+        ):
+            told = [lambda record: show(record.step, f"loss {record.loss:.4g} nats")]
+            self.loop.run(self.batches, total, callbacks=told)
+        return total / max(time.perf_counter() - started, 1e-9)
+
+    def is_like(self, other: "_SeedFit") -> bool:
+        """Whether the pairs have parameters of the same names, shapes and types."""
+        mine, theirs = ([(n, p.shape, p.dtype) for n, p in f.task.parameters.items()] for f in (self, other))
+        return mine == theirs
+
     def result(self, steps_per_second: float) -> Fit:
         model, guide = (bound(program, self.state) for program in self.pair)
         loop, state = self.loop, self.state
         return Fit(model, guide, loop.recorder, self.seed, "cpu", loop.engine, steps_per_second, _state=state)
 
 
-def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:
-    """A loop for each seed, on as many threads as there are cores.
+def _fit_together(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:
+    """A loop for each seed, on as many threads as there are cores; where so few steps are not worth a build,
+    one after another by one captured graph.
 
     The generated function runs without Python's lock, so threads share the cores with nothing to wait for.
     Pyro runs before, when the graph is captured and compared with Pyro for every seed, and when it is
@@ -235,11 +258,18 @@ def _fit_on_threads(make_pair: MakePair, seeds: list[int], data: Any, options: d
 
     first = begun(seeds[0], pairs[0])
     total = fit_length(options.get("epochs"), options.get("steps"), len(first.batches))
-    if options.get("engine") != "native" and not build_pays(len(seeds) * total, first.flops):
-        raise CannotError(f"{len(seeds)} times {total} steps are not worth a build")
+    native = options.get("engine") == "native" or build_pays(len(seeds) * total, first.flops)
+    if not native:
+        reason = f"{len(seeds)} times {total} steps are not worth a build"
+        if _has_workers():
+            raise CannotError(reason)
+        logger.info("each seed is fitted by itself: %s", reason)
     with training_mode([program for pair in pairs for program in pair], training=True):
         with threads_for(first.flops):
             fits = [first, *map(begun, seeds[1:], pairs[1:])]
+            if not native:
+                progress = options.get("progress", True)
+                return [one.result(one.run_in_turn(first, total, progress=progress)) for one in fits]
             for one in fits:
                 one.make_ready(first)
         with ThreadPoolExecutor(min(len(fits), cores)) as threads:
@@ -317,12 +347,19 @@ def _trained_by(program: Program) -> Iterator[tuple[str, str, torch.Tensor]]:
             yield what, name, value
 
 
+def _has_workers() -> bool:
+    """Whether somebody configured more than one of joblib's processes."""
+    import joblib
+
+    return bool(joblib.effective_n_jobs(None) > 1)
+
+
 def _fit_apart(make_pair: MakePair, seeds: list[int], data: Any, options: dict[str, Any]) -> list[Fit]:
     """Each by :func:`fit`: in joblib's processes if somebody configured more than one, else one after
     another."""
     import joblib
 
-    if joblib.effective_n_jobs(None) == 1 or options.get("callbacks"):
+    if options.get("callbacks") or not _has_workers():
         fits: list[Fit] = []
         for seed in seeds:
             pair = seeded_pair(make_pair, seed)

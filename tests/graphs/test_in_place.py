@@ -39,6 +39,39 @@ def row_that_is_changed(x: Tensor) -> Tensor:
     return made
 
 
+def row_that_is_filled(x: Tensor) -> Tensor:
+    made = x * 2
+    made[..., 0] = 3.0
+    made[1:, -1] = x[0, 0]
+    return made.exp()
+
+
+def part_of_a_part(x: Tensor) -> Tensor:
+    made = x * 2
+    before = made.exp()
+    made[1:][..., 0] = x[1:, 1]
+    return before + made * made[1]
+
+
+def part_that_is_read_later(x: Tensor) -> Tensor:
+    made = x * 2
+    row = made[0]
+    row.mul_(3)
+    return row + made
+
+
+def view_of_what_a_part_is_of(x: Tensor) -> Tensor:
+    made = x * 2
+    transposed = made.t()
+    made[0] = 1.0
+    return transposed.exp()
+
+
+def part_of_an_input(x: Tensor) -> Tensor:
+    x[0] = 1.0
+    return x.exp()
+
+
 def value_before(x: Tensor) -> Tensor:
     made = x * 2
     before = made + 0
@@ -55,6 +88,11 @@ def value_before(x: Tensor) -> Tensor:
         (view_that_is_read_later, True),
         (change_of_an_input, True),
         (row_that_is_changed, True),
+        (row_that_is_filled, False),
+        (part_of_a_part, False),
+        (part_that_is_read_later, True),
+        (view_of_what_a_part_is_of, True),
+        (part_of_an_input, True),
     ],
 )
 def test_numbers_stay_and_only_own_tensors_are_rewritten(
@@ -79,3 +117,21 @@ def test_one_of_several_results_is_changed_in_place() -> None:
     assert not any(works_in_place(node) for node in graph.graph.nodes)
     x = torch.randn(4, 3)
     torch.testing.assert_close(graph(x)[0], function(x)[0])
+
+
+def test_the_gradient_of_parts_that_are_set_is_simplified() -> None:
+    """As in Pyro's splines: ``knots[..., 0] = lower``. Autograd reads and writes the memory by strides."""
+
+    def gradient(x: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            knots = x.cumsum(-1) * 1.0
+            knots[..., 0], knots[:, 2:] = -1.0, 4.0
+            product = knots * knots.exp()
+            product[:2, 1].mul_(x[:2, 0])
+            return torch.autograd.grad(product[..., :2].sin().sum(), [x])
+
+    graph = capture(gradient, [torch.randn(4, 3, dtype=torch.float64)])
+    assert not any(works_in_place(node) for node in graph.graph.nodes)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(graph(x)[0], gradient(x)[0], rtol=1e-14, atol=0)

@@ -95,3 +95,17 @@ def test_numbers_to_index_by_belong_to_no_input() -> None:
     order = torch.tensor([1, 0])
     graph = capture(lambda x: (torch.stack([x[i] * (k + 1) for k, i in enumerate(order)]),), [torch.ones(2)])
     assert graph(torch.tensor([3.0, 5.0]))[0].tolist() == [5.0, 6.0]
+
+
+def test_a_number_in_a_part_or_by_a_mask_is_one_choice() -> None:
+    def function(x: Tensor) -> tuple[Tensor]:
+        knots = x * 2
+        knots[..., 0], knots[1:] = -3.0, 3.0
+        knots[x > 0.5] = 7.0
+        return (knots,)
+
+    x, other = torch.randn(2, 4, 5)
+    graph = capture(function, [x])
+    operations = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert operations == ["aten.mul.Tensor", *["aten.where.self"] * 2, "aten.gt.Scalar", "aten.where.self"]
+    assert torch.equal(graph(other)[0], function(other)[0])

@@ -37,6 +37,8 @@ NOTHING_LEFT: dict[str, Callable[[Tensor], Tensor]] = {
     "plus 0": lambda x: x + 0,
     "minus 0": lambda x: x - 0.0,
     "plus zeros": lambda x: x + torch.zeros_like(x),
+    "zeros plus": lambda x: torch.zeros_like(x) + x,
+    "copied over": lambda x: aten.copy(torch.empty(4, 3, dtype=torch.float64), x),
     "joined alone": lambda x: torch.cat([x], 1),
     "split into one": lambda x: x.split([3], -1)[0],
     "all of them": lambda x: ((x * 1.0).view(4, 3).t().t() ** 1 + 0.0).neg().neg() / 1,

@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler as schedules
 from pyro_vae.guides import AmortizedNormal
 from pyro_vae.models import VAE
 from pyro_vae.svi import ELBO, Fit, NonFiniteError, fit, sweep
+from pyro_vae.svi.engines import captured as captured_engine
 from tests.svi.engines.native.cases import needs_compiler
 from tests.svi.engines.test_many_steps import conditional, with_zeros
 from tests.svi.pairs import PAIRS, Pair, observations
@@ -134,6 +135,40 @@ def test_other_seeds_are_fitted_one_by_one(
     assert reason in caplog.text
     for a, b in zip(fits, one_by_one(make, [1, 2], **options), strict=True):
         np.testing.assert_array_equal(a.history["loss"], b.history["loss"])
+
+
+def with_running_statistics() -> Pair:
+    model = VAE(nn.Linear(2, 6), 2, "bernoulli")
+    return Pair(model, AmortizedNormal(model, nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))))
+
+
+def of_odd_width() -> Pair:
+    width = int(torch.randint(1, 9, ())) * 2 + 1
+    model = VAE(nn.Sequential(nn.Linear(2, width), nn.Linear(width, 6)), 2, "bernoulli")
+    return Pair(model, AmortizedNormal(model, nn.Linear(6, 5)))
+
+
+@pytest.mark.parametrize(
+    ("make", "graphs"),
+    [(amortized, 1), (PAIRS["functions"], 1), (with_running_statistics, 2), (of_odd_width, 2)],
+)
+def test_short_fits_share_a_graph_where_it_gives_their_numbers(
+    make: Any, graphs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[Any] = []
+    capture = captured_engine.capture_step
+    monkeypatch.setattr(
+        captured_engine, "capture_step", lambda *given: captured.append(capture(*given)) or captured[-1]
+    )
+    options: dict[str, Any] = {"batch_size": 20}
+    fits = sweep(maker(make), [1, 2], observations(40), **{**OPTIONS, **options})
+    assert len(captured) == graphs
+    for a, b in zip(fits, one_by_one(make, [1, 2], **options), strict=True):
+        assert (a.engine, b.engine) == ("captured", "captured")
+        np.testing.assert_array_equal(a.history["loss"], b.history["loss"])
+        if isinstance(b.guide, nn.Module):
+            for p, q in zip(a.guide.state_dict().values(), b.guide.state_dict().values(), strict=True):
+                assert torch.equal(p, q)
 
 
 @pytest.mark.slow

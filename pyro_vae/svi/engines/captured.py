@@ -12,6 +12,7 @@ from pyro_vae.devices import forked_streams
 from pyro_vae.graphs.guards import Guard
 from pyro_vae.graphs.places import blamed
 from pyro_vae.graphs.replay import make_replay
+from pyro_vae.graphs.simplification import mutates
 from pyro_vae.pairs.isolation import modules_of, untouched_buffers
 from pyro_vae.pairs.settings import settings_of
 from pyro_vae.svi.engines.cuda import CudaRecorder
@@ -82,7 +83,8 @@ class CapturedSteps(EagerSteps):
             return
         places = [] if self._guard is None or now != self._settings else self._guard.changed()
         before, self._settings, self._verified_at = self._settings, now, plan.step
-        self._guard = self._looked_at()
+        if not same:  # a look around costs as much as three steps
+            self._guard = self._looked_at()
         task.weigh(plan.step)
         with task.alone():
             if self._agrees(known.replay, batch, gradients=False):
@@ -117,10 +119,14 @@ class CapturedSteps(EagerSteps):
         return Guard([self.task.model, self.task.guide, objective, getattr(objective, "elbo", None)])
 
     def _taken_over(self, batch: Batch) -> _Captured | None:
-        """The graph of an equal pair, if its numbers are those of this one."""
+        """The graph of an equal pair, if its numbers are those of this one and it changes no tensor: it would
+        be one of the other pair."""
         if self.like is None:
             return None
-        known = self._replayed(self.like.graph(batch))
+        graph = self.like.graph(batch)
+        if any(map(mutates, graph.graph.nodes)):
+            return None
+        known = self._replayed(graph)
         return known if self._agrees(known.replay, batch, gradients=True) else None
 
     def _made(self, batch: Batch) -> _Captured:
@@ -147,9 +153,9 @@ class CapturedSteps(EagerSteps):
     def _replayed(self, graph: fx.GraphModule) -> _Captured:
         code, leaves, kl_weight = make_replay(graph), self.task.leaves, self.task.kl_weight
 
-        @torch.no_grad()
         def replay(batch: Batch) -> Sequence[Tensor]:
-            return code(*leaves, kl_weight, *batch)
+            with torch.no_grad():
+                return code(*leaves, kl_weight, *batch)
 
         return _Captured(graph, replay)
 

@@ -44,7 +44,7 @@ class EagerSteps:
             return Taken([], 0)
         task.weigh(plan.step)
         # made ready before ranks exchange anything; an empty share of a batch needs none
-        gradients_of = self.gradients(batch) if len(batch[0]) else self.by_pyro
+        gradients_of = self.gradients(batch) if batch[0].shape[0] else self.by_pyro
         loss, kl, reconstruction, *gradients = task.ranks.total(gradients_of, batch)
         ahead.skip(1)
         norm = total_norm(gradients).to(loss.dtype)

@@ -112,7 +112,7 @@ class Ahead:
             epoch = self._batches
             if not isinstance(epoch, GatheredEpoch):
                 self._next = next(epoch, None)
-            elif len(rows := epoch.next_rows()):
+            elif (rows := epoch.next_rows()).shape[0]:
                 self._next = epoch.gather(rows)
         return self._next
 

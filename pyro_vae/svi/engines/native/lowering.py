@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.graphs.simplification import CONSTANT
+from pyro_vae.graphs.rewriting import CONSTANT
 from pyro_vae.svi.engines.native.formulas import FORMULAS, MASKS, fill_in
 from pyro_vae.svi.engines.native.inputs import WHOLE_NUMBERS, call_arguments, check_inputs, dtype_of
 from pyro_vae.svi.engines.native.normalization import layer_norm, layer_norm_backward
