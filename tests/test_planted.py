@@ -61,8 +61,8 @@ class TestLinks:
     def test_nothing_is_written_through_them(
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where a name is taken by a link, or by a second name of a file, what it leads to stays. The fits are
-        diagnosed anew, and what is found in them is what was."""
+        """Where a name is taken by a link, or by a second name of a file, what it leads to stays. The fits
+        are diagnosed anew, and what is found in them is what was."""
         for i, name in enumerate(PLANTED):
             (mine := tmp_path / f"mine-{i}").write_text("my thesis")
             (run / name).unlink(missing_ok=True)
