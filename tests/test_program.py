@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 from pyro_vae.study import Study, StudyConfig, refined_again, resume_study, run_study
+from tests.conftest import without_figures
 
 pytestmark = pytest.mark.arviz
 
@@ -82,7 +83,8 @@ def test_a_program_is_studied_to_the_end(here: Path) -> None:
 
 def test_a_program_that_was_changed_does_not_go_on_with_the_run(here: Path) -> None:
     config = StudyConfig("x.npy", ("logvar",), program="my_program.py:make_pair", **SMALL)  # type: ignore[arg-type]
-    run_study(config, out="run", progress=False)
+    with without_figures():
+        run_study(config, out="run", progress=False)
     (here / "run" / "diagnostics.nc").unlink()
     (here / "my_program.py").write_text(PROGRAM.replace("1.0).to_event(1), obs", "2.0).to_event(1), obs"))
     with pytest.raises(
