@@ -65,7 +65,11 @@ def _check_values(trace: Trace, batches: Batches, first: Batch) -> None:
 def _refuse_rows_without_plate(trace: Trace, rows: int, total: int) -> None:
     """A series, say, of which batches would take rows here and there; or observations in no plate beside a
     latent of all data, which they cannot be scaled against."""
-    observed = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and s["is_observed"]}
+    observed: dict[str, Any] = {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and torch.is_tensor(site["value"])
+    }
     if not observed or any(_in_plate_of(site, rows) for site in observed.values()):
         return
     of_all = [
@@ -81,7 +85,7 @@ def _refuse_rows_without_plate(trace: Trace, rows: int, total: int) -> None:
         )
 
 
-def _in_plate_of(site: dict[str, Any], rows: int) -> bool:
+def _in_plate_of(site: Any, rows: int) -> bool:
     return any(frame.vectorized and frame.size == rows for frame in site["cond_indep_stack"])
 
 
