@@ -124,9 +124,16 @@ def _rows_of(autoguide: Any, trace: Trace, rows: int) -> Iterator[tuple[str, Con
     plates."""
     prototype = getattr(autoguide, "prototype_trace", None)
     own = set(prototype.nodes) if prototype is not None else set()
+    # A plate of groups may have as many members as a batch has rows; the observed sites are in that of rows.
+    plates = {
+        frame.name
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and site["is_observed"]
+        for frame in site["cond_indep_stack"]
+    }
     for name, site in _latents(trace):
         for frame in site["cond_indep_stack"] if name in own else ():
-            if frame.vectorized and frame.size == rows:
+            if frame.vectorized and frame.size == rows and frame.name in plates:
                 yield name, frame
 
 

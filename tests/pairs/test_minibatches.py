@@ -68,6 +68,22 @@ def test_an_autoguide_of_local_latents() -> None:
         fit(local, AutoNormal(local), loader)
 
 
+def grouped(y: Tensor, group: Tensor) -> None:
+    with pyro.plate("groups", 10):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean[group], 1.0), obs=y)
+
+
+def test_a_plate_of_as_many_groups_as_a_batch_has_rows() -> None:
+    """Its latents are of all data, and are scaled against all of them."""
+    guide = AutoNormal(grouped)
+    fit(grouped, guide, (Y, torch.arange(20) // 2), batch_size=10, epochs=600, lr=0.02)
+    low, high = guide.quantiles([0.1587, 0.8413])["mean"]
+    sd = float(((high - low) / 2).mean())
+    assert abs(sd / 3**-0.5 - 1) < 0.15  # two rows of each group, and a batch alone would give 2 ** -0.5
+
+
 def means(x: Tensor) -> None:
     """A guide with a parameter for each row."""
     loc = pyro.param("loc", torch.zeros(len(x)))
