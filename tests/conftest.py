@@ -1,9 +1,11 @@
 """What every test starts from: float64, a fixed seed, validation on, an empty parameter store."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,12 +56,24 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> "Study":
         return run_study(config, out=folder / "run", progress=False)
 
 
+_PARSED: dict[str, Any] = {}
+"""By checksum, for :func:`_parsed_once`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """``make test ORDER=n``: files, and the tests of a file, in an order of chance, so that none needs those
     before it."""
     if order := int(os.environ.get("ORDER") or 0):
         chance, places = random.Random(order), dict[object, float]()
         items.sort(key=lambda item: (places.setdefault(item.path, chance.random()), chance.random()))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays, so the collector of garbage need not look at it again; and it comes less
+    often, since most of what tests make ends without it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @contextmanager
@@ -70,6 +84,37 @@ def without_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(completion, "draw_figures", lambda _folder, _findings: [])
         yield
+
+
+@pytest.fixture
+def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file of a run holds is worked out once for equal bytes; the bytes are read, their checksum is
+    looked at and they are inspected each time. Half a second for every run that a test opens."""
+    from pyro_vae.storage.inspection import require_harmless
+    from pyro_vae.storage.records import checksum, read_bytes
+    from pyro_vae.study import saved as of_studies
+    from pyro_vae.svi.state import saved as of_fits
+
+    def read(real: Any) -> Any:
+        def once(path: Path, sha256: str) -> Any:
+            require_harmless(read_bytes(path, sha256), path)
+            if sha256 not in _PARSED:
+                _PARSED[sha256] = real(path, sha256)
+            return _PARSED[sha256].copy(deep=True)
+
+        return once
+
+    def dataset_from(content: bytes, path: Path) -> Any:
+        require_harmless(content, path)
+        sha256 = checksum(content)
+        if sha256 not in _PARSED:
+            _PARSED[sha256] = real_dataset_from(content, path)
+        return _PARSED[sha256].copy(deep=True)
+
+    real_dataset_from = of_fits.dataset_from
+    monkeypatch.setattr(of_fits, "dataset_from", dataset_from)
+    for name in ("read_dataset", "read_tree"):
+        monkeypatch.setattr(of_studies, name, read(getattr(of_studies, name)))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,15 +7,19 @@ import pytest
 TOGETHER = {
     "tests/report/test_page.py": "digits",
     "tests/test_study.py": "digits",
-    "tests/svi/parallel/test_ranks.py": "ranks",
+    "tests/pairs/test_isolation.py": "small",
+    "tests/svi/parallel/test_ranks.py": "small",
+    "tests/test_benchmarks.py": "small",
     "tests/test_cli.py": "small",
     "tests/test_damage.py": "small",
+    "tests/test_dispatch.py": "dispatch",
     "tests/test_interruption.py": "small",
     "tests/test_planted.py": "small",
     "tests/test_printed.py": "small",
     "tests/test_runs.py": "small",
 }
-"""Files whose tests share what takes seconds to make, and so a worker."""
+"""Files whose tests share what takes seconds to make, a run or the process of ``processes.py``, and so a
+worker."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,10 +1,13 @@
 """The benchmark scripts start; what they measure is no test."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import Forked
 
 BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.py"))
 WORKERS = [
@@ -15,6 +18,13 @@ WORKERS = [
 ]
 
 
+def as_a_program(path: Path, *arguments: str) -> None:
+    """What ``python path arguments`` does once it has started."""
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+
+
 def printed(path: Path, *arguments: str) -> str:
     command = [sys.executable, str(path), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -22,7 +32,8 @@ def printed(path: Path, *arguments: str) -> str:
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_each_says_what_it_answers(path: Path) -> None:
-    said = printed(path, "--help")
+    code, said, errors = Forked(as_a_program, path, "--help").end()
+    assert code == 0, errors
     assert f"python benchmarks/{path.name}" in said
 
 

@@ -65,15 +65,7 @@ def test_the_shell_completes_choices(typed: str, offered: set[str]) -> None:
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
-    code = "from pyro_vae.cli import app; app(prog_name='pyro-vae')"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **asked},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = CliRunner(env=asked).invoke(app, [], prog_name="pyro-vae")
     assert set(done.stdout.split()) == offered
 
 
@@ -127,21 +119,32 @@ def test_a_long_command_is_folded_and_still_the_same_command(tmp_path: Path) -> 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX's")
 def test_on_a_terminal_of_80_columns_lines_end_between_words(tmp_path: Path) -> None:
     """The table of scale maps, the help, and a sentence of refusal, as a terminal gets them."""
-    said = [
-        on_terminal(*words, cwd=tmp_path) for words in (["scales"], ["compare", "--help"], ["fit", "digitz"])
-    ]
+    said = on_terminal("scales", "compare --help", "fit digitz", cwd=tmp_path)
+    assert [len(text.splitlines()) > 1 for text in said] == [True] * 3
     assert [line for text in said for line in text.splitlines() if len(line) > 80] == []
     refused = said[2].split()
     assert refused[:2] == ["pyro-vae:", "'digitz'"]
     assert "'digits'?" in refused  # the last word, whole
 
 
-def on_terminal(*words: str, cwd: Path) -> str:
-    """What the command writes on a terminal of 80 columns, without its colours."""
+SEVERAL = """
+import sys
+from pyro_vae.cli import main
+for words in sys.argv[1:]:
+    sys.argv = ["pyro-vae", *words.split()]
+    try:
+        main()
+    except SystemExit:
+        print(end="\\f", flush=True)
+"""
+
+
+def on_terminal(*commands: str, cwd: Path) -> list[str]:
+    """What each command writes on a terminal of 80 columns, without its colours."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
     with subprocess.Popen(
-        [sys.executable, "-m", "pyro_vae", *words],
+        [sys.executable, "-c", SEVERAL, *commands],
         cwd=cwd,
         env=environment,
         stdin=theirs,
@@ -160,4 +163,5 @@ def on_terminal(*words: str, cwd: Path) -> str:
             said += part
         process.wait(timeout=60)
     os.close(ours)
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode()).replace("\r\n", "\n")
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode()).replace("\r\n", "\n")
+    return plain.split("\f")[: len(commands)]

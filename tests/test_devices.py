@@ -255,7 +255,7 @@ def test_a_captured_step_is_on_the_device_and_equals_eager() -> None:
                 rows(10),
                 engine=engine,
                 batch_size=4,
-                steps=6,
+                steps=4,
                 validation=rows(),
                 max_norm=1.0,
             )
@@ -360,7 +360,7 @@ def test_references() -> None:
     exact = pyro_vae.reference_posterior(model, rows(2), draws=20)
     assert np.isfinite(exact.posterior["z"].values).all()
     with pytest.raises(ValueError, match="NUTS has not converged"):  # so it ran
-        pyro_vae.reference_posterior(model, rows(2), method="nuts", draws=10, warmup=5)
+        pyro_vae.reference_posterior(model, rows(2), method="nuts", draws=10, warmup=5, chains=2)
 
 
 # Where the user has set a default device

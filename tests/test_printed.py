@@ -19,6 +19,7 @@ from pyro_vae.storage.records import write_record
 from pyro_vae.study import Study
 from tests import processes
 
+pytestmark = pytest.mark.usefixtures("_parsed_once")
 NAMES = ("[b]bold[/b] :smile: [red on σ", "[/x]", "\x1b[31mred\na\udcff\udcfe\u202eevil")
 
 

@@ -1,8 +1,7 @@
-"""What becomes of runs: guides that fail, fits that are diagnosed anew, and folders that hold one already."""
+"""What becomes of runs: guides that fail, and folders that hold one already."""
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import xarray as xr
 
 import pyro_vae.study.completion
 from pyro_vae import Fit
-from pyro_vae.study import Study, StudyConfig, diagnose_again, run_study
+from pyro_vae.study import Study, StudyConfig, run_study
 from pyro_vae.svi import NonFiniteError
 from tests import conftest
 
@@ -105,15 +103,6 @@ def test_guides_that_fail_are_left_out_by_name(
         run_study(unfitted, out=tmp_path / "none", progress=False)
     with pytest.raises(NonFiniteError, match=r"logstd, seed 0: the ELBO of 2 of 12 .* run away"):
         run_study(run_away, out=tmp_path / "no", progress=False)
-
-
-def test_the_fits_are_diagnosed_anew(small_study: Study, tmp_path: Path) -> None:
-    study, copy = small_study, Path(shutil.copytree(small_study.folder, tmp_path / "copy"))
-    same = diagnose_again(Study.load(copy), progress=False)
-    np.testing.assert_allclose(
-        same.diagnostics["log_evidence"], study.diagnostics["log_evidence"], rtol=1e-10
-    )
-    xr.testing.assert_identical(Study.load(copy).diagnostics, same.diagnostics)
 
 
 class TestWhatIsThere:

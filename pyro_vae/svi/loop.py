@@ -76,7 +76,8 @@ class Loop:
         if self.step and self._bad_in_a_row == self.step:
             raise NonFiniteError(
                 f"none of the steps was finite ({self.step}), and the parameters are those of the start; try "
-                "a smaller lr, data scaled to unit size, or other starting values"
+                "a smaller lr, data scaled to unit size (counts: by log1p in the encoder), or other starting "
+                "values"
             )
 
     @property

@@ -17,8 +17,8 @@ from pyro_vae.pairs.isolation import Program, owner
 from pyro_vae.pairs.support import refuse_impossible
 
 REMEDY = (
-    "try a smaller lr, max_norm=10.0 to clip gradients, data scaled to unit size, "
-    "or a scale map that grows slowly ('softplus')"
+    "try a smaller lr, max_norm=10.0 to clip gradients, data scaled to unit size (counts: by log1p in the "
+    "encoder), or a scale map that grows slowly ('softplus')"
 )
 
 

@@ -1,10 +1,11 @@
 """What ``isolated`` keeps apart."""
 
 import logging
-import subprocess
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +24,7 @@ from pyro_vae.pairs.isolation import (
     untouched_buffers,
 )
 from pyro_vae.svi import fit
+from tests.processes import Forked
 from tests.svi.pairs import PAIRS, TutorialVAE, observations
 
 
@@ -117,52 +119,51 @@ def test_a_thread_that_waits_says_so(
     assert "this thread waits for another that runs a model" in caplog.text
 
 
-FORKED = """
-import os, sys, threading
-import pyro, torch
-from pyro_vae.svi import fit
-from tests.svi.pairs import PAIRS, observations
+def fork_while_another_thread_fits() -> None:
+    """Exits with 0 if fits of the child are those that were made before the other thread began."""
 
-def fitted(engine):
-    torch.manual_seed(1)
-    pair = PAIRS["normal"]()
-    options = {"device": "cpu", "engine": engine, "epochs": 2, "batch_size": 8, "progress": False}
-    return fit(pair.model, pair.guide, observations(32), **options)
+    def fitted(engine: str) -> list[float]:
+        torch.manual_seed(1)
+        pair = PAIRS["normal"]()
+        options: dict[str, Any] = {"device": "cpu", "epochs": 2, "batch_size": 8, "progress": False}
+        done = fit(pair.model, pair.guide, observations(32), engine=engine, **options)
+        losses: list[float] = done.history["loss"].values.tolist()
+        return losses
 
-pyro.param("mine", torch.ones(3))
-engines = ("eager", "captured")
-alone = [fitted(engine).history["loss"].values.tolist() for engine in engines]
-begun, enough = threading.Event(), threading.Event()
+    pyro.param("mine", torch.ones(3))
+    engines = ("eager", "captured")
+    alone = [fitted(engine) for engine in engines]
+    begun, enough = threading.Event(), threading.Event()
 
-def wait(record):
-    begun.set()
-    enough.wait()
+    def wait(_: object) -> None:
+        begun.set()
+        enough.wait()
 
-def other():
-    torch.manual_seed(2)
-    pair = PAIRS["functions"]()
-    fit(pair.model, pair.guide, observations(16), epochs=1, progress=False, callbacks=[wait], device="cpu")
+    def other() -> None:
+        torch.manual_seed(2)
+        pair = PAIRS["functions"]()
+        fit(
+            pair.model, pair.guide, observations(16), epochs=1, progress=False, callbacks=[wait], device="cpu"
+        )
 
-thread = threading.Thread(target=other)
-thread.start()
-begun.wait()
-child = os.fork()
-if child == 0:
-    same = list(pyro.get_param_store()) == ["mine"]
-    same &= [fitted(engine).history["loss"].values.tolist() for engine in engines] == alone
-    os._exit(0 if same and list(pyro.get_param_store()) == ["mine"] else 3)
-_, status = os.waitpid(child, 0)
-enough.set()
-thread.join()
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    if child == 0:
+        same = list(pyro.get_param_store()) == ["mine"]
+        same &= [fitted(engine) for engine in engines] == alone
+        os._exit(0 if same and list(pyro.get_param_store()) == ["mine"] else 3)
+    _, status = os.waitpid(child, 0)
+    enough.set()
+    thread.join()
+    sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def test_a_child_that_is_forked_while_another_thread_fits_does_not_wait_for_it() -> None:
     """And its fit is the one that it is alone, with the user's own store around it."""
-    command = [sys.executable, "-W", "ignore", "-c", FORKED]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
+    code, _, errors = Forked(fork_while_another_thread_fits).end()
+    assert code == 0, errors
 
 
 def test_expanded_buffers_are_left_alone_and_others_given_back() -> None:

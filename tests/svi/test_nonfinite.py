@@ -67,7 +67,7 @@ def test_huge_data_are_the_same_to_every_engine(likelihood: str, factor: float) 
         pair = digits_pair("softplus", likelihoods.get(likelihood))
         told.append(refusal(*pair, DIGITS * factor, engine=engine))
     assert told[0] == told[1] == told[2]
-    assert "data scaled to unit size" in told[0]
+    assert "data scaled to unit size (counts: by log1p in the encoder)" in told[0]
 
 
 def test_data_scaled_by_a_million() -> None:
@@ -75,7 +75,7 @@ def test_data_scaled_by_a_million() -> None:
     assert "the guide's site 'z' has " in message
     assert "(raw = " in message
     assert "σ = inf" in message
-    assert "data scaled to unit size" in message
+    assert "data scaled to unit size (counts: by log1p in the encoder)" in message
 
 
 def in_a_step(module: nn.Module) -> bool:

@@ -105,7 +105,7 @@ def test_only_who_looks_at_the_history_waits_for_xarray() -> None:
         import sys, torch, pyro_vae
         model = pyro_vae.models.VAE(torch.nn.Linear(2, 5), 2, "normal")
         guide = pyro_vae.guides.AmortizedNormal(model, torch.nn.Linear(5, 8))
-        fitted = pyro_vae.fit(model, guide, torch.randn(8, 5), steps=3, progress=False)
+        fitted = pyro_vae.fit(model, guide, torch.randn(8, 5), steps=3, engine="eager", progress=False)
         early = "xarray" in sys.modules
         print(early, fitted.history.sizes["step"], fitted.history is fitted.history)
     """

@@ -122,9 +122,11 @@ def test_a_step_that_is_not_finite_changes_nothing_and_three_end_the_run() -> No
     assert float(optimizer.state[made.parameters[0]]["step"]) == 1
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky-relu", "elu", "softplus", "gelu", "silu", "tanh"])
-def test_nan_passes_through_activations(activation: str) -> None:
-    made = dataclasses.replace(CASE, activation=activation).make()
+def test_nan_passes_through_activations() -> None:
+    """One after the other: any that gives a number for NaN hides it from those behind it."""
+    made = CASE.make()
+    activations = (nn.ReLU(), nn.LeakyReLU(), nn.ELU(), nn.Softplus(), nn.GELU(), nn.SiLU(), nn.Tanh())
+    made.guide.encoder = nn.Sequential(made.guide.encoder, *activations)
     data = torch.full_like(made.data, math.nan)
     given = made.native(adam(made.parameters)).run((data,), made.index(1), ones(1))
     assert bool(given.bad[0])
