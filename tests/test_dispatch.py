@@ -1,5 +1,6 @@
 """Jobs and studies on joblib's workers: the same results, wherever they run and whoever is lost."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -13,14 +14,17 @@ import joblib
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from safetensors.torch import load_file
 
 from pyro_vae.run_folder import RunFolder
-from pyro_vae.study import StudyConfig, fits
+from pyro_vae.study import StudyConfig, fits, phases
 from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.material import Material
+from pyro_vae.study.measures import measure_fit
 from pyro_vae.study.pairs import split_data
+from pyro_vae.study.saved import Parts
 from pyro_vae.study.sentences import SPEAKERS
 from pyro_vae.svi import NonFiniteError
 from pyro_vae.svi.engines.steps import CannotError
@@ -119,6 +123,40 @@ def test_fits_on_workers_are_the_fits_of_this_process(
         assert fitted(tmp_path / "there", TASKS) == {}
     assert_same_fits(tmp_path / "here", tmp_path / "there")
     assert "epochs: 8 of 8" in caplog.text
+
+
+@pytest.mark.slow
+def test_measures_on_workers_are_those_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kept among the run's parts, where the examination finds them; what no worker can do is done here."""
+    from pyro_vae import data
+
+    train, held_out = split_data(data.load("digits"), 0.9)
+    few = dataclasses.replace(held_out, x=held_out.x[:20], y=None)
+    material = Material(dataclasses.replace(CONFIG, draws=100), "cpu", "digits", train, few, "", {})
+    assert fitted(tmp_path, TASKS[:2]) == {}
+    folder, parts = RunFolder(tmp_path), Parts(tmp_path / "parts", {"draws": 100})
+    monkeypatch.setattr(phases, "WORTH_WORKERS", 0)
+    shown: list[Any] = []
+
+    def show(done: int, note: str) -> None:
+        shown.append(done)
+
+    with caplog.at_level(logging.INFO, "pyro_vae"), monkeypatch.context() as patched:
+        patched.setattr("torch.get_num_threads", lambda: 2)
+        phases._measure_on_workers(material, folder, TASKS[:2], parts, show, 4)
+        phases._measure_on_workers(material, folder, TASKS[2:], parts, show, 4)  # which are not fitted
+    assert shown == [3, 4]
+    assert "one after another: FileNotFoundError" in caplog.text
+    assert not parts.has("abs-1")
+    for task in TASKS[:2]:
+        assert parts.has(f"{task.guide}-{task.seed}")
+        kept = parts.get(f"{task.guide}-{task.seed}", dict)
+        here = measure_fit(phases.load_fit(material, folder, task.guide, task.seed), material, task.seed)
+        assert kept.keys() == here.keys()
+        for name, measured in here.items():
+            xr.testing.assert_allclose(kept[name], measured, rtol=1e-3, atol=1e-3)
 
 
 def test_a_guide_that_fails_on_a_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

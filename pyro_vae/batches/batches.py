@@ -92,7 +92,8 @@ class ArrayBatches:
     """Batches of tensors, gathered on their device, and of arrays in files, read one batch after the other.
 
     The order is a permutation drawn from a generator of its own, so the noise of the fit does not depend on
-    how data are shuffled.
+    how data are shuffled. A batch of all the data is in their own order: a guide may have a parameter for
+    each row, and rows may be a series.
 
     Parameters
     ----------
@@ -125,7 +126,10 @@ class ArrayBatches:
         return tuple(part[: self.batch_size : self.ranks] for part in self.rows)
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        order = epoch_order(self.observations, self.seed, index)
+        if self.batch_size == self.observations:
+            order = torch.arange(self.observations)
+        else:
+            order = epoch_order(self.observations, self.seed, index)
         tensors = self.tensors
         if tensors and self.ranks == 1:
             return GatheredEpoch(tensors, order.to(tensors[0].device), self.batch_size)
@@ -210,21 +214,22 @@ def as_batches(
     if isinstance(data, DrawnAnew):
         data, check = data.tensors, None  # what is drawn is looked at by nobody, and it is not these
     elif isinstance(data, Dataset):
-        _require_length(data)
-        return LoaderBatches(DataLoader(data, batch_size, shuffle=True), device, dtype, seed, floats, check)
+        loader = DataLoader(data, batch_size, shuffle=batch_size < _require_length(data))
+        return LoaderBatches(loader, device, dtype, seed, floats, check)
     rows = as_rows(data, device=device, dtype=dtype, floats=floats)
     if check is not None:
         check_rows(check, rows[0], "data")
     return ArrayBatches(rows, batch_size, seed)
 
 
-def _require_length(dataset: Any) -> None:
+def _require_length(dataset: Any) -> int:
     try:
-        length = len(dataset)
+        length: int = len(dataset)
     except TypeError:
         raise TypeError(f"data is {kind(dataset)} without a length; define __len__") from None
     if length == 0:
         raise ValueError(f"data is {kind(dataset)} of length 0, so there is no observation in it")
+    return length
 
 
 def epoch_order(observations: int, seed: int, epoch: int) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from pyro_vae.batches.batches import Batch, Batches, LoaderBatches
 from pyro_vae.devices import forked_streams, making_tensors_on
@@ -27,8 +28,8 @@ def check_minibatches(
 
     ``anew`` says that the first batch was drawn from the data and is not a part of them. Raises ValueError if
     a row of the data has no density; if data come in several batches and the guide has parameters for the
-    rows of one of them, or draws another subsample than the model; or if the pair does not take a last batch
-    that is smaller.
+    rows of one of them, or for rows that a loader shuffles, or draws another subsample than the model; if no
+    plate says that rows are independent; or if the pair does not take a last batch that is smaller.
 
     Returns
     -------
@@ -41,7 +42,11 @@ def check_minibatches(
         _check_values(trace, batches, first)
     total, rows = batches.observations, len(first[0])
     if total <= rows:
+        if _shuffles(batches):
+            for autoguide in _autoguides(guide):
+                _refuse_shuffled_rows(autoguide, trace, rows)
         return None
+    _refuse_rows_without_plate(trace, rows, total)
     for autoguide in _autoguides(guide):
         _refuse_local_parameters(autoguide, trace, rows, total)
     _refuse_smaller_batch(model, guide, batches, first)
@@ -55,6 +60,33 @@ def _check_values(trace: Trace, batches: Batches, first: Batch) -> None:
         batches.observed = tuple(observed_parts(trace, first))
     else:
         check_observed(trace, first, getattr(batches, "rows", ()))
+
+
+def _refuse_rows_without_plate(trace: Trace, rows: int, total: int) -> None:
+    """A series, say, of which batches would take rows here and there; or observations in no plate beside a
+    latent of all data, which they cannot be scaled against."""
+    observed: dict[str, Any] = {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and torch.is_tensor(site["value"])
+    }
+    if not observed or any(_in_plate_of(site, rows) for site in observed.values()):
+        return
+    of_all = [
+        n for n, site in _latents(trace) if not _in_plate_of(site, rows) and rows not in site["value"].shape
+    ]
+    if of_all or all(rows not in site["value"].shape for site in observed.values()):
+        beside = f", beside latent {of_all[0]!r} of all data" if of_all else ""
+        raise ValueError(
+            f"batch_size is {rows}, and observed site {next(iter(observed))!r} is in no plate of that size"
+            f"{beside}: nothing says that the {total} observations are independent of each other; give "
+            f"batch_size={total}, which keeps them in their order, or write the site in "
+            "`with pyro.plate('data', len(x)):`"
+        )
+
+
+def _in_plate_of(site: Any, rows: int) -> bool:
+    return any(frame.vectorized and frame.size == rows for frame in site["cond_indep_stack"])
 
 
 def _latents(trace: Trace) -> Iterator[tuple[str, Any]]:
@@ -82,26 +114,52 @@ def _autoguides(guide: Program) -> list[Any]:
     return [p for p in parts if isinstance(p, AutoGuide) and not isinstance(p, LocalGuide | AutoGuideList)]
 
 
-def _refuse_local_parameters(autoguide: Any, trace: Trace, rows: int, total: int) -> None:
-    kind = type(autoguide).__name__
+def _shuffles(batches: Batches) -> bool:
+    loader = getattr(batches, "loader", None)
+    return isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler)
+
+
+def _rows_of(autoguide: Any, trace: Trace, rows: int) -> Iterator[tuple[str, CondIndepStackFrame]]:
+    """The latents with a value for each row of a batch that this guide has parameters for, and their
+    plates."""
     prototype = getattr(autoguide, "prototype_trace", None)
     own = set(prototype.nodes) if prototype is not None else set()
+    # A plate of groups may have as many members as a batch has rows; the observed sites are in that of rows.
+    plates = {
+        frame.name
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and site["is_observed"]
+        for frame in site["cond_indep_stack"]
+    }
     for name, site in _latents(trace):
         for frame in site["cond_indep_stack"] if name in own else ():
-            if not frame.vectorized or frame.size != rows:
-                continue
-            if frame.full_size == frame.size:
-                raise ValueError(
-                    f"{kind} has parameters of its own for each row of latent {name!r}, and a batch has "
-                    f"{rows} of the {total} rows; give batch_size={total}, or a guide that takes new data, "
-                    "AmortizedNormal(model, encoder)"
-                )
-            if autoguide.create_plates is None and frame.name not in trace.nodes:
-                raise ValueError(
-                    f"the model is given its subsample of plate {frame.name!r}, and {kind} draws another "
-                    f"one; give the guide the same, {kind}(model, create_plates=lambda x, rows: "
-                    f"pyro.plate({frame.name!r}, {frame.full_size}, subsample=rows))"
-                )
+            if frame.vectorized and frame.size == rows and frame.name in plates:
+                yield name, frame
+
+
+def _refuse_shuffled_rows(autoguide: Any, trace: Trace, rows: int) -> None:
+    for name, _ in _rows_of(autoguide, trace, rows):
+        raise ValueError(
+            f"data is a DataLoader that shuffles, and {type(autoguide).__name__} has parameters of its own "
+            f"for each row of latent {name!r}; give shuffle=False"
+        )
+
+
+def _refuse_local_parameters(autoguide: Any, trace: Trace, rows: int, total: int) -> None:
+    kind = type(autoguide).__name__
+    for name, frame in _rows_of(autoguide, trace, rows):
+        if frame.full_size == frame.size:
+            raise ValueError(
+                f"{kind} has parameters of its own for each row of latent {name!r}, and a batch has "
+                f"{rows} of the {total} rows; give batch_size={total}, or a guide that takes new data, "
+                "AmortizedNormal(model, encoder)"
+            )
+        if autoguide.create_plates is None and frame.name not in trace.nodes:
+            raise ValueError(
+                f"the model is given its subsample of plate {frame.name!r}, and {kind} draws another "
+                f"one; give the guide the same, {kind}(model, create_plates=lambda x, rows: "
+                f"pyro.plate({frame.name!r}, {frame.full_size}, subsample=rows))"
+            )
 
 
 def _refuse_smaller_batch(model: Program, guide: Program, batches: Batches, first: Batch) -> None:

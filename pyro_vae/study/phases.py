@@ -5,20 +5,24 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import joblib
 import numpy as np
+import torch
 
 from pyro_vae.data import DataSet
+from pyro_vae.devices import resolve_device
 from pyro_vae.pairs.isolation import modules_of
-from pyro_vae.progress import progress_bar
+from pyro_vae.progress import Show, progress_bar
 from pyro_vae.report.findings import MEASURES, REFINED, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.inspection import inspect_files
+from pyro_vae.study.dispatch import finished_jobs
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.material import Material
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
 from pyro_vae.study.pairs import make_pair
 from pyro_vae.study.saved import Parts
-from pyro_vae.study.sentences import each_once
+from pyro_vae.study.sentences import Sentence, each_once, say, taken_along
 from pyro_vae.svi import Fit, NonFiniteError
 from pyro_vae.svi.state.saved import HISTORY, settle
 
@@ -26,6 +30,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
 logger = logging.getLogger(__name__)
+
+WORTH_WORKERS = 1_000_000
+"""Draws of held-out observations, of all fits that are measured: some 20 seconds. Workers start in four."""
+
+MOST_WORKERS = 4
+"""Each has a copy of torch in memory."""
 
 
 def fit_missing(
@@ -94,6 +104,13 @@ def examine(
     first = {name: by_seed[0] for name, by_seed in fits.items()}
     total = sum(map(len, fits.values()))
     with each_once(), progress_bar(total, "diagnosing", enabled=progress) as show:
+        missing = [
+            Task(name, seed)
+            for seed in range(config.seeds)
+            for name in fits
+            if not parts.has(f"{name}-{seed}")
+        ]
+        _measure_on_workers(material, folder, missing, parts, show, total)
         for seed in range(config.seeds):
             for name, by_seed in fits.items():
                 measure = functools.partial(measure_fit, by_seed[seed], material, seed)
@@ -121,6 +138,35 @@ def examine(
         failures={**failures, **run_away},
         **{measure: combine(measured, measure) for measure in (*MEASURES, *REFINED)},
     )
+
+
+def _measure_on_workers(
+    material: Material, folder: RunFolder, missing: Sequence[Task], parts: Parts, show: Show, total: int
+) -> None:
+    """Measure fits at the same time, each on a core of its own, where there are several cores and much to do.
+
+    What a worker cannot do is left to this process, where its error is a proper one.
+    """
+    rows = len(missing) * len(material.held_out.x) * material.config.draws
+    workers = min(torch.get_num_threads(), len(missing), MOST_WORKERS)
+    if workers < 2 or rows < WORTH_WORKERS or resolve_device(material.device).type != "cpu":
+        return
+    try:
+        with joblib.parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
+            jobs = finished_jobs(_measure_from_afar, missing, material, folder, parts)
+            for done, (task, said) in enumerate(jobs, 1):
+                say(said)
+                show(total - len(missing) + done, str(task))
+    except Exception as error:
+        logger.info("fits are measured one after another: %r", error)
+
+
+def _measure_from_afar(task: Task, material: Material, folder: RunFolder, parts: Parts) -> Sequence[Sentence]:
+    """On a worker: what a fit's measures said; they lie among the parts then."""
+    with taken_along() as said:
+        fitted = load_fit(material, folder, task.guide, task.seed)
+        parts.get(f"{task.guide}-{task.seed}", functools.partial(measure_fit, fitted, material, task.seed))
+    return said
 
 
 def _observe_rows(posteriors: "Mapping[str, xr.DataTree]", held_out: DataSet) -> bool:

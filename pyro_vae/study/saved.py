@@ -123,18 +123,31 @@ class Parts:
         differ."""
         import xarray as xr
 
-        path, note = self.folder / f"{name}.nc", self.folder / f"{name}.json"
+        path, note = self._files(name)
         try:
-            kept = read_record(note, PARTS_SCHEMA)
-            if kept["asked"] != dict(self.asked):
-                raise ValueError("it was made otherwise")
-            tree = read_tree(path, str(kept["content"]))
+            tree = read_tree(path, self._content(note))
         except (FileNotFoundError, ValueError, KeyError):
             self.folder.mkdir(exist_ok=True)
             content = write_netcdf(xr.DataTree.from_dict(dict(make())), path)
             write_record(note, {"schema": PARTS_SCHEMA, "asked": dict(self.asked), "content": content})
             tree = read_tree(path, content)
         return {str(key): child.to_dataset() for key, child in tree.children.items()}
+
+    def has(self, name: str) -> bool:
+        """Whether data sets of this name are noted as kept."""
+        try:
+            return bool(self._content(self._files(name)[1]))
+        except (FileNotFoundError, ValueError, KeyError):
+            return False
+
+    def _files(self, name: str) -> tuple[Path, Path]:
+        return self.folder / f"{name}.nc", self.folder / f"{name}.json"
+
+    def _content(self, note: Path) -> str:
+        kept = read_record(note, PARTS_SCHEMA)
+        if kept["asked"] != dict(self.asked):
+            raise ValueError("it was made otherwise")
+        return str(kept["content"])
 
     def clear(self) -> None:
         """Remove them all."""

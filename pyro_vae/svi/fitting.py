@@ -91,7 +91,8 @@ def fit(
         How long: passes over the data, or optimizer steps; 100 epochs if neither is given, the earlier end if
         both are.
     batch_size
-        Observations per step; the last batch of an epoch may be smaller.
+        Observations per step; the last batch of an epoch may be smaller. A batch of all the data keeps them
+        in their order, for guides with a parameter for each row and for series.
     lr, optimizer
         The learning rate, and a factory such as ``torch.optim.AdamW`` that is called as ``optimizer(groups,
         lr=lr)``. By default Adam.

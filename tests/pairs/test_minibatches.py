@@ -63,7 +63,95 @@ def test_an_autoguide_of_local_latents() -> None:
     guide = AutoNormal(local)
     with pytest.raises(ValueError, match=r"AutoNormal has parameters of its own.*batch_size=20"):
         fit(local, guide, Y, batch_size=10)
-    fit(local, AutoNormal(local), Y, batch_size=20)
+    loader = DataLoader(TensorDataset(Y), batch_size=20, shuffle=True)
+    with pytest.raises(ValueError, match=r"DataLoader that shuffles, and AutoNormal .*give shuffle=False"):
+        fit(local, AutoNormal(local), loader)
+
+
+def grouped(y: Tensor, group: Tensor) -> None:
+    with pyro.plate("groups", 10):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean[group], 1.0), obs=y)
+
+
+def test_a_plate_of_as_many_groups_as_a_batch_has_rows() -> None:
+    """Its latents are of all data, and are scaled against all of them."""
+    guide = AutoNormal(grouped)
+    fit(grouped, guide, (Y, torch.arange(20) // 2), batch_size=10, epochs=600, lr=0.02)
+    low, high = guide.quantiles([0.1587, 0.8413])["mean"]
+    sd = float(((high - low) / 2).mean())
+    assert abs(sd / 3**-0.5 - 1) < 0.15  # two rows of each group, and a batch alone would give 2 ** -0.5
+
+
+def means(x: Tensor) -> None:
+    """A guide with a parameter for each row."""
+    loc = pyro.param("loc", torch.zeros(len(x)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+@pytest.mark.parametrize("make", [lambda: means, lambda: AutoNormal(local)], ids=["function", "AutoNormal"])
+@pytest.mark.parametrize("source", [lambda y: y, TensorDataset], ids=["tensor", "data set"])
+def test_a_batch_of_all_data_keeps_each_row_beside_its_parameter(engine: str, make: Any, source: Any) -> None:
+    """A row's posterior is N(y / 2, 1 / 2); in another order at every epoch, all rows got their mean's."""
+    fitted = fit(local, make(), source(Y), batch_size=20, epochs=300, lr=0.05, engine=engine)
+    with torch.no_grad():
+        draws = [pyro.poutine.trace(fitted.guide).get_trace(Y).nodes["z"]["value"] for _ in range(400)]
+    off = torch.stack(draws).mean(0) - Y / 2
+    assert float(off.square().mean()) < 0.1 * float((Y / 2).var())
+
+
+def series(x: Tensor) -> None:
+    phi = pyro.sample("phi", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(phi * x[:-1], 1.0).to_event(1), obs=x[1:])
+
+
+def series_in_a_plate(x: Tensor) -> None:
+    phi = pyro.sample("phi", dist.Normal(0.0, 1.0))
+    with pyro.plate("time", len(x) - 1):
+        pyro.sample("x", dist.Normal(phi * x[:-1], 1.0), obs=x[1:])
+
+
+def series_step_by_step(x: Tensor) -> None:
+    phi = pyro.sample("phi", dist.Normal(0.0, 1.0))
+    for t in range(1, len(x)):
+        pyro.sample(f"x{t}", dist.Normal(phi * x[t - 1], 1.0), obs=x[t])
+
+
+def series_without_latents(x: Tensor) -> None:
+    phi = pyro.param("phi", torch.tensor(0.0))
+    pyro.sample("x", dist.Normal(phi * x[:-1], 1.0).to_event(1), obs=x[1:])
+
+
+def regression_without_plate(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ w, 0.2).to_event(1), obs=y)
+
+
+SERIES = torch.linspace(-1.0, 2.0, 60).exp()
+"""Each value is 1.052 times the one before."""
+
+
+@pytest.mark.parametrize("model", [series, series_in_a_plate, series_step_by_step])
+def test_a_series_is_not_fitted_in_pieces_of_rows_here_and_there(model: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"in no plate of that size, beside latent 'phi'.*give batch_size=60"
+    ):
+        fit(model, AutoNormal(model), SERIES, batch_size=20)
+    if model is not series_step_by_step:
+        guide = AutoNormal(model)
+        fit(model, guide, SERIES, batch_size=60, epochs=400, lr=0.05)
+        slope = float((SERIES[1:] * SERIES[:-1]).sum() / (1 + SERIES[:-1].square().sum()))
+        assert abs(float(guide.median()["phi"]) - slope) < 0.1  # ten times the posterior's standard deviation
+
+
+def test_rows_that_no_plate_declares_independent_come_as_a_whole() -> None:
+    with pytest.raises(ValueError, match="'x' is in no plate of that size: nothing says"):
+        fit(series_without_latents, lambda x: None, SERIES, batch_size=20)
+    with pytest.raises(ValueError, match=r"'y' is in no plate .* beside latent 'w' of all data"):
+        fit(regression_without_plate, AutoNormal(regression_without_plate), (X, Y), batch_size=10)
 
 
 def test_two_subsamples() -> None:
