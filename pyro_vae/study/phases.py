@@ -3,11 +3,14 @@
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import joblib
 import numpy as np
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from pyro_vae.data import DataSet
 from pyro_vae.devices import resolve_device
@@ -16,7 +19,7 @@ from pyro_vae.progress import Show, progress_bar
 from pyro_vae.report.findings import MEASURES, REFINED, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.inspection import inspect_files
-from pyro_vae.study.dispatch import finished_jobs
+from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.material import Material
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
@@ -54,6 +57,8 @@ def fit_missing(
                 (folder.fit(name, seed) / "state").unlink(missing_ok=True)
             else:
                 tasks.append(Task(name, seed))
+    if tasks and not distributed and not runs_elsewhere():
+        _start_workers(material, config.seeds * len(config.arms))
     return fit_all(
         material,
         tasks,
@@ -140,6 +145,35 @@ def examine(
     )
 
 
+def _workers(material: Material, fits: int) -> int:
+    """How many processes measure this number of fits; none where there is little to do, or one core."""
+    rows = fits * len(material.held_out.x) * material.config.draws
+    workers = min(torch.get_num_threads(), fits, MOST_WORKERS)
+    pays = workers > 1 and rows >= WORTH_WORKERS and resolve_device(material.device).type == "cpu"
+    return workers if pays else 0
+
+
+def _start_workers(material: Material, fits: int) -> None:
+    """Let workers import everything while this process fits."""
+    if workers := _workers(material, fits):
+
+        def wait() -> None:
+            with suppress(Exception), _on_workers(workers):  # who cannot start now says so when it is needed
+                for _ in finished_jobs(_import_everything, range(workers)):
+                    pass
+
+        Thread(target=wait, daemon=True).start()
+
+
+def _import_everything(_: int) -> None:
+    """On a worker, which has imported this file to find the function."""
+
+
+def _on_workers(number: int) -> "joblib.parallel_config":
+    """Jobs go to this number of processes of one thread each."""
+    return joblib.parallel_config(backend="loky", n_jobs=number, inner_max_num_threads=1)
+
+
 def _measure_on_workers(
     material: Material, folder: RunFolder, missing: Sequence[Task], parts: Parts, show: Show, total: int
 ) -> None:
@@ -147,18 +181,19 @@ def _measure_on_workers(
 
     What a worker cannot do is left to this process, where its error is a proper one.
     """
-    rows = len(missing) * len(material.held_out.x) * material.config.draws
-    workers = min(torch.get_num_threads(), len(missing), MOST_WORKERS)
-    if workers < 2 or rows < WORTH_WORKERS or resolve_device(material.device).type != "cpu":
+    workers = _workers(material, len(missing))
+    if not workers:
         return
     try:
-        with joblib.parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
+        with _on_workers(workers):
             jobs = finished_jobs(_measure_from_afar, missing, material, folder, parts)
             for done, (task, said) in enumerate(jobs, 1):
                 say(said)
                 show(total - len(missing) + done, str(task))
     except Exception as error:
         logger.info("fits are measured one after another: %r", error)
+    finally:
+        get_reusable_executor().shutdown(wait=False)  # each worker holds a copy of torch, and ends slowly
 
 
 def _measure_from_afar(task: Task, material: Material, folder: RunFolder, parts: Parts) -> Sequence[Sentence]:
