@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from tests.seeds import every_seed_shifted
-
 PRELOADED = [
     *("pyro_vae.study", "pyro_vae.cli.output", "tests.svi.parallel.test_ranks", "tests.test_interruption"),
     *("torch._dynamo", "torch._inductor", "torch.onnx"),  # what a fit imports when it needs it,
@@ -88,5 +86,4 @@ def _begin(folder: Path, environment: dict[str, str], function: Callable[..., An
         os.close(opened)
         setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
     torch.set_num_threads(1)
-    with every_seed_shifted():
-        function(*args)
+    function(*args)

@@ -5,13 +5,15 @@ Doctests show numbers, so they keep theirs.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from pyro_vae import devices
 
 SHIFT = int(os.environ.get("SEED") or 0)
 
@@ -25,17 +27,47 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(shifted(seed))
 
 
+class _With:
+    """Something with other attributes of these names."""
+
+    def __init__(self, of: Any, **others: Any) -> None:
+        self._of = of
+        vars(self).update(others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+
+_STREAM = torch.default_generator
+_MANUAL_SEED, _RNG, _SEQUENCE = torch.manual_seed, np.random.default_rng, np.random.SeedSequence
+
+
+def _moved(entropy: Any) -> Any:
+    numbers = isinstance(entropy, int | np.integer | Sequence | np.ndarray)
+    return [SHIFT, *np.atleast_1d(entropy)] if numbers else entropy
+
+
 @contextmanager
 def every_seed_shifted() -> Iterator[None]:
     """Seeds of torch's global stream and of NumPy's generators are other ones inside, if n is not 0."""
-    manual_seed, rng, sequence = torch.manual_seed, np.random.default_rng, np.random.SeedSequence
-
-    def moved(entropy: Any) -> Any:
-        return None if entropy is None else [SHIFT, *np.atleast_1d(entropy)]
-
     with pytest.MonkeyPatch.context() as patch:
         if SHIFT:
-            patch.setattr(torch, "manual_seed", lambda seed: manual_seed(shifted(int(seed))))
-            patch.setattr(np.random, "default_rng", lambda seed=None: rng(moved(seed)))
-            patch.setattr(np.random, "SeedSequence", lambda entropy=None: sequence(moved(entropy)))
+            patch.setattr(torch, "manual_seed", lambda seed: _MANUAL_SEED(shifted(int(seed))))
+            patch.setattr(np.random, "default_rng", lambda seed=None: _RNG(_moved(seed)))
+            patch.setattr(np.random, "SeedSequence", lambda entropy=None: _SEQUENCE(_moved(entropy)))
+            # The package seeds the generator itself, which nobody can patch: it is given another one's name.
+            moving = _With(_STREAM, manual_seed=lambda seed: _STREAM.manual_seed(shifted(int(seed))))
+            patch.setattr(devices, "torch", _With(torch, default_generator=moving))
+        yield
+
+
+@contextmanager
+def no_seed_shifted() -> Iterator[None]:
+    """Seeds are what is given inside, for what is compared with processes of the command."""
+    with pytest.MonkeyPatch.context() as patch:
+        if SHIFT:
+            patch.setattr(torch, "manual_seed", _MANUAL_SEED)
+            patch.setattr(np.random, "default_rng", _RNG)
+            patch.setattr(np.random, "SeedSequence", _SEQUENCE)
+            patch.setattr(devices, "torch", torch)
         yield

@@ -25,6 +25,9 @@ from pyro_vae.svi.state.saved import read
 from tests.conftest import without_figures
 from tests.svi.pairs import PAIRS, observations
 
+OWN_SEEDS = True
+
+
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 NETCDF = ("diagnostics.nc", "calibration.nc", "units.nc", "latents.nc", "gaps.nc", "posterior/abs.nc")
 

@@ -31,6 +31,9 @@ from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.state.saved import read
 from tests import jobs
 
+OWN_SEEDS = True
+
+
 ROOT = Path(__file__).parent.parent
 
 CONFIG = StudyConfig(

@@ -14,6 +14,9 @@ import torch
 from pyro_vae import scales
 from pyro_vae.guides.scales import registry
 
+OWN_SEEDS = True
+
+
 pytestmark = pytest.mark.arviz
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md") if "```python" in path.read_text())

@@ -35,6 +35,8 @@ from tests.conftest import without_figures
 from tests.processes import Forked, command
 from tests.svi.pairs import PAIRS, observations
 
+OWN_SEEDS = True
+
 
 @pytest.fixture
 def data(small_study: Study) -> Path:

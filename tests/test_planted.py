@@ -27,6 +27,9 @@ from pyro_vae.storage.records import checksum, write_record
 from pyro_vae.study import Study, completion, diagnose_again, phases
 from tests.conftest import without_figures
 
+OWN_SEEDS = True
+
+
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 PLANTED = (
     ".report.html.tmp",

@@ -15,6 +15,9 @@ import pyro_vae
 from pyro_vae.study import Study
 from pyro_vae.svi import Fit, fit
 
+OWN_SEEDS = True
+
+
 OLD = Path(__file__).parent / "version_0_1_0"
 X = (np.arange(60).reshape(20, 3) * 7 % 5 - 2).astype("float32")
 OPTIONS = {"batch_size": 8, "seed": 3, "engine": "captured", "progress": False, "device": "cpu"}

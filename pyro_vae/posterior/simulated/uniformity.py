@@ -30,7 +30,7 @@ def uniform_p(numbers: Array) -> float:
     goodness-of-fit evaluation and multiple sample comparison"). Its own distribution is simulated.
 
     >>> even = (np.arange(100) + 0.5) / 100
-    >>> round(uniform_p(even), 1), uniform_p(even**1.5) < 0.01
+    >>> round(uniform_p(even), 1), uniform_p(even**2) < 0.01
     (1.0, True)
     """
     level, null = _level(np.sort(numbers)[None])[0], _null(min(len(numbers), LARGEST))

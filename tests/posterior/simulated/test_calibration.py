@@ -181,7 +181,7 @@ class TestReading:
     @pytest.mark.parametrize(
         ("scales", "shift", "said"),
         [
-            ([0.5] + [1.3] * 7, 0.0, "too narrow in z[0] (5"),
+            ([0.5] + [1.3] * 7, 0.0, "q is too narrow in z[0] ("),
             ([0.6, 3.0], 0.0, "too wide in z[1] (100%)"),
             ([1.3], 0.8, "beside the posterior"),
             ([0.8] + [1.0] * 7, 0.0, "too narrow in z[0] (8"),
