@@ -23,6 +23,9 @@ from pyro_vae.study import Study, StudyConfig, make_pair, report_again, run_stud
 from pyro_vae.study.config import read_config
 from tests import conftest
 
+OWN_SEEDS = True
+
+
 pytestmark = pytest.mark.arviz
 
 FIGURES = (
