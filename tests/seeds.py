@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pyro_vae import devices
+from pyro_vae.posterior.simulated import uniformity
 
 SHIFT = int(os.environ.get("SEED") or 0)
 
@@ -48,9 +49,19 @@ def _moved(entropy: Any) -> Any:
 
 
 @contextmanager
+def _nothing_remembered() -> Iterator[None]:
+    """What the package has simulated with other seeds is simulated again."""
+    uniformity._null.cache_clear()
+    try:
+        yield
+    finally:
+        uniformity._null.cache_clear()
+
+
+@contextmanager
 def every_seed_shifted() -> Iterator[None]:
     """Seeds of torch's global stream and of NumPy's generators are other ones inside, if n is not 0."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _nothing_remembered():
         if SHIFT:
             patch.setattr(torch, "manual_seed", lambda seed: _MANUAL_SEED(shifted(int(seed))))
             patch.setattr(np.random, "default_rng", lambda seed=None: _RNG(_moved(seed)))
@@ -64,7 +75,7 @@ def every_seed_shifted() -> Iterator[None]:
 @contextmanager
 def no_seed_shifted() -> Iterator[None]:
     """Seeds are what is given inside, for what is compared with processes of the command."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _nothing_remembered():
         if SHIFT:
             patch.setattr(torch, "manual_seed", _MANUAL_SEED)
             patch.setattr(np.random, "default_rng", _RNG)
