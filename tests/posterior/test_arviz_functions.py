@@ -16,6 +16,9 @@ import xarray as xr
 import pyro_vae
 from pyro_vae.posterior import to_elpd
 
+OWN_SEEDS = True
+
+
 azp = pytest.importorskip("arviz_plots")
 azs = pytest.importorskip("arviz_stats")
 pytestmark = pytest.mark.arviz

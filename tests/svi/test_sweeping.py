@@ -23,6 +23,9 @@ from tests.svi.engines.native.cases import needs_compiler
 from tests.svi.engines.test_many_steps import conditional, with_zeros
 from tests.svi.pairs import PAIRS, Pair, observations
 
+OWN_SEEDS = True
+
+
 SEEDS = [3, 0, 7]
 OPTIONS = {"epochs": 4, "batch_size": 16, "lr": 1e-2, "progress": False}
 
