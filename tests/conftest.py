@@ -119,8 +119,8 @@ def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _seeds_of_this_run(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Not in modules with ``OWN_SEEDS``: they compare with processes and threads whose seeds nobody shifts, with
-    what a page shows, or call functions on given data."""
+    """Not in modules with ``OWN_SEEDS``: they compare with processes and threads whose seeds nobody shifts,
+    with what a page shows, or call functions on given data."""
     with nullcontext() if getattr(request.module, "OWN_SEEDS", False) else every_seed_shifted():
         yield
 
