@@ -197,7 +197,7 @@ def test_latents_that_all_observations_share_are_given_by_draws_of_the_guide(her
     assert refined.attrs["shared_draws"] == 5
     held_out = torch.from_numpy(tree["observed_data"]["x"].values).double()
     found = refined["log_evidence"].values[0, 0, : len(held_out)]
-    assert found == pytest.approx(exact.log_prob(held_out).numpy(), abs=0.05)
+    assert found == pytest.approx(exact.log_prob(held_out).numpy(), abs=0.15)
     assert "given 5 draws of the latents that all observations share" in " ".join(study.verdict.sentences)
     assert "shared latents" in (here / "run" / "report.html").read_text()
     assert Study.load("run").answer == study.answer
