@@ -26,6 +26,6 @@ def test_ranks_by_nccl_take_the_steps_of_one_process(size: int, engine: str) -> 
     wanted = plain(steady_fit("local", engine="eager", device="cuda", distributed=False))
     for answer in run_ranks(size, _fit, engine):
         assert not isinstance(answer, str), answer
-        for given, expected in zip(answer[:2], wanted[:2], strict=True):
-            for g, e in zip(np.atleast_1d(given), np.atleast_1d(expected), strict=True):
-                np.testing.assert_allclose(g, e, rtol=1e-7, atol=1e-10)
+        for given, expected in zip(answer[0], wanted[0], strict=True):  # a parameter's numbers
+            np.testing.assert_allclose(given, expected, rtol=1e-7, atol=1e-10)
+        np.testing.assert_allclose(answer[1], wanted[1], rtol=1e-7)
