@@ -41,7 +41,7 @@ def test_posteriors_under_autocast_are_in_single_precision() -> None:
 
 
 def test_double_precision_has_the_numbers_of_the_cpu() -> None:
-    """Refinement to its end: the card is asked less often whether to stop, so its steps are more by default."""
+    """Refinement to its end: the card is asked less often whether to stop, so by default it goes further."""
     torch.manual_seed(0)
     model = VAE(nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 6)), 2, "bernoulli")
     guide = AmortizedNormal(model, nn.Sequential(nn.Linear(6, 5), nn.Tanh()))
