@@ -6,7 +6,7 @@ Doctests show numbers, so they keep theirs.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -49,36 +49,35 @@ def _moved(entropy: Any) -> Any:
 
 
 @contextmanager
-def _nothing_remembered() -> Iterator[None]:
-    """What the package has simulated with other seeds is simulated again."""
-    uniformity._null.cache_clear()
-    try:
-        yield
-    finally:
+def _seeded_by(manual_seed: Any, rng: Any, sequence: Any, of_devices: Any) -> Iterator[None]:
+    """The same names lead to these inside, and what the package has simulated with other seeds is simulated
+    again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "manual_seed", manual_seed)
+        patch.setattr(np.random, "default_rng", rng)
+        patch.setattr(np.random, "SeedSequence", sequence)
+        patch.setattr(devices, "torch", of_devices)
         uniformity._null.cache_clear()
+        try:
+            yield
+        finally:
+            uniformity._null.cache_clear()
 
 
-@contextmanager
-def every_seed_shifted() -> Iterator[None]:
+def every_seed_shifted() -> AbstractContextManager[None]:
     """Seeds of torch's global stream and of NumPy's generators are other ones inside, if n is not 0."""
-    with pytest.MonkeyPatch.context() as patch, _nothing_remembered():
-        if SHIFT:
-            patch.setattr(torch, "manual_seed", lambda seed: _MANUAL_SEED(shifted(int(seed))))
-            patch.setattr(np.random, "default_rng", lambda seed=None: _RNG(_moved(seed)))
-            patch.setattr(np.random, "SeedSequence", lambda entropy=None: _SEQUENCE(_moved(entropy)))
-            # The package seeds the generator itself, which nobody can patch: it is given another one's name.
-            moving = _With(_STREAM, manual_seed=lambda seed: _STREAM.manual_seed(shifted(int(seed))))
-            patch.setattr(devices, "torch", _With(torch, default_generator=moving))
-        yield
+    if not SHIFT:
+        return nullcontext()
+    # The package seeds the generator itself, which nobody can patch: it is given another one's name.
+    moving = _With(_STREAM, manual_seed=lambda seed: _STREAM.manual_seed(shifted(int(seed))))
+    return _seeded_by(
+        lambda seed: _MANUAL_SEED(shifted(int(seed))),
+        lambda seed=None: _RNG(_moved(seed)),
+        lambda entropy=None: _SEQUENCE(_moved(entropy)),
+        _With(torch, default_generator=moving),
+    )
 
 
-@contextmanager
-def no_seed_shifted() -> Iterator[None]:
+def no_seed_shifted() -> AbstractContextManager[None]:
     """Seeds are what is given inside, for what is compared with processes of the command."""
-    with pytest.MonkeyPatch.context() as patch, _nothing_remembered():
-        if SHIFT:
-            patch.setattr(torch, "manual_seed", _MANUAL_SEED)
-            patch.setattr(np.random, "default_rng", _RNG)
-            patch.setattr(np.random, "SeedSequence", _SEQUENCE)
-            patch.setattr(devices, "torch", torch)
-        yield
+    return _seeded_by(_MANUAL_SEED, _RNG, _SEQUENCE, torch) if SHIFT else nullcontext()

@@ -10,7 +10,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import RandomSampler
 
 from pyro_vae.batches.batches import Batch, Batches, LoaderBatches
 from pyro_vae.devices import forked_streams, making_tensors_on
@@ -65,11 +65,7 @@ def _check_values(trace: Trace, batches: Batches, first: Batch) -> None:
 def _refuse_rows_without_plate(trace: Trace, rows: int, total: int) -> None:
     """A series, say, of which batches would take rows here and there; or observations in no plate beside a
     latent of all data, which they cannot be scaled against."""
-    observed: dict[str, Any] = {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site["is_observed"] and torch.is_tensor(site["value"])
-    }
+    observed = {name: site for name, site in _observed(trace) if torch.is_tensor(site["value"])}
     if not observed or any(_in_plate_of(site, rows) for site in observed.values()):
         return
     of_all = [
@@ -89,6 +85,12 @@ def _in_plate_of(site: Any, rows: int) -> bool:
     return any(frame.vectorized and frame.size == rows for frame in site["cond_indep_stack"])
 
 
+def _observed(trace: Trace) -> Iterator[tuple[str, Any]]:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site["is_observed"]:
+            yield name, site
+
+
 def _latents(trace: Trace) -> Iterator[tuple[str, Any]]:
     for name, site in trace.nodes.items():
         drawn = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
@@ -98,8 +100,7 @@ def _latents(trace: Trace) -> Iterator[tuple[str, Any]]:
 
 def _plate_beside_globals(trace: Trace, rows: int) -> str | None:
     """The plate of a batch's size beside a latent that belongs to all data, if the model has both."""
-    observed = [s for s in trace.nodes.values() if s["type"] == "sample" and s["is_observed"]]
-    frames = [f for site in observed for f in site["cond_indep_stack"] if f.vectorized]
+    frames = [f for _, site in _observed(trace) for f in site["cond_indep_stack"] if f.vectorized]
     unscaled = [f.name for f in frames if f.full_size == rows]
     if rescaled_to(trace, rows) is not None or not unscaled:
         return None
@@ -115,8 +116,7 @@ def _autoguides(guide: Program) -> list[Any]:
 
 
 def _shuffles(batches: Batches) -> bool:
-    loader = getattr(batches, "loader", None)
-    return isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler)
+    return isinstance(batches, LoaderBatches) and isinstance(batches.loader.sampler, RandomSampler)
 
 
 def _rows_of(autoguide: Any, trace: Trace, rows: int) -> Iterator[tuple[str, CondIndepStackFrame]]:
@@ -125,12 +125,7 @@ def _rows_of(autoguide: Any, trace: Trace, rows: int) -> Iterator[tuple[str, Con
     prototype = getattr(autoguide, "prototype_trace", None)
     own = set(prototype.nodes) if prototype is not None else set()
     # A plate of groups may have as many members as a batch has rows; the observed sites are in that of rows.
-    plates = {
-        frame.name
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and site["is_observed"]
-        for frame in site["cond_indep_stack"]
-    }
+    plates = {frame.name for _, site in _observed(trace) for frame in site["cond_indep_stack"]}
     for name, site in _latents(trace):
         for frame in site["cond_indep_stack"] if name in own else ():
             if frame.vectorized and frame.size == rows and frame.name in plates:
@@ -164,8 +159,7 @@ def _refuse_local_parameters(autoguide: Any, trace: Trace, rows: int, total: int
 
 def _refuse_smaller_batch(model: Program, guide: Program, batches: Batches, first: Batch) -> None:
     size = len(first[0])
-    loader = getattr(batches, "loader", None)
-    if isinstance(loader, DataLoader) and (loader.drop_last or loader.batch_size is None):
+    if isinstance(batches, LoaderBatches) and (batches.loader.drop_last or batches.loader.batch_size is None):
         return
     rest = batches.observations % size
     if not rest:

@@ -193,7 +193,8 @@ def _measure_on_workers(
     except Exception as error:
         logger.info("fits are measured one after another: %r", error)
     finally:
-        get_reusable_executor().shutdown(wait=False)  # each worker holds a copy of torch, and ends slowly
+        # those that ran the jobs: each holds a copy of torch, and ends slowly
+        get_reusable_executor(reuse=True).shutdown(wait=False)
 
 
 def _measure_from_afar(task: Task, material: Material, folder: RunFolder, parts: Parts) -> Sequence[Sentence]:

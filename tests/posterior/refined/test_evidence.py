@@ -97,7 +97,7 @@ def test_rounds_go_on_for_those_that_need_them():
     inner = dist.Normal(-grid.square(), math.hypot(3.0, 0.3)).log_prob(x[:, None])
     exact = (inner + dist.Normal(0.0, 1.0).log_prob(grid)).logsumexp(-1) + math.log(grid[1] - grid[0])
     error = abs(torch.as_tensor(report["log_evidence"].values) - exact)
-    assert (error < 0.5).all(), error  # of 36 such, the largest is 0.16
+    assert (error < 0.3).all(), error  # of 36 such, the largest is 0.16
 
 
 def test_the_same_seed_gives_the_same_numbers_and_data_may_come_in_batches():
