@@ -150,7 +150,8 @@ def test_one_latent_is_no_plane():
 
 def repaired_trees(latents=3, steps=("resample", "guide"), believable=(True, True)):
     def draws(observations):
-        values = RNG.normal(size=(1, 40, observations, latents)) * np.arange(1, latents + 1)
+        # each latent half as wide again as the one before: six standard errors of a width from 160 draws
+        values = RNG.normal(size=(1, 40, observations, latents)) * 1.5 ** np.arange(latents)
         labels = {"observation": np.arange(5, 5 + observations)}
         return xr.Dataset({"z": (("chain", "draw", "observation", "latent"), values)}, labels)
 
