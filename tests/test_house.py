@@ -39,7 +39,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "models": GROUND,
     "storage": set(),
     "batches": GROUND,
-    "pairs": {*GROUND, "batches", "guides"},
+    "pairs": {*GROUND, "graphs", "batches", "guides"},
     "data": {*GROUND, "models"},
     "svi": {*GROUND, *["storage", "graphs", "guides", "models", "batches", "pairs"]},
     "posterior": {*GROUND, *["graphs", "guides", "models", "batches", "pairs"]},

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from pyro_vae.pairs.isolation import Program
+from pyro_vae.pairs.seeded import seeded_pair
 from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.given import given_shared
 from pyro_vae.posterior.repair.ladder import ready
-from pyro_vae.svi.sweeping import seeded_pair
 
 ROWS_TRIED = 8
 

@@ -154,7 +154,7 @@ def calibrate(
 def _ready(
     model: Callable[..., Any], guide: Callable[..., Any], data: Any, repeated: tuple[Any, ...]
 ) -> Pair:
-    """The pair, ready for data that are repeated. Raises ValueError if the guide is one for ``data`` alone."""
+    """The pair, ready for repeated data. Raises ValueError if the guide is one for ``data`` alone."""
     if len(as_parts(data)[0]) > PREPARED_ON:
         with suppress(ValueError):  # told of the data as they are
             pair = prepare(model, guide, repeated)
