@@ -243,7 +243,10 @@ def _attempt(
 
 
 def _flops(pair: Pair) -> float:
-    """Of one row; infinite, and so all threads, where torch's counter cannot run the programs."""
+    """Of one row; infinite, and so all threads, where torch's counter cannot run the programs. Nobody counts
+    where there is one thread to choose."""
+    if torch.get_num_threads() == 1:
+        return 0.0
     rows, draws = (pair.observations, 1) if pair.whole else (min(2, pair.observations), 3)
     try:
         with pair.evaluation(0), counting_flops() as counter:
