@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from step_time import BATCH, STEPS, one_round, our_pair, torch_data
+from step_time import one_round
+from steps_compared import BATCH, STEPS, our_pair, torch_data
 
 SIZES = ((64, 64, 8), (784, 400, 20))
 ENGINES = ("eager", "captured", "native")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from step_time import our_pair
+from steps_compared import our_pair
 
 import pyro_vae
 

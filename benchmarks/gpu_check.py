@@ -115,7 +115,7 @@ class EnoughError(Exception):
 
 def profile(device: str, *sizes: str) -> None:
     """Which kernels a fused step starts, and how long the card waits between them."""
-    from step_time import BATCH, STEPS, our_pair, torch_data
+    from steps_compared import BATCH, STEPS, our_pair, torch_data
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
 

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from step_time import BATCH, hand_written_step, numpyro_svi, our_pair, pyro_step, torch_data, versions
+from step_time import versions
+from steps_compared import BATCH, hand_written_step, numpyro_svi, our_pair, pyro_step, torch_data
 
 SIZES = (784, 400, 20)
 REFERENCE_IMPORT, REFERENCE = "import pyro", "Pyro SVI, Trace_ELBO"

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from step_time import BATCH, STEPS, our_pair, run_numpyro_seeds, torch_data, versions
+from step_time import versions
+from steps_compared import BATCH, STEPS, our_pair, run_numpyro_seeds, torch_data
 
 SEEDS = range(8)
 SIZES = (64, 128, 8)

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pyro_vae.cli import app, output
-from pyro_vae.cli.commands import _PlainText
+from pyro_vae.cli.terminal import PlainText
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.records import write_record
 from pyro_vae.study import Study
@@ -60,7 +60,7 @@ def test_json_has_names_to_the_letter(whole: Path, tmp_path: Path) -> None:
 
 def test_the_log_is_plain_too() -> None:
     record = logging.LogRecord("x", logging.INFO, "x", 1, "%s is read\nagain", ("\x1b[31m",), None)
-    assert _PlainText("%(message)s").format(record) == "\\x1b[31m is read\nagain"
+    assert PlainText("%(message)s").format(record) == "\\x1b[31m is read\nagain"
 
 
 def command(
@@ -119,7 +119,7 @@ def test_a_closed_standard_error() -> None:
 
 def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     program = (
-        "from pyro_vae.cli import commands; commands._occupy_standard_streams(); "
+        "from pyro_vae.cli import terminal; terminal.occupy_standard_streams(); "
         "file = open('file', 'w'); assert file.fileno() > 2, file.fileno()"
     )
     words = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program]

@@ -1,20 +1,13 @@
-"""What can be typed: the commands, and what becomes of errors."""
+"""What can be typed: the commands."""
 
-import io
 import logging
 import os
-import shutil
-import sys
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
-from pyro_vae.arguments import printable
 from pyro_vae.cli import output
+from pyro_vae.cli.asking import run_asked
 from pyro_vae.cli.options import (
     Activation,
     AsJson,
@@ -55,10 +48,7 @@ from pyro_vae.cli.options import (
     Separator,
     Standardized,
 )
-
-FAILED = 1
-BAD_ARGUMENT = 2
-INTERRUPTED = 130
+from pyro_vae.cli.terminal import PlainText, errors_as_sentences, occupy_standard_streams
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -138,7 +128,7 @@ def compare(
       pyro-vae compare mnist --root ~/mnist --epochs 20 --json
       pyro-vae compare --config study.toml --out runs/again
     """
-    _run_study({}, locals())
+    run_asked({}, locals())
 
 
 @app.command()
@@ -182,7 +172,7 @@ def fit(
       pyro-vae fit counts.csv --scale logvar --likelihood poisson
       pyro-vae fit iris.csv --label species
     """
-    _run_study({"scales": ["softplus"], "seeds": 1}, locals())
+    run_asked({"scales": ["softplus"], "seeds": 1}, locals())
 
 
 @app.command()
@@ -207,7 +197,7 @@ def diagnose(
     """
     from pyro_vae.study import Study, diagnose_again, refined_again
 
-    with _errors_as_sentences():
+    with errors_as_sentences():
         study = Study.load(run)
         if draws is not None or gap_observations is not None:
             study = diagnose_again(study, draws=draws, gap_observations=gap_observations)
@@ -230,7 +220,7 @@ def resume(run: Interrupted, as_json: AsJson = False) -> None:
     """
     from pyro_vae.study import resume_study
 
-    with _errors_as_sentences():
+    with errors_as_sentences():
         output.show_study(resume_study(run), as_json=as_json)
 
 
@@ -244,7 +234,7 @@ def report(run: Run, as_json: AsJson = False) -> None:
     """
     from pyro_vae.study import Study, report_again
 
-    with _errors_as_sentences():
+    with errors_as_sentences():
         output.show_path(report_again(Study.load(run)), as_json=as_json)
 
 
@@ -256,129 +246,15 @@ def scales(as_json: AsJson = False) -> None:
     [bold]Example[/bold]
       pyro-vae scales
     """
-    with _errors_as_sentences():
+    with errors_as_sentences():
         output.show_scales(as_json=as_json)
-
-
-def _run_study(defaults: dict[str, Any], options: dict[str, Any]) -> None:
-    """Run what the command line asks for; below it counts the configuration file, below that ``defaults``."""
-    from pyro_vae.study import StudyConfig, follow_study, run_study
-    from pyro_vae.study.config import read_config
-    from pyro_vae.svi.parallel.launch import is_follower, is_launched
-
-    root = options.pop("root")
-    options["scales"], options["guides"] = options.pop("scale"), options.pop("guide")
-    options["root"] = root and str(root)
-    options["json"] = options.pop("as_json") or None
-    config, overwrite = options.pop("config"), options.pop("overwrite")
-    with _errors_as_sentences():
-        options |= _program_and_data(options.pop("program_data"), options["data"])
-        asked = {} if config is None else read_config(config)
-        asked |= {name: value for name, value in options.items() if value not in (None, [])}
-        as_json, out = asked.pop("json", False), asked.pop("out", None)
-        if "data" not in asked:
-            raise ValueError("there is no data set; name one, such as digits, or give --config")
-        if defaults:
-            _refuse_several(asked, config, options)
-        chosen = StudyConfig.from_mapping(defaults | asked)
-        if is_follower():
-            follow_study(chosen)
-        else:
-            anew = {"overwrite": True} if overwrite else {}
-            study = run_study(chosen, out=out, distributed=is_launched(), **anew)
-            output.show_study(study, as_json=as_json)
-
-
-def _program_and_data(data: str | None, given: str | None) -> dict[str, str | None]:
-    """What the argument is, beside ``--data``: the program, or the data themselves."""
-    is_program = given is not None and ":" in given and given.rpartition(":")[2].isidentifier()
-    if is_program and data is None:
-        raise ValueError(f"{given} is a program, and its data are not named; give them as --data x.npy")
-    if data is None or given is None:
-        return {"data": data if given is None else given, "program": None}
-    if not is_program:
-        raise ValueError(
-            f"{given} and --data {data} are two data sets; give one of them, or a program of yours: "
-            f"module:function --data {data}"
-        )
-    return {"data": data, "program": given}
-
-
-def _refuse_several(asked: dict[str, Any], config: Path | None, options: dict[str, Any]) -> None:
-    for setting, option in (("scales", "--scale"), ("guides", "--guide")):
-        names = asked.get(setting)
-        if isinstance(names, list | tuple) and len(names) > 1:
-            where = (
-                f"{option} is given {len(names)} times"
-                if options.get(setting)
-                else f"{config} names {len(names)} {setting}"
-            )
-            raise ValueError(
-                f"{where} ({', '.join(map(str, names))}), and fit takes one; choose one by {option}, or call "
-                "pyro-vae compare"
-            )
-
-
-@contextmanager
-def _errors_as_sentences() -> Iterator[None]:
-    from pyro_vae.svi import NonFiniteError, RankError
-
-    try:
-        yield
-    except (NonFiniteError, RankError) as error:
-        _stop(str(error), FAILED)
-    except (ValueError, FileNotFoundError) as error:
-        _stop(str(error), BAD_ARGUMENT)
-    except OSError as error:
-        _stop(_with_notes(f"{error.filename or 'the run'}: {error.strerror or error}", error), FAILED)
-    except KeyboardInterrupt as error:
-        _stop(_with_notes("interrupted", error), INTERRUPTED)
-
-
-def _with_notes(sentence: str, error: BaseException) -> str:
-    return "; ".join([sentence, *getattr(error, "__notes__", [])])
-
-
-def _stop(sentence: str, code: int) -> NoReturn:
-    print(_between_words(printable(f"pyro-vae: {sentence}")), file=sys.stderr)
-    raise typer.Exit(code)
-
-
-class _PlainText(logging.Formatter):
-    """Lines of the log, in which names of files do nothing to a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(_between_words(printable(line)) for line in super().format(record).split("\n"))
-
-
-def _between_words(line: str) -> str:
-    """A line broken between words where a terminal is too narrow, which would break it anywhere."""
-    if not sys.stderr.isatty():
-        return line
-    width = shutil.get_terminal_size().columns
-    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-
-
-def _occupy_standard_streams() -> None:
-    """Where one is closed, the next file that is opened would get its number, and what is meant for the
-    terminal; and what a terminal's encoding does not have must not end the command."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:
     """What the ``pyro-vae`` script calls."""
-    _occupy_standard_streams()
+    occupy_standard_streams()
     handler = logging.StreamHandler()
-    handler.setFormatter(_PlainText("%(message)s"))
+    handler.setFormatter(PlainText("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     follower = os.environ.get("RANK", "0") != "0"  # of torchrun's processes the first one talks
     logging.getLogger("pyro_vae").setLevel(logging.ERROR if follower else logging.INFO)

@@ -7,7 +7,8 @@ draw and the observation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -73,6 +74,8 @@ class Pair:
     """That of the observations."""
     summed: frozenset[str] = frozenset()
     """Discrete latents that the guide leaves out, and that densities are summed over."""
+    parameters: Mapping[str, Tensor] | None = None
+    """Of a guide that has some for each observation, for those that go through, if they are known."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -153,20 +156,21 @@ class Pair:
     def run_guide(self, args: tuple[Tensor, ...], count: int, *, given: Any = None) -> Any:
         """The guide's trace of ``count`` draws for each observation in ``args``, or at the values of the
         trace ``given``."""
-        guide = self.guide
-        if isinstance(guide, LocalGuide) and self.layout == "rows":
-            guide = self._with_parameters_once(guide, args, count)
+        guide: Any = self.guide
+        known = self if self.parameters or self.layout == "broadcast" else self.knowing(args)
+        if known.parameters:
+            times = count if self.layout == "rows" else 1
+            repeated = {k: v.repeat(times, *[1] * (v.dim() - 1)) for k, v in known.parameters.items()}
+            guide = functools.partial(guide.sample_sites, repeated)
         placed = None if given is None else ReplayMessenger(trace=given)
         return self._run(guide, self.guide_state, args, count, placed)
 
-    def _with_parameters_once(
-        self, guide: LocalGuide, args: tuple[Tensor, ...], count: int
-    ) -> Callable[..., Any]:
-        """The guide on repeated observations, with parameters that are computed once for each of them."""
+    def knowing(self, args: tuple[Tensor, ...]) -> Pair:
+        """The pair for these observations alone, with the guide's parameters computed once for all draws."""
+        if not isinstance(self.guide, LocalGuide):
+            return self
         with pyro.get_param_store().scope(self.guide_state), making_tensors_on(args[0].device):
-            parameters = guide.local_parameters(*args)
-        repeated = {k: v.repeat(count, *[1] * (v.dim() - 1)) for k, v in parameters.items()}
-        return lambda *many: guide.sample_sites(repeated, *many)
+            return replace(self, parameters=self.guide.local_parameters(*args))
 
     def run_model(
         self,

@@ -34,6 +34,10 @@ from pyro_vae.posterior.evaluation.sites import (
 )
 from pyro_vae.posterior.joint import joint_pair
 
+PREPARED_ON = 2
+"""Observations on which a pair is tried. Of more, a guide with parameters for each of its own is told by that
+it does not run on these."""
+
 
 def prepare(
     model: Callable[..., Any],
@@ -199,12 +203,12 @@ def _prepared(
 ) -> Pair | None:
     """The pair with the integers of some parts as floating point, if it runs on them."""
     for candidate in map(_with_structure, copied_pairs(model, guide, data, dtypes, floats)):
-        two = slice(0, min(2, candidate.observations))
+        two = slice(0, min(PREPARED_ON, candidate.observations))
         rows = _attempt(replace(candidate, layout="rows"), two, errors, predictive)
         broadcast = _attempt(replace(candidate, layout="broadcast"), two, errors, predictive)
         if broadcast is not None and (rows is None or _agree(broadcast[1], rows[1])):
             # two observations may be all there are, and the guide's parameters theirs alone
-            return replace(broadcast[0], whole=rows is None and candidate.observations <= 2)
+            return replace(broadcast[0], whole=rows is None and candidate.observations <= PREPARED_ON)
         if rows is not None:
             return rows[0]
         together = replace(candidate, layout="broadcast", whole=True)
@@ -243,11 +247,11 @@ def _attempt(
 
 
 def _flops(pair: Pair) -> float:
-    """Of one row; infinite, and so all threads, where torch's counter cannot run the programs. Nobody counts
-    where there is one thread to choose."""
+    """Of one row; infinite, and so all threads, where torch's counter cannot run the programs. Where there is
+    but one thread nobody asks, and they are not counted."""
     if torch.get_num_threads() == 1:
         return 0.0
-    rows, draws = (pair.observations, 1) if pair.whole else (min(2, pair.observations), 3)
+    rows, draws = (pair.observations, 1) if pair.whole else (min(PREPARED_ON, pair.observations), 3)
     try:
         with pair.evaluation(0), counting_flops() as counter:
             pair.traces(tuple(arg[:rows] for arg in pair.args), draws)

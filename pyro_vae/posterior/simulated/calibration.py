@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from pyro_vae.batches.files import read_rows
 from pyro_vae.batches.streams import first_rows, is_stream
 from pyro_vae.naming import named
 from pyro_vae.posterior.arguments import check_request
-from pyro_vae.posterior.evaluation.drawing import CHUNK
-from pyro_vae.posterior.evaluation.preparation import prepare
+from pyro_vae.posterior.evaluation.drawing import CHUNK, Pair
+from pyro_vae.posterior.evaluation.preparation import PREPARED_ON, prepare
 from pyro_vae.posterior.evaluation.selection import as_parts
 from pyro_vae.posterior.evaluation.sites import coordinate_names
 from pyro_vae.posterior.simulated.pairs import example, joint, ranks, simulate, transforms
@@ -115,21 +116,18 @@ def calibrate(
     parts = as_parts(data)
     rows = np.arange(n) % parts[0].shape[0]
     repeated = tuple(part[rows] if isinstance(part, Tensor) else read_rows(part, rows) for part in parts)
-    if prepare(model, guide, data).whole:
-        raise ValueError(
-            "the guide has parameters for each observation; calibrate needs one that takes new data"
-        )
-    pair = prepare(model, guide, repeated)
+    pair = _ready(model, guide, data, repeated)
     blocks, joints, exact, names = [], [], True, []
     for start in range(0, n, chunk):
         block = slice(start, min(start + chunk, n))
         with pair.evaluation(seed, start, rows=chunk):
             made = simulate(pair, block)
-            found = transforms(pair, made)
+            of_these = pair.knowing(made.args)
+            found = transforms(of_these, made)
             exact = found is not None
-            blocks.append(ranks(pair, made, draws, chunk) if found is None else found)
+            blocks.append(ranks(of_these, made, draws, chunk) if found is None else found)
         with pair.evaluation(seed, start, 1, rows=chunk):
-            joints.append(np.stack(joint(pair, made, joint_draws, chunk)))
+            joints.append(np.stack(joint(of_these, made, joint_draws, chunk)))
         names = [
             name for site, value in made.truth.items() for name in coordinate_names(site, value.shape[1:])
         ]
@@ -151,3 +149,19 @@ def calibrate(
         {"simulations": n, "seed": seed, "method": "exact" if exact else "ranks"},
     )
     return named(calibration)
+
+
+def _ready(
+    model: Callable[..., Any], guide: Callable[..., Any], data: Any, repeated: tuple[Any, ...]
+) -> Pair:
+    """The pair, ready for repeated data. Raises ValueError if the guide is one for ``data`` alone."""
+    if len(as_parts(data)[0]) > PREPARED_ON:
+        with suppress(ValueError):  # told of the data as they are
+            pair = prepare(model, guide, repeated)
+            if not pair.whole:
+                return pair
+    if prepare(model, guide, data).whole:
+        raise ValueError(
+            "the guide has parameters for each observation; calibrate needs one that takes new data"
+        )
+    return prepare(model, guide, repeated)

@@ -56,8 +56,8 @@ def simulate(pair: Pair, block: slice) -> Simulated:
     """Latents drawn from the model, and the arguments with data drawn from them in place of the observed."""
     args = tuple(arg[block] for arg in pair.args)
     rows = len(args[0])
-    drawn = pair.run_model(args, 1, free=True)  # first, so that every guide is asked about the same data
-    given = pair.traces(args, 1)[1]
+    drawn = pair.run_model(args, 1, free=True)
+    given = pair.run_model(args, 1, given=drawn)
     truth, simulated = {}, list(args)
     for name, site in sample_sites(given).items():
         if site_is_factor(site):

@@ -142,6 +142,36 @@ def test_a_model_that_samples_needs_no_data():
     np.testing.assert_array_equal(result["pit"], with_data["pit"])
 
 
+def test_the_guide_looks_at_the_simulated_data_once():
+    """A refined guide takes gradient steps to know its parameters."""
+    rows = []
+
+    class Watched(torch.nn.Linear):
+        def forward(self, x):
+            rows.append(len(x))
+            return super().forward(x)
+
+    model = PPCA(torch.eye(3, 2), torch.zeros(3), 0.5)
+    guide = AmortizedNormal(model, Watched(3, 4))
+    guide(torch.zeros(2, 3))
+    calibrate(model, guide, 50, data=torch.zeros(4, 3), joint_draws=100, chunk=1000)
+    assert rows.count(50) == 1
+    assert max(rows) == 50
+
+
+@pytest.mark.parametrize(("rows", "n"), [(2, 20), (5, 20), (20, 20), (40, 20)])
+def test_a_guide_for_its_own_observations_is_refused(rows, n):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = AutoNormal(model)
+    guide(torch.zeros(rows))
+    with pytest.raises(ValueError, match="calibrate needs one that takes new data"):
+        calibrate(model, guide, n, data=torch.zeros(rows))
+
+
 def test_arviz_draws_the_transforms():
     import arviz_base
     import arviz_plots

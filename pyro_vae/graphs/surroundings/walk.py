@@ -1,14 +1,12 @@
-"""Find the places around a program where its values lie: globals, closures, attributes, entries."""
+"""A walk from a program to every place that it would look at, without running any of it."""
 
-import builtins
-import dis
 import functools
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence, Set
-from dataclasses import dataclass, is_dataclass
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import is_dataclass
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyro_vae.graphs.places import is_installed, is_library
+from pyro_vae.graphs.surroundings.named import is_of_user, is_opaque, names_in, operands_of
+from pyro_vae.graphs.surroundings.place import MISSING, Numbers, Place, code_of
 
-MISSING = object()
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type(None))
 _SOURCES = (Iterator, random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _WITH_SETTINGS = (infer.ELBO, Distribution, Transform)
@@ -33,58 +32,6 @@ _CONTENTS = ("_parameters", "_buffers", "_modules")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {*_CONTENTS, "training"}
 _ANY_NAME = frozenset(("getattr", "vars", "__dict__", "__getattribute__"))
-
-
-class Numbers(tuple[Any, ...]):
-    """The numbers and words of a long list."""
-
-
-def code_of(function: FunctionType) -> CodeType:
-    """What reloading a file replaces in a function that stays."""
-    return function.__code__
-
-
-@dataclass(frozen=True)
-class Place:
-    """An entry of a dict or list, a closure's cell, or something about a container as a whole; what lay there
-    when it was found."""
-
-    name: str
-    """As a program would write it: ``options['beta']``."""
-    container: Any
-    key: Any
-    value: Any
-    is_buffer: bool = False
-    """Whether it is a module's buffer."""
-
-    def now(self) -> Any:
-        """What lies there."""
-        try:
-            if self.of_whole:
-                return self.key(self.container)
-            if isinstance(self.container, CellType):
-                return self.container.cell_contents
-            return self.container[self.key]
-        except (KeyError, IndexError, ValueError):
-            return MISSING
-
-    @property
-    def of_whole(self) -> bool:
-        """Whether its key is a function of the whole container."""
-        return any(self.key is of for of in (len, frozenset, Numbers, code_of))
-
-    @property
-    def can_be_set(self) -> bool:
-        """Whether something else can be put there."""
-        changeable = isinstance(self.container, MutableMapping | MutableSequence | CellType)
-        return changeable and not self.of_whole
-
-    def put(self, value: Any) -> None:
-        """Put something else there."""
-        if isinstance(self.container, CellType):
-            self.container.cell_contents = value
-        else:
-            self.container[self.key] = value
 
 
 def places_around(programs: Sequence[Any]) -> tuple[list[Place], list[str]]:
@@ -151,7 +98,7 @@ class _Walk:
                 return
         if isinstance(value, _SOURCES):
             self.unseen.append(f"it may take from {name} whenever it runs")
-        elif _is_opaque(type(value)):
+        elif is_opaque(type(value)):
             self.unseen.append(f"it reads {name}, and {type(value).__qualname__} may change unseen")
         elif isinstance(value, type):
             self.class_(value)
@@ -175,12 +122,12 @@ class _Walk:
             if (value := _contents(cell)) is not MISSING:
                 self.note(Place(free, cell, "cell_contents", value), value)
         self.add(Place(f"the code of {name}", function, code_of, code))
-        self.names |= _names(code)
-        for imported in sorted(_operands(code, "IMPORT_NAME")):
+        self.names |= names_in(code)
+        for imported in sorted(operands_of(code, "IMPORT_NAME")):
             for full in (imported, f"{function.__globals__.get('__package__')}.{imported}"):
                 if full in sys.modules:
                     self.module_of_python(sys.modules[full], full)
-        for global_ in sorted(_operands(code, "LOAD_GLOBAL", "LOAD_NAME") & function.__globals__.keys()):
+        for global_ in sorted(operands_of(code, "LOAD_GLOBAL", "LOAD_NAME") & function.__globals__.keys()):
             value = function.__globals__[global_]
             if isinstance(value, ModuleType):
                 self.module_of_python(value, global_)
@@ -315,41 +262,6 @@ def _contents(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return MISSING
-
-
-@functools.lru_cache(maxsize=4096)
-def _operands(code: CodeType, *operations: str) -> frozenset[str]:
-    """Of these operations in a function's code, inner functions included."""
-    found = [step.argval for step in dis.get_instructions(code) if step.opname in operations]
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return frozenset(found).union(*(_operands(other, *operations) for other in inner))
-
-
-def _names(code: CodeType) -> frozenset[str]:
-    """The attributes and string keys that a function's code names, inner functions included."""
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    words = [constant for constant in code.co_consts if isinstance(constant, str) and constant.isidentifier()]
-    return frozenset((*code.co_names, *words)).union(*map(_names, inner))
-
-
-def is_of_user(kind: type) -> bool:
-    """Whether a class is of no library.
-
-    >>> is_of_user(torch.Tensor), is_of_user(dict)
-    (False, False)
-    """
-    module = sys.modules.get(kind.__module__)
-    if kind.__module__ == builtins.__name__ or module is None:
-        return False
-    file = getattr(module, "__file__", None)
-    return kind.__module__ == "__main__" or (file is not None and not is_library(file))
-
-
-def _is_opaque(kind: type) -> bool:
-    library = kind.__module__.partition(".")[0]
-    return library in ("pandas", "xarray") or (
-        is_of_user(kind) and any(vars(base).get("__slots__") for base in kind.__mro__)
-    )
 
 
 def _name_of(program: Any) -> str:
