@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -22,7 +23,13 @@ def brief(value: Any) -> str:
 
     >>> brief("a" * 100), brief("tab\\t")
     ("'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa…", "'tab\\\\t'")
+    >>> brief(torch.zeros(64, 5)), brief(nn.Linear(5, 8))
+    ('a Tensor of shape (64, 5)', 'a Linear')
     """
+    if isinstance(value, nn.Module):
+        return kind(value)
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) != 1:
+        return f"{kind(value)} of shape {tuple(value.shape)}"
     return cut(repr(value[: 2 * MOST_QUOTED] if isinstance(value, str | bytes | list | tuple) else value))
 
 
@@ -76,7 +83,7 @@ def check_numbers(**numbers: Any) -> None:
         needed = f"a positive {'integer' if whole else 'number'}"
         if seed:
             needed = "an integer of at least 0 and less than 2**63"
-        raise ValueError(f"{name} is {value!r}; give {needed}")
+        raise ValueError(f"{name} is {brief(value)}; give {needed}")
 
 
 def refuse_lazy(*modules: nn.Module) -> None:
@@ -118,7 +125,7 @@ def require_count(name: str, value: Any, least: int, advice: str = "") -> None:
     ValueError: chains is 1; give an integer of at least 2, and 4 is a good number
     """
     if not _is_integer(value) or value < least:
-        raise ValueError(f"{name} is {value!r}; give an integer of at least {least}{advice}")
+        raise ValueError(f"{name} is {brief(value)}; give an integer of at least {least}{advice}")
 
 
 def positive_integer(name: str, value: Any) -> int:

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from pyro_vae.arguments import brief
+
 WORTH_A_SECOND_THREAD = 100e6
 """Floating-point operations of what is computed at once, such as a step of a fit, forward and backward.
 Below, threads cost more to wait for each other than they save; on a machine that does other work as well they
@@ -29,15 +31,17 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError):
         resolved = torch.device("meta")
     if resolved.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device is {device!r}; give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
+        raise ValueError(f"device is {brief(device)}; give 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"device is {device!r}, but torch {torch.__version__} sees no CUDA device here; use 'cpu'"
+            f"device is {brief(device)}, but torch {torch.__version__} sees no CUDA device here; use 'cpu'"
         )
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices here")
+        raise ValueError(
+            f"device is {brief(device)}, but there are {torch.cuda.device_count()} CUDA devices here"
+        )
     if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device is {device!r}, but there is no Apple GPU here; use 'cpu' or 'auto'")
+        raise ValueError(f"device is {brief(device)}, but there is no Apple GPU here; use 'cpu' or 'auto'")
     return resolved
 
 

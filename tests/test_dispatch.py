@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend.context import set_start_method
 from safetensors.torch import load_file
 
 from pyro_vae.run_folder import RunFolder
@@ -31,6 +33,7 @@ from pyro_vae.svi import NonFiniteError
 from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.state.saved import read
 from tests import jobs
+from tests.processes import forkserver
 
 OWN_SEEDS = True
 
@@ -49,8 +52,17 @@ def _as_users_run_it() -> None:
 
 @pytest.fixture
 def two_processes() -> Iterator[None]:
-    with joblib.parallel_config(backend="loky", n_jobs=2):
-        yield
+    """Forked from one that has imported everything, since each would take seconds for it; how workers start
+    by themselves is seen where they fit."""
+    forkserver()
+    get_reusable_executor(reuse=True).shutdown()  # of workers that began otherwise
+    set_start_method("forkserver", force=True)
+    try:
+        with joblib.parallel_config(backend="loky", n_jobs=2):
+            yield
+    finally:
+        get_reusable_executor(reuse=True).shutdown()
+        set_start_method(None, force=True)
 
 
 def test_without_configuration_everything_runs_here() -> None:

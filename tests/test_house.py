@@ -28,7 +28,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "arguments": set(),
     "arrays": {"arguments"},
     "copies": set(),
-    "devices": set(),
+    "devices": {"arguments"},
     "older_arviz": set(),
     "figures": set(),
     "naming": set(),

@@ -150,10 +150,12 @@ def split(data: DataSet, held_out: float | int = 0.2, *, seed: int = 0) -> tuple
     require_data_set("data", data)
     require_seed(seed)
     if isinstance(held_out, bool) or not isinstance(held_out, Real):
-        raise TypeError(f"held_out is {held_out!r}; give a share between 0 and 1, or a number of rows")
+        raise TypeError(f"held_out is {brief(held_out)}; give a share between 0 and 1, or a number of rows")
     whole = isinstance(held_out, Integral)
     if not whole and not held_out <= 1:
-        raise ValueError(f"held_out is {held_out!r}; give a share between 0 and 1, or a whole number of rows")
+        raise ValueError(
+            f"held_out is {brief(held_out)}; give a share between 0 and 1, or a whole number of rows"
+        )
     n_held_out = int(held_out) if whole else round(held_out * len(data))
     if not 0 < n_held_out < len(data):
         raise ValueError(
@@ -226,4 +228,4 @@ def require_data_set(name: str, value: Any) -> None:
 def require_seed(seed: Any) -> None:
     """Raise a ValueError unless ``seed`` is one."""
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; give an integer of at least 0")
+        raise ValueError(f"seed is {brief(seed)}; give an integer of at least 0")

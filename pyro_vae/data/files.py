@@ -77,11 +77,11 @@ def _require_table(path: Path, suffix: str, options: TableOptions) -> None:
     """Refuse what is said of a table where the file holds none."""
     for name, value in options.given.items():
         if name in ("header", "separator") and suffix != ".csv":
-            raise ValueError(f"{name} is {value!r}, for .csv files, and {path} is none; leave it out")
+            raise ValueError(f"{name} is {brief(value)}, for .csv files, and {path} is none; leave it out")
         if suffix not in {".csv", ".parquet"}:
             named = "a column" if name == "label" else "columns"
             raise ValueError(
-                f"{name} is {value!r}, {named} of a table, and {path} holds arrays; leave it out"
+                f"{name} is {brief(value)}, {named} of a table, and {path} holds arrays; leave it out"
             )
 
 

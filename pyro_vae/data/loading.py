@@ -88,7 +88,7 @@ def load(
         hint = "; to use an array, give it as DataSet(name, x)" if hasattr(name_or_path, "shape") else ""
         raise TypeError(f"name_or_path is {brief(name_or_path)}; give the name of a data set or a path{hint}")
     if root is not None and not isinstance(root, str | os.PathLike):
-        raise TypeError(f"root is {root!r}; give the path of a folder")
+        raise TypeError(f"root is {brief(root)}; give the path of a folder")
     options = _table_options(label, columns, header, separator)
     arguments = dict(likelihood_args or {})
     if arguments and likelihood is None:
@@ -96,16 +96,17 @@ def load(
             f"likelihood_args is {arguments}, without a likelihood that they belong to; give likelihood"
         )
     if likelihood is not None and likelihood not in likelihoods.names():
-        raise ValueError(f"likelihood is {likelihood!r}; give one of {', '.join(likelihoods.names())}")
+        raise ValueError(f"likelihood is {brief(likelihood)}; give one of {', '.join(likelihoods.names())}")
     folder = None if root is None else Path(root)
     if name_or_path in names():
         if label is not None:
             raise ValueError(
-                f"label is {label!r}, a column of a table, and {name_or_path} brings its labels; leave it out"
+                f"label is {brief(label)}, a column of a table, "
+                f"and {name_or_path} brings its labels; leave it out"
             )
         for name, value in options.given.items():
             raise ValueError(
-                f"{name} is {value!r}, for tables in files, and {name_or_path} is none; leave it out"
+                f"{name} is {brief(value)}, for tables in files, and {name_or_path} is none; leave it out"
             )
         source = str(name_or_path)
         data = load_named(source, root=folder, part=part, likelihood=likelihood, likelihood_args=arguments)
@@ -122,17 +123,19 @@ def load(
 
 def _table_options(label: Any, columns: Any, header: Any, separator: Any) -> TableOptions:
     if label is not None and not isinstance(label, str):
-        raise TypeError(f"label is {label!r}; give the name of a column")
+        raise TypeError(f"label is {brief(label)}; give the name of a column")
     if header is not None and not isinstance(header, bool):
-        raise TypeError(f"header is {header!r}; give True or False")
+        raise TypeError(f"header is {brief(header)}; give True or False")
     if separator is not None and not isinstance(separator, str):
-        raise TypeError(f"separator is {separator!r}; give the character between two fields, such as ';'")
+        raise TypeError(
+            f"separator is {brief(separator)}; give the character between two fields, such as ';'"
+        )
     if separator is not None and len(separator) != 1 and separator not in NAMED_SEPARATORS:
-        raise ValueError(f"separator is {separator!r}; give one character, or one of tab and space")
+        raise ValueError(f"separator is {brief(separator)}; give one character, or one of tab and space")
     if columns is not None:
         columns = [columns] if isinstance(columns, str) else columns
         if not isinstance(columns, Sequence) or not all(isinstance(name, str) for name in columns):
-            raise TypeError(f"columns is {columns!r}; give the names of columns, such as ['a', 'b']")
+            raise TypeError(f"columns is {brief(columns)}; give the names of columns, such as ['a', 'b']")
         if not columns:
             raise ValueError("columns is empty; name at least one, or leave it out for all")
     return TableOptions(label, columns, header, separator)

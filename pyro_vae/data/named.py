@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from pyro_vae.arguments import brief
 from pyro_vae.data.binarization import binarize
 from pyro_vae.data.dataset import DataSet
 from pyro_vae.data.idx import read_idx
@@ -29,7 +30,7 @@ def load_named(
 ) -> DataSet:
     """A data set by its name; see `load`."""
     if part not in get_args(Part):
-        raise ValueError(f'part is {part!r}; give "all", "train" or "test"')
+        raise ValueError(f'part is {brief(part)}; give "all", "train" or "test"')
     if name == "digits":
         if root is not None or part != "all":
             raise ValueError("digits comes with scikit-learn, in one part; give neither root nor part")

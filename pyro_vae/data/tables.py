@@ -98,7 +98,8 @@ def table_of_numbers(
     if label is not None:
         if label not in frame.columns:
             raise ValueError(
-                f"label is {label!r}, which is no column of {path}; give one of {brief(list(frame.columns))}"
+                f"label is {brief(label)}, which is no column of {path}; "
+                f"give one of {brief(list(frame.columns))}"
             )
         y = frame.pop(label).to_numpy()
         left_out[label] = "the label"

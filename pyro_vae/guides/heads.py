@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import kind, positive_integer, positive_number
+from pyro_vae.arguments import brief, kind, positive_integer, positive_number
 from pyro_vae.guides import scales
 from pyro_vae.guides.precision import at_least_float32
 
@@ -17,7 +17,7 @@ def raw_value(scale_map: scales.ScaleMap, init_scale: float) -> float:
     if not scale_map.contains(scale):
         low, high = scale_map.bounds
         raise ValueError(
-            f"init_scale is {init_scale!r}, and the scales of {scale_map!r} lie between {low:g} and "
+            f"init_scale is {brief(init_scale)}, and the scales of {scale_map!r} lie between {low:g} and "
             f"{high:g}; give another init_scale or another map"
         )
     return float(scale_map.inv(scale))

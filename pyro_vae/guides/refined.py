@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.arguments import check_programs, kind
+from pyro_vae.arguments import brief, check_programs, kind
 from pyro_vae.devices import forked_streams, making_tensors_on
 from pyro_vae.guides.families import DIAGONAL, FULL, Family
 from pyro_vae.guides.latents.finding import find_latents
@@ -213,11 +213,11 @@ def local_sites(
 def check_refinement(steps: Any, stop: Any, covariance: Any) -> None:
     """Raise a ValueError that names the first argument that cannot be used."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; give a positive integer, and 12 is a good number")
+        raise ValueError(f"steps is {brief(steps)}; give a positive integer, and 12 is a good number")
     if isinstance(stop, bool) or not isinstance(stop, int | float) or not 0 < stop < float("inf"):
-        raise ValueError(f"stop is {stop!r}; give a positive number of nats, such as 0.1")
+        raise ValueError(f"stop is {brief(stop)}; give a positive number of nats, such as 0.1")
     if covariance not in COVARIANCES:
-        raise ValueError(f"covariance is {covariance!r}; give 'full' or 'diagonal'")
+        raise ValueError(f"covariance is {brief(covariance)}; give 'full' or 'diagonal'")
 
 
 def _model_of(guide: Any) -> Callable[..., Any]:

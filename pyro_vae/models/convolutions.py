@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive_integer, positive_integers
+from pyro_vae.arguments import brief, positive_integer, positive_integers
 from pyro_vae.models.conditional import over_leading_dims
 from pyro_vae.models.networks import Activation, as_shape, make_activation, set_bias
 
@@ -14,7 +14,7 @@ from pyro_vae.models.networks import Activation, as_shape, make_activation, set_
 def _as_image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     sizes = as_shape(shape, "image_shape")
     if len(sizes) != 3:
-        raise ValueError(f"image_shape is {shape!r}; give (channels, height, width)")
+        raise ValueError(f"image_shape is {brief(shape)}; give (channels, height, width)")
     return sizes[0], sizes[1], sizes[2]
 
 

@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive_integer, positive_integers, require_module
+from pyro_vae.arguments import brief, positive_integer, positive_integers, require_module
 from pyro_vae.models.conditional import Conditional
 from pyro_vae.models.likelihoods import Likelihood, Normal
 from pyro_vae.models.priors import Prior, as_prior
@@ -65,7 +65,7 @@ class HierarchicalVAE(PyroModule):
         require_module("decoder", decoder)
         require_module("latent_decoder", latent_decoder)
         if not isinstance(latent_dims, Sequence) or len(latent_dims) != 2:
-            raise ValueError(f"latent_dims is {latent_dims!r}; give two sizes, of z₁ and of z₂")
+            raise ValueError(f"latent_dims is {brief(latent_dims)}; give two sizes, of z₁ and of z₂")
         self.latent_dims = positive_integers("latent_dims", latent_dims)
         self.prior = as_prior(prior, latent_dims[1])
         layer = Normal(scale=LogScale() if scale is None else scale, dispersion="predicted")

@@ -10,7 +10,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae.arguments import positive_integer, require_finite, require_rows, require_tensor
+from pyro_vae.arguments import brief, positive_integer, require_finite, require_rows, require_tensor
 
 
 class PPCA(PyroModule):
@@ -58,7 +58,7 @@ class PPCA(PyroModule):
         require_tensor("weight", weight, floating=True)
         require_tensor("loc", loc)
         if isinstance(noise_scale, bool) or not isinstance(noise_scale, Real | Tensor):
-            raise TypeError(f"noise_scale is {noise_scale!r}; give one positive number")
+            raise TypeError(f"noise_scale is {brief(noise_scale)}; give one positive number")
         noise_scale = torch.as_tensor(noise_scale, dtype=weight.dtype, device=weight.device)
         if weight.dim() != 2 or loc.shape != weight.shape[:1]:
             raise ValueError(

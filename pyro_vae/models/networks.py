@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arguments import positive_integer, positive_integers
+from pyro_vae.arguments import brief, positive_integer, positive_integers
 
 Activation = str | Callable[[], nn.Module]
 
@@ -33,10 +33,10 @@ def make_activation(activation: Activation) -> nn.Module:
     if callable(activation) and not isinstance(activation, nn.Module):
         return activation()
     if not isinstance(activation, str):
-        raise TypeError(f"activation is {activation!r}; give a name, or a function that makes a module")
+        raise TypeError(f"activation is {brief(activation)}; give a name, or a function that makes a module")
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"activation is {activation!r}; give one of {', '.join(ACTIVATIONS)}, "
+            f"activation is {brief(activation)}; give one of {', '.join(ACTIVATIONS)}, "
             "or a function that makes a module."
         )
     return ACTIVATIONS[activation]()
@@ -58,7 +58,7 @@ def as_shape(shape: int | Sequence[int], name: str) -> tuple[int, ...]:
     except ValueError:
         checked = ()
     if not checked:
-        raise ValueError(f"{name} is {shape!r}; give a size or a shape, of positive integers")
+        raise ValueError(f"{name} is {brief(shape)}; give a size or a shape, of positive integers")
     return checked
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.arguments import positive_integer, require_tensor
+from pyro_vae.arguments import brief, positive_integer, require_tensor
 from pyro_vae.models.likelihoods import Normal
 from pyro_vae.models.scale_map import LogScale, ScaleMap
 
@@ -204,7 +204,7 @@ class VampPrior(nn.Module):
         if len(pseudo_inputs) == 0:
             raise ValueError(f"pseudo_inputs has shape {tuple(pseudo_inputs.shape)}; give at least one")
         if posterior is not None and not callable(posterior):
-            raise TypeError(f"posterior is {posterior!r}; give a function such as guide.posterior")
+            raise TypeError(f"posterior is {brief(posterior)}; give a function such as guide.posterior")
         self.latent_dim = positive_integer("latent_dim", latent_dim)
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
         self.register_buffer("logits", torch.zeros(len(pseudo_inputs)), persistent=False)
@@ -249,5 +249,6 @@ def as_prior(prior: Prior, latent_dim: int) -> nn.Module:
     if prior == "normal":
         return StandardNormal(latent_dim)
     raise TypeError(
-        f"prior is {prior!r}; give 'normal', a Pyro distribution, or a module whose forward() returns one"
+        f"prior is {brief(prior)}; give 'normal', a Pyro distribution, "
+        "or a module whose forward() returns one"
     )

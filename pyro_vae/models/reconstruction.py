@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.arguments import (
+    brief,
     check_programs,
     kind,
     positive_integer,
@@ -89,12 +90,16 @@ def reconstruct(
         nodes = _draw(model, guide, placed, leaf)
         if site not in nodes:
             sites = [name for name, node in nodes.items() if node["type"] == "sample"]
-            raise ValueError(f"site is {site!r}; give one of the model's sample sites, {', '.join(sites)}")
+            raise ValueError(
+                f"site is {brief(site)}; give one of the model's sample sites, {', '.join(sites)}"
+            )
         observed: Any = nodes[site]["fn"]
         total = total + observed.mean
     assert isinstance(total, Tensor)
     if total.isnan().any():
-        raise ValueError(f"site is {site!r}, whose distribution has no mean ({observed}); give one that has")
+        raise ValueError(
+            f"site is {brief(site)}, whose distribution has no mean ({observed}); give one that has"
+        )
     return total / draws
 
 

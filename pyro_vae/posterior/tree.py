@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyro_vae.arguments import check_numbers, kind
+from pyro_vae.arguments import brief, check_numbers, kind
 from pyro_vae.naming import NATS, ONE, attributes
 from pyro_vae.older_arviz import teach_older_arviz
 from pyro_vae.posterior.arguments import check_request, require_tree
@@ -119,7 +119,7 @@ def from_pyro_svi(
     """
     check_request(model, guide, draws=draws, seed=seed, chunk=chunk)
     if not isinstance(name, str):
-        raise TypeError(f"name is {name!r}; give text")
+        raise TypeError(f"name is {brief(name)}; give text")
     if history is not None and not isinstance(history, xr.Dataset):
         raise TypeError(f"history is {kind(history)}; give fit.history")
     if calibration is not None and (not isinstance(calibration, xr.Dataset) or "pit" not in calibration):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.arguments import kind
+from pyro_vae.arguments import brief, kind
 from pyro_vae.guides import scales
 from pyro_vae.guides.heads import raw_value
 from pyro_vae.models.networks import ACTIVATIONS
@@ -134,11 +134,11 @@ class StudyConfig:
         for name in ("data", "device", "root", "likelihood", "label", "separator", "program"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("data", "device")):
-                raise ValueError(f"{name} is {value!r}; give text")
+                raise ValueError(f"{name} is {brief(value)}; give text")
         for name in ("header", "standardize"):
             value = getattr(self, name)
             if not isinstance(value, bool) and (value is not None or name != "header"):
-                raise ValueError(f"{name} is {value!r}; give true or false")
+                raise ValueError(f"{name} is {brief(value)}; give true or false")
         choices_of = {"schedule": SCHEDULES, "activation": tuple(ACTIVATIONS), "objective": OBJECTIVES}
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
@@ -152,7 +152,7 @@ class StudyConfig:
             if value is None and name == "particles":
                 continue
             if not _is_integer(value) or value < least:
-                raise ValueError(f"{name} is {value!r}; give an integer of at least {least}")
+                raise ValueError(f"{name} is {brief(value)}; give an integer of at least {least}")
         sizes = self.hidden if isinstance(self.hidden, tuple) else ()
         if not sizes or any(not _is_integer(size) or size < 1 for size in sizes):
             raise ValueError(
@@ -161,7 +161,7 @@ class StudyConfig:
         for name in ("lr", "init_scale"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value!r}; give a positive number")
+                raise ValueError(f"{name} is {brief(value)}; give a positive number")
         for name in self.scales:
             raw_value(scales.get(name), self.init_scale)  # raises here, not in the first fit
         if not _is_number(self.held_out) or not 0 < self.held_out < 1:
@@ -176,7 +176,9 @@ class StudyConfig:
         ):
             given = getattr(self, setting)
             if not isinstance(given, tuple) or not all(isinstance(name, str) for name in given):
-                raise ValueError(f"{setting} is {given!r}; give a tuple of names, such as ({example!r},)")
+                raise ValueError(
+                    f"{setting} is {brief(given)}; give a tuple of names, such as ({example!r},)"
+                )
             if not given:
                 raise ValueError(f"{setting} is empty; name at least one of {', '.join(names)}")
             repeated = sorted({name for name in given if given.count(name) > 1})

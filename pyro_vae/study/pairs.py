@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pyro_vae import data as data_sets
-from pyro_vae.arguments import check_numbers
+from pyro_vae.arguments import brief, check_numbers
 from pyro_vae.data.dataset import STANDARDIZED, require_data_set
 from pyro_vae.devices import forked_streams
 from pyro_vae.guides import AmortizedFlow, AmortizedMultivariateNormal, AmortizedNormal
@@ -47,7 +47,7 @@ def make_pair(config: StudyConfig, data: data_sets.DataSet, guide: str, seed: in
     require_data_set("data", data)
     check_numbers(seed=seed)
     if guide not in config.arms:
-        raise ValueError(f"guide is {guide!r}; give one of {', '.join(map(repr, config.arms))}")
+        raise ValueError(f"guide is {brief(guide)}; give one of {', '.join(map(repr, config.arms))}")
     family, scale = config.arms[guide]
     if config.program is not None:
         return made_pair(config.program, scale, data.x, seed)

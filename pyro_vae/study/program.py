@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.arguments import brief
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.pairs.seeded import seeded_pair
 from pyro_vae.posterior.evaluation.sites import SharedLatentError
@@ -40,7 +41,7 @@ def load_program(name: str) -> MakePair:
     source, colon, function = name.rpartition(":")
     if not colon or not source or not function.isidentifier():
         raise ValueError(
-            f"program is {name!r}; give module:function or file.py:function, such as my_model:make_pair"
+            f"program is {brief(name)}; give module:function or file.py:function, such as my_model:make_pair"
         )
     module = _file(Path(source)) if source.endswith(".py") else _module(source)
     made = getattr(module, function, None)
@@ -51,7 +52,8 @@ def load_program(name: str) -> MakePair:
             if inspect.isfunction(value) and value.__module__ == module.__name__
         ]
         raise ValueError(
-            f"program is {name!r}, and {source} has no function {function}; it has {', '.join(own) or 'none'}"
+            f"program is {brief(name)}, and {source} has no function {function}; "
+            f"it has {', '.join(own) or 'none'}"
         )
     program: MakePair = made
     return program

@@ -5,7 +5,7 @@ from typing import Any
 
 from pyro.optim import PyroOptim
 
-from pyro_vae.arguments import check_numbers, kind
+from pyro_vae.arguments import brief, check_numbers, kind
 from pyro_vae.svi.engines.choice import ENGINES
 from pyro_vae.svi.objectives.elbo import Objective
 from pyro_vae.svi.objectives.pyro_elbo import as_objective
@@ -24,9 +24,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         given = f"the class {objective.__name__}" if isinstance(objective, type) else type(objective).__name__
         raise TypeError(f"objective is {given}; give an objective such as pyro_vae.svi.ELBO() or IWAE(8)")
     if not isinstance(engine, str) or engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}; give one of {', '.join(map(repr, ENGINES))}")
+        raise ValueError(f"engine is {brief(engine)}; give one of {', '.join(map(repr, ENGINES))}")
     if lr_multiplier not in (None, "matched"):
-        raise ValueError(f"lr_multiplier is {lr_multiplier!r}; give None or 'matched'")
+        raise ValueError(f"lr_multiplier is {brief(lr_multiplier)}; give None or 'matched'")
     if optimizer is not None and (isinstance(optimizer, PyroOptim) or not callable(optimizer)):
         article = "an" if type(optimizer).__name__[0] in "AEIOU" else "a"
         raise TypeError(
@@ -42,7 +42,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise TypeError(f"callbacks is {kind(callbacks)}; give a list, [callback]")
     for i, callback in enumerate(callbacks):
         if not callable(callback):
-            raise TypeError(f"callbacks[{i}] is {callback!r}; give a function of an EpochRecord")
+            raise TypeError(f"callbacks[{i}] is {brief(callback)}; give a function of an EpochRecord")
     if options.get("patience") is not None and options.get("validation") is None:
         raise ValueError(
             f"patience is {options['patience']} without validation data to watch; give validation="

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyro_vae.arguments import check_numbers, kind, parameters_of
+from pyro_vae.arguments import brief, check_numbers, kind, parameters_of
 from pyro_vae.devices import resolve_device
 from pyro_vae.pairs.seeded import MakePair, require_new, seeded_pair
 from pyro_vae.svi.arguments import check_options
@@ -92,7 +92,7 @@ def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
     if options.get("checkpoint") is not None:
         raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
     if not isinstance(seeds, Iterable) or isinstance(seeds, bytes):
-        raise TypeError(f"seeds is {seeds!r}; give one seed for each fit, such as range({seeds!r})")
+        raise TypeError(f"seeds is {brief(seeds)}; give one seed for each fit, such as range({seeds!r})")
     seeds = list(seeds)
     if not seeds:
         raise ValueError("seeds is empty; give at least one seed")

@@ -7,7 +7,7 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.arguments import kind
+from pyro_vae.arguments import brief, kind
 from pyro_vae.guides import auto
 
 AUTOGUIDES: dict[str, Callable[[Callable[..., Any]], nn.Module]] = {
@@ -28,7 +28,7 @@ def as_globals(given: Any) -> Callable[[Callable[..., Any]], nn.Module]:
     another name, or no callable."""
     if isinstance(given, str):
         if given not in AUTOGUIDES:
-            raise ValueError(f"globals is {given!r}; give one of {', '.join(AUTOGUIDES)}, or a callable")
+            raise ValueError(f"globals is {brief(given)}; give one of {', '.join(AUTOGUIDES)}, or a callable")
         return AUTOGUIDES[given]
     if not callable(given):
         raise TypeError(

@@ -104,11 +104,11 @@ def register(name: str, cls: type[ScaleMap]) -> None:
     ValueError: register: the name 'softplus' belongs to Softplus. Choose another.
     """
     if not isinstance(name, str):
-        raise TypeError(f"name is {name!r}; give text")
+        raise TypeError(f"name is {brief(name)}; give text")
     if not name:
         raise ValueError("name is ''; give one that is not empty")
     if not (isinstance(cls, type) and issubclass(cls, ScaleMap)):
-        raise TypeError(f"cls is {cls!r}; give a subclass of ScaleMap")
+        raise TypeError(f"cls is {brief(cls)}; give a subclass of ScaleMap")
     required = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
     if required:
         raise TypeError(

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import brief
+
 Dispersion = Literal["shared", "feature", "predicted"]
 
 
@@ -22,4 +24,4 @@ def with_zero_dispersion(location: Tensor, outputs: int) -> Tensor:
 def require_dispersion(dispersion: str) -> None:
     """Raise a ValueError unless ``dispersion`` is one of the three words."""
     if dispersion not in get_args(Dispersion):
-        raise ValueError(f"dispersion is {dispersion!r}; give 'shared', 'feature' or 'predicted'")
+        raise ValueError(f"dispersion is {brief(dispersion)}; give 'shared', 'feature' or 'predicted'")

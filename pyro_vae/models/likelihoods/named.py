@@ -4,6 +4,7 @@ import difflib
 import inspect
 from typing import Any
 
+from pyro_vae.arguments import brief
 from pyro_vae.models.likelihoods.base import Likelihood
 from pyro_vae.models.likelihoods.continuous import ContinuousBernoulli, Normal, StudentT
 from pyro_vae.models.likelihoods.discrete import Bernoulli, Binomial, Categorical, NegativeBinomial, Poisson
@@ -41,7 +42,7 @@ def get(name: str, **arguments: Any) -> Likelihood:
     Binomial(total_count=16)
     """
     if not isinstance(name, str):
-        raise TypeError(f"the name of a likelihood is {name!r}; give one of {', '.join(names())}")
+        raise TypeError(f"the name of a likelihood is {brief(name)}; give one of {', '.join(names())}")
     if name not in _BY_NAME:
         close = difflib.get_close_matches(name.lower(), _BY_NAME, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.arguments import check_numbers, check_programs, require_count
+from pyro_vae.arguments import brief, check_numbers, check_programs, require_count
 from pyro_vae.batches.rows import Rows
 from pyro_vae.guides.refined import (
     STEPS,
@@ -216,7 +216,7 @@ def refine(
     require_count("dispersed", dispersed, 0)
     require_count("chunk", chunk, 1, "; it counts rows that go through the networks at once")
     if dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(f"dtype is {dtype!r}; give torch.float32 or torch.float64")
+        raise ValueError(f"dtype is {brief(dtype)}; give torch.float32 or torch.float64")
     pair = prepare(model, guide, data, dtypes=(dtype,))
     parts = []
     with progress_bar(pair.observations, "refining", enabled=progress) as show:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from pyro_vae.arguments import require_count
+from pyro_vae.arguments import brief, require_count
 from pyro_vae.devices import making_tensors_on
 from pyro_vae.guides.latents.masks import hides
 from pyro_vae.pairs.isolation import modules_of
@@ -199,7 +199,7 @@ def _refuse_what_cannot_move(pair: Pair) -> None:
 
 def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:
     if isinstance(steps, str):
-        raise TypeError(f"steps is {steps!r}; give a sequence, ({steps!r},)")
+        raise TypeError(f"steps is {brief(steps)}; give a sequence, ({steps!r},)")
     unknown = [step for step in steps if step not in STEPS[1:]]
     if unknown:
         raise ValueError(f"steps has {unknown[0]!r}; the steps are {list(STEPS[1:])}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 import xarray as xr
@@ -87,7 +88,8 @@ def convergence_of(tree: xr.DataTree) -> xr.Dataset:
 
     flat = all_latents(tree["posterior"].to_dataset(), stack=False)
     arviz: Any = arviz_stats  # untyped in part
-    return named(xr.Dataset({"rhat": arviz.rhat(flat), "ess": arviz.ess(flat, method="bulk")}))
+    with np.errstate(divide="ignore", invalid="ignore"):  # of few draws: NaN, not converged
+        return named(xr.Dataset({"rhat": arviz.rhat(flat), "ess": arviz.ess(flat, method="bulk")}))
 
 
 def require_convergence(convergence: xr.Dataset, chains: int) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.arguments import check_numbers, check_programs, require_count
+from pyro_vae.arguments import brief, check_numbers, check_programs, require_count
 from pyro_vae.naming import attributes
 from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.evaluation.preparation import prepare_chosen
@@ -83,7 +83,7 @@ def reference_posterior(
     ('exact', {'chain': 1, 'draw': 1000, 'observation': 3, 'latent': 1})
     """
     if method not in ("auto", "exact", "nuts"):
-        raise ValueError(f"method is {method!r}; give 'auto', 'exact' or 'nuts'")
+        raise ValueError(f"method is {brief(method)}; give 'auto', 'exact' or 'nuts'")
     check_programs(model=model)
     require_count("draws", draws, 1)
     require_count("chains", chains, 2, " so that they can agree, and 4 is a good number")

@@ -2,6 +2,7 @@
 
 import torch
 
+from pyro_vae.arguments import brief
 from pyro_vae.svi.engines.captured import CapturedSteps, RecordedGradients
 from pyro_vae.svi.engines.eager import EagerSteps
 from pyro_vae.svi.engines.many_steps import NativeSteps, RecordedSteps
@@ -22,7 +23,7 @@ def check_engine(name: str, device: torch.device) -> None:
     """Raise a ValueError unless the engine of this name runs on the device."""
     needed = {"cuda-graph": "cuda", "native": "cpu"}.get(name, device.type)
     if device.type != needed:
-        raise ValueError(f"engine is {name!r}, but the fit runs on {device}; give device={needed!r}")
+        raise ValueError(f"engine is {brief(name)}, but the fit runs on {device}; give device={needed!r}")
 
 
 def build_pays(steps: int, flops: float = 0.0) -> bool:

@@ -14,7 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae.arguments import positive_integer
+from pyro_vae.arguments import brief, positive_integer
 from pyro_vae.pairs.isolation import Program
 from pyro_vae.pairs.running import run_pair
 
@@ -179,7 +179,7 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
 def checked_weight(weight: float, name: str) -> float:
     """A weight of the KL, or a ValueError."""
     if isinstance(weight, bool) or not isinstance(weight, Real | Tensor) or not 0 <= weight < float("inf"):
-        raise ValueError(f"{name} is {weight!r}; give a finite number of at least 0")
+        raise ValueError(f"{name} is {brief(weight)}; give a finite number of at least 0")
     return float(weight)
 
 

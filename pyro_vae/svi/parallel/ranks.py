@@ -17,6 +17,7 @@ import torch.distributed as dist
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vae.arguments import brief
 from pyro_vae.batches.batches import Batch
 from pyro_vae.pairs.isolation import Program, modules_of
 from pyro_vae.pairs.running import has_global_sites, in_observation_plate
@@ -112,7 +113,7 @@ class Ranks(OneProcess):
         if has_global_sites(model, guide, batch):
             if isinstance(objective, Renyi):
                 raise ValueError(
-                    f"objective is {objective!r}, and this pair has latents outside of the observation "
+                    f"objective is {brief(objective)}, and this pair has latents outside of the observation "
                     "plate, which make one importance weight of a whole batch: ranks cannot compute it in "
                     "shares; give ELBO() or distributed=False"
                 )
