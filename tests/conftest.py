@@ -68,6 +68,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: (places.setdefault(item.path, chance.random()), chance.random()))
 
 
+def _leave_absent_devices_alone() -> None:
+    """``torch.manual_seed`` keeps a call for each kind of device that this torch was not built for, and the
+    stack that it came from: a millisecond in every test."""
+    for kind, asked in ((torch.cuda, torch.cuda.random), (torch.xpu, torch.xpu.random), (torch.mtia,) * 2):
+        if not kind._is_compiled():
+            asked._lazy_call = lambda *_, **__: None  # type: ignore[attr-defined]
+
+
+_leave_absent_devices_alone()
+
+
 def pytest_collection_finish() -> None:
     """What is there by now stays, so the collector of garbage need not look at it again; and it comes less
     often, since most of what tests make ends without it."""

@@ -12,7 +12,7 @@ TOGETHER = {
     "tests/test_benchmarks.py": "small",
     "tests/test_cli.py": "small",
     "tests/test_damage.py": "small",
-    "tests/test_dispatch.py": "dispatch",
+    "tests/test_dispatch.py": "small",
     "tests/test_interruption.py": "small",
     "tests/test_planted.py": "small",
     "tests/test_printed.py": "small",

@@ -15,21 +15,25 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend.context import set_start_method
 from safetensors.torch import load_file
 
 from pyro_vae.run_folder import RunFolder
-from pyro_vae.study import StudyConfig, fits, phases
-from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
+from pyro_vae.study import StudyConfig, fits, workers
+from pyro_vae.study.elsewhere.dispatch import finished_jobs, runs_elsewhere
+from pyro_vae.study.elsewhere.sentences import SPEAKERS
 from pyro_vae.study.fits import Task, fit_all
 from pyro_vae.study.material import Material
-from pyro_vae.study.measures import measure_fit
+from pyro_vae.study.measures import fit_gaps, measure_fit
 from pyro_vae.study.pairs import split_data
 from pyro_vae.study.saved import Parts
-from pyro_vae.study.sentences import SPEAKERS
+from pyro_vae.study.workers import Part
 from pyro_vae.svi import NonFiniteError
 from pyro_vae.svi.engines.steps import CannotError
 from pyro_vae.svi.state.saved import read
 from tests import jobs
+from tests.processes import forkserver
 
 OWN_SEEDS = True
 
@@ -48,8 +52,17 @@ def _as_users_run_it() -> None:
 
 @pytest.fixture
 def two_processes() -> Iterator[None]:
-    with joblib.parallel_config(backend="loky", n_jobs=2):
-        yield
+    """Forked from one that has imported everything, since each would take seconds for it; how workers start
+    by themselves is seen where they fit."""
+    forkserver()
+    get_reusable_executor(reuse=True).shutdown()  # of workers that began otherwise
+    set_start_method("forkserver", force=True)
+    try:
+        with joblib.parallel_config(backend="loky", n_jobs=2):
+            yield
+    finally:
+        get_reusable_executor(reuse=True).shutdown()
+        set_start_method(None, force=True)
 
 
 def test_without_configuration_everything_runs_here() -> None:
@@ -137,10 +150,15 @@ def test_measures_on_workers_are_those_of_this_process(
 
     train, held_out = split_data(data.load("digits"), 0.9)
     few = dataclasses.replace(held_out, x=held_out.x[:20], y=None)
-    material = Material(dataclasses.replace(CONFIG, draws=100), "cpu", "digits", train, few, "", {})
+    config = dataclasses.replace(CONFIG, draws=100, gap_observations=5)
+    material = Material(config, "cpu", "digits", train, few, "", {})
     assert fitted(tmp_path, TASKS[:2]) == {}
     folder, parts = RunFolder(tmp_path), Parts(tmp_path / "parts", {"draws": 100})
-    monkeypatch.setattr(phases, "WORTH_WORKERS", 0)
+    monkeypatch.setattr(workers, "WORTH_WORKERS", 0)
+    there, not_there = (
+        [*(Part(task.guide, task.seed) for task in TASKS[:2]), Part("abs", None)],
+        Part("abs", 1),
+    )
     shown: list[Any] = []
 
     def show(done: int, note: str) -> None:
@@ -148,15 +166,15 @@ def test_measures_on_workers_are_those_of_this_process(
 
     with caplog.at_level(logging.INFO, "pyro_vae"), monkeypatch.context() as patched:
         patched.setattr("torch.get_num_threads", lambda: 2)
-        phases._measure_on_workers(material, folder, TASKS[:2], parts, show, 4)
-        phases._measure_on_workers(material, folder, TASKS[2:], parts, show, 4)  # which are not fitted
-    assert shown == [3, 4]
+        workers.measure_on_workers(material, folder, there, parts, show, 4)
+        workers.measure_on_workers(material, folder, [not_there] * 2, parts, show, 4)  # for it is not fitted
+    assert max(shown) == 4
     assert "one after another: FileNotFoundError" in caplog.text
-    assert not parts.has("abs-1")
-    for task in TASKS[:2]:
-        assert parts.has(f"{task.guide}-{task.seed}")
-        kept = parts.get(f"{task.guide}-{task.seed}", dict)
-        here = measure_fit(phases.load_fit(material, folder, task.guide, task.seed), material, task.seed)
+    assert not parts.has(not_there.name)
+    for part in there:
+        assert parts.has(part.name)
+        kept, fit_of = parts.get(part.name, dict), fits.load_fit(material, folder, part.guide, part.seed or 0)
+        here = fit_gaps(fit_of, material) if part.seed is None else measure_fit(fit_of, material, part.seed)
         assert kept.keys() == here.keys()
         for name, measured in here.items():
             xr.testing.assert_allclose(kept[name], measured, rtol=1e-3, atol=1e-3)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyro_vae.study import Study, StudyConfig, refined_again, resume_study, run_study
-from tests.conftest import without_figures
+from pyro_vae.report import pictures
+from pyro_vae.study import Study, StudyConfig, completion, measures, refined_again, resume_study, run_study
 
 pytestmark = pytest.mark.arviz
 
@@ -43,9 +43,13 @@ SMALL = {"seeds": 1, "epochs": 2, "draws": 100, "gap_observations": 2, "device":
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with data and a program. Nothing here asks how well guides are calibrated or how fine figures
+    are, so few simulations are made, and coarse figures."""
     import torch
 
     torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr(measures, "SIMULATIONS", 40)
+    monkeypatch.setattr(pictures, "DPI", 30)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_program.py").write_text(PROGRAM)
     np.save("x.npy", np.random.default_rng(0).normal(3, 1, (40, 3)).astype("f4"))
@@ -81,11 +85,17 @@ def test_a_program_is_studied_to_the_end(here: Path) -> None:
         refined_again(again, "refined.nc")
 
 
-def test_a_program_that_was_changed_does_not_go_on_with_the_run(here: Path) -> None:
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_program_that_was_changed_does_not_go_on_with_the_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = StudyConfig("x.npy", ("logvar",), program="my_program.py:make_pair", **SMALL)  # type: ignore[arg-type]
-    with without_figures():
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patched.setattr(completion, "examine", stop)
         run_study(config, out="run", progress=False)
-    (here / "run" / "diagnostics.nc").unlink()
     (here / "my_program.py").write_text(PROGRAM.replace("1.0).to_event(1), obs", "2.0).to_event(1), obs"))
     with pytest.raises(
         ValueError, match=r"program my_program\.py:make_pair is not the one that the run in run"

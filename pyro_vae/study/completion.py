@@ -14,9 +14,10 @@ from pyro_vae.report.readings import read_findings_aloud, read_together
 from pyro_vae.run_folder import RunFolder, now, writing
 from pyro_vae.storage.atomic import write_whole
 from pyro_vae.storage.netcdf import write_netcdf
+from pyro_vae.study.fits import load_fit
 from pyro_vae.study.material import Material, load_material
 from pyro_vae.study.measures import refined_tree
-from pyro_vae.study.phases import examine, load_fit
+from pyro_vae.study.phases import examine
 from pyro_vae.study.result import Study, require_study
 from pyro_vae.study.saved import Parts, write_findings
 

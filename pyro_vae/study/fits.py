@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -19,14 +17,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from pyro_vae.devices import resolve_device
 from pyro_vae.guides.encoder_guide import EncoderGuide
 from pyro_vae.naming import attributes
+from pyro_vae.pairs.isolation import modules_of
 from pyro_vae.progress import Show, progress_bar
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.study.config import StudyConfig
-from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
+from pyro_vae.study.elsewhere.dispatch import finished_jobs, runs_elsewhere
+from pyro_vae.study.elsewhere.sentences import Sentence, each_once, say, taken_along
 from pyro_vae.study.material import Material
 from pyro_vae.study.measures import ScaleHistory
 from pyro_vae.study.pairs import make_pair
-from pyro_vae.study.sentences import Sentence, each_once, say, taken_along
 from pyro_vae.svi import ELBO, IWAE, STL, Checkpoint, Fit, NonFiniteError, Renyi, fit
 from pyro_vae.svi.engines.choice import build_pays
 from pyro_vae.svi.objectives.elbo import Objective
@@ -163,20 +162,16 @@ def no_more_fits() -> None:
 
 
 def _fit_elsewhere(material: Material, tasks: Sequence[Task], show: Show, before: int) -> Iterator[Outcome]:
-    # the rows by themselves: joblib maps or scatters an array that is an argument
-    x = material.train.x
-    train = dataclasses.replace(material.train, x=x[:0], y=None)
-    without_rows = dataclasses.replace(material, train=train, device=material.config.device)
-    for i, (task, outcome) in enumerate(finished_jobs(_fit_from_afar, tasks, without_rows, np.asarray(x)), 1):
+    sent = dataclasses.replace(material, device=material.config.device).in_pieces()
+    for i, (task, outcome) in enumerate(finished_jobs(_fit_from_afar, tasks, *sent), 1):
         show(before + i * material.config.epochs, str(task))
         yield outcome
 
 
-def _fit_from_afar(task: Task, without_rows: Material, x: npt.NDArray[np.float32]) -> Outcome:
+def _fit_from_afar(task: Task, without_rows: Material, *rows: Any) -> Outcome:
     """On a worker. The device is that of the worker: "auto" may be another one there than here."""
     with taken_along() as said:
-        train = dataclasses.replace(without_rows.train, x=x)
-        outcome = _outcome(dataclasses.replace(without_rows, train=train), task)
+        outcome = _outcome(without_rows.with_rows(*rows), task)
     return dataclasses.replace(outcome, said=said)
 
 
@@ -225,6 +220,14 @@ def fit_one(
         named_scale = attributes("σ of the guide, geometric mean over watched rows")
         fitted.history["scale"] = ("epoch", "latent"), scales.epochs, named_scale
     return fitted
+
+
+def load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
+    """A fit of the run, from its folder."""
+    pair = make_pair(material.config, material.train, name, seed)
+    for module in modules_of(*pair):
+        module.to(material.device)
+    return Fit.load(folder.fit(name, seed), *pair)
 
 
 def _objective(config: StudyConfig) -> Objective:

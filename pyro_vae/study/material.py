@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pyro_vae.data import DataSet, load
-from pyro_vae.data.dataset import STANDARDIZED
+from pyro_vae.data.dataset import STANDARDIZED, FloatArray
 from pyro_vae.devices import resolve_device
 from pyro_vae.models import likelihoods
 from pyro_vae.storage.records import checksum_of_rows
@@ -15,6 +18,9 @@ from pyro_vae.study.config import StudyConfig
 from pyro_vae.study.costs import check_weights
 from pyro_vae.study.pairs import split_data
 from pyro_vae.study.program import check_program, source_checksum
+
+Labels = npt.NDArray[Any] | None
+"""Of rows, if they have some."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,22 @@ class Material:
     """Of the observations."""
     account: Mapping[str, Any]
     """What was read, and how it was divided."""
+
+    def in_pieces(self) -> "tuple[Material, FloatArray, FloatArray, Labels]":
+        """Itself without rows; those to train on, and those held out with their labels: what is sent to a
+        worker, as joblib maps or scatters an array that is an argument."""
+        parts = (self.train, self.held_out)
+        train, held_out = (dataclasses.replace(part, x=part.x[:0], y=None) for part in parts)
+        rest = dataclasses.replace(self, train=train, held_out=held_out)
+        return rest, np.asarray(self.train.x), np.asarray(self.held_out.x), self.held_out.y
+
+    def with_rows(self, train: FloatArray, held_out: FloatArray, labels: Labels) -> "Material":
+        """The reverse; rows to train on need no labels."""
+        return dataclasses.replace(
+            self,
+            train=dataclasses.replace(self.train, x=train),
+            held_out=dataclasses.replace(self.held_out, x=held_out, y=labels),
+        )
 
 
 def load_material(config: StudyConfig, device: str | None = None) -> Material:

@@ -3,29 +3,22 @@
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from threading import Thread
 from typing import TYPE_CHECKING
 
-import joblib
 import numpy as np
-import torch
-from joblib.externals.loky import get_reusable_executor
 
 from pyro_vae.data import DataSet
-from pyro_vae.devices import resolve_device
-from pyro_vae.pairs.isolation import modules_of
-from pyro_vae.progress import Show, progress_bar
+from pyro_vae.progress import progress_bar
 from pyro_vae.report.findings import MEASURES, REFINED, Findings
 from pyro_vae.run_folder import RunFolder
 from pyro_vae.storage.inspection import inspect_files
-from pyro_vae.study.dispatch import finished_jobs, runs_elsewhere
-from pyro_vae.study.fits import Task, fit_all
+from pyro_vae.study.elsewhere.dispatch import runs_elsewhere
+from pyro_vae.study.elsewhere.sentences import each_once
+from pyro_vae.study.fits import Task, fit_all, load_fit
 from pyro_vae.study.material import Material
 from pyro_vae.study.measures import combine, fit_gaps, measure_fit, posterior_tree
-from pyro_vae.study.pairs import make_pair
 from pyro_vae.study.saved import Parts
-from pyro_vae.study.sentences import Sentence, each_once, say, taken_along
+from pyro_vae.study.workers import Part, measure_on_workers, start_workers
 from pyro_vae.svi import Fit, NonFiniteError
 from pyro_vae.svi.state.saved import HISTORY, settle
 
@@ -33,12 +26,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 logger = logging.getLogger(__name__)
-
-WORTH_WORKERS = 1_000_000
-"""Draws of held-out observations, of all fits that are measured: some 20 seconds. Workers start in four."""
-
-MOST_WORKERS = 4
-"""Each has a copy of torch in memory."""
 
 
 def fit_missing(
@@ -58,7 +45,7 @@ def fit_missing(
             else:
                 tasks.append(Task(name, seed))
     if tasks and not distributed and not runs_elsewhere():
-        _start_workers(material, config.seeds * len(config.arms))
+        start_workers(material, config.seeds * len(config.arms))
     return fit_all(
         material,
         tasks,
@@ -81,14 +68,6 @@ def _is_fitted(material: Material, folder: RunFolder, name: str, seed: int) -> b
     return True
 
 
-def load_fit(material: Material, folder: RunFolder, name: str, seed: int) -> Fit:
-    """A fit of the run, from its folder."""
-    pair = make_pair(material.config, material.train, name, seed)
-    for module in modules_of(*pair):
-        module.to(material.device)
-    return Fit.load(folder.fit(name, seed), *pair)
-
-
 def examine(
     material: Material,
     folder: RunFolder,
@@ -109,17 +88,15 @@ def examine(
     first = {name: by_seed[0] for name, by_seed in fits.items()}
     total = sum(map(len, fits.values()))
     with each_once(), progress_bar(total, "diagnosing", enabled=progress) as show:
-        missing = [
-            Task(name, seed)
-            for seed in range(config.seeds)
-            for name in fits
-            if not parts.has(f"{name}-{seed}")
-        ]
-        _measure_on_workers(material, folder, missing, parts, show, total)
+        wanted = [Part(name, seed) for seed in range(config.seeds) for name in fits]
+        if config.gap_observations:
+            wanted += [Part(name, None) for name in fits]
+        missing = [part for part in wanted if not parts.has(part.name)]
+        measure_on_workers(material, folder, missing, parts, show, total)
         for seed in range(config.seeds):
             for name, by_seed in fits.items():
                 measure = functools.partial(measure_fit, by_seed[seed], material, seed)
-                measured[name].append(parts.get(f"{name}-{seed}", measure))
+                measured[name].append(parts.get(Part(name, seed).name, measure))
                 show(sum(map(len, measured.values())), f"{name}, seed {seed}")
     gaps = _gaps(material, first, parts, progress)
     run_away = {
@@ -143,66 +120,6 @@ def examine(
         failures={**failures, **run_away},
         **{measure: combine(measured, measure) for measure in (*MEASURES, *REFINED)},
     )
-
-
-def _workers(material: Material, fits: int) -> int:
-    """How many processes measure this number of fits; none where there is little to do, or one core."""
-    rows = fits * len(material.held_out.x) * material.config.draws
-    workers = min(torch.get_num_threads(), fits, MOST_WORKERS)
-    pays = workers > 1 and rows >= WORTH_WORKERS and resolve_device(material.device).type == "cpu"
-    return workers if pays else 0
-
-
-def _start_workers(material: Material, fits: int) -> None:
-    """Let workers import everything while this process fits."""
-    if workers := _workers(material, fits):
-
-        def wait() -> None:
-            with suppress(Exception), _on_workers(workers):  # who cannot start now says so when it is needed
-                for _ in finished_jobs(_import_everything, range(workers)):
-                    pass
-
-        Thread(target=wait, daemon=True).start()
-
-
-def _import_everything(_: int) -> None:
-    """On a worker, which has imported this file to find the function."""
-
-
-def _on_workers(number: int) -> "joblib.parallel_config":
-    """Jobs go to this number of processes of one thread each."""
-    return joblib.parallel_config(backend="loky", n_jobs=number, inner_max_num_threads=1)
-
-
-def _measure_on_workers(
-    material: Material, folder: RunFolder, missing: Sequence[Task], parts: Parts, show: Show, total: int
-) -> None:
-    """Measure fits at the same time, each on a core of its own, where there are several cores and much to do.
-
-    What a worker cannot do is left to this process, where its error is a proper one.
-    """
-    workers = _workers(material, len(missing))
-    if not workers:
-        return
-    try:
-        with _on_workers(workers):
-            jobs = finished_jobs(_measure_from_afar, missing, material, folder, parts)
-            for done, (task, said) in enumerate(jobs, 1):
-                say(said)
-                show(total - len(missing) + done, str(task))
-    except Exception as error:
-        logger.info("fits are measured one after another: %r", error)
-    finally:
-        # those that ran the jobs: each holds a copy of torch, and ends slowly
-        get_reusable_executor(reuse=True).shutdown(wait=False)
-
-
-def _measure_from_afar(task: Task, material: Material, folder: RunFolder, parts: Parts) -> Sequence[Sentence]:
-    """On a worker: what a fit's measures said; they lie among the parts then."""
-    with taken_along() as said:
-        fitted = load_fit(material, folder, task.guide, task.seed)
-        parts.get(f"{task.guide}-{task.seed}", functools.partial(measure_fit, fitted, material, task.seed))
-    return said
 
 
 def _observe_rows(posteriors: "Mapping[str, xr.DataTree]", held_out: DataSet) -> bool:
@@ -248,6 +165,6 @@ def _gaps(
     with progress_bar(len(first), "best q of each observation", enabled=progress) as show:
         for name, fitted in first.items():
             measure = functools.partial(fit_gaps, fitted, material)
-            gaps[name] = [parts.get(f"{name}-gaps", measure)]
+            gaps[name] = [parts.get(Part(name, None).name, measure)]
             show(len(gaps), name)
     return gaps

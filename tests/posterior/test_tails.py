@@ -6,7 +6,11 @@ from arviz_stats.base import array_stats
 
 from pyro_vae.posterior.pareto import pareto_smooth
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+    """A stream for each test, so that none hangs on those before it."""
+    return np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("draws", [30, 100, 225, 226, 1000, 5000])
@@ -21,8 +25,8 @@ RNG = np.random.default_rng(0)
     ],
     ids=["heavy", "light", "bounded", "half of them zero", "hopeless"],
 )
-def test_weights_are_smoothed_as_by_arviz(draws, made):
-    log_weight = made(RNG.uniform(size=(7, draws))) + RNG.normal(size=(7, 1)) * 100
+def test_weights_are_smoothed_as_by_arviz(draws, made, rng):
+    log_weight = made(rng.uniform(size=(7, draws))) + rng.normal(size=(7, 1)) * 100
     smooth, khat = pareto_smooth(log_weight)
     wanted, wanted_khat = array_stats.psislw(-log_weight, axis=-1)
     np.testing.assert_allclose(smooth, wanted, rtol=1e-9, atol=1e-9)
@@ -30,8 +34,8 @@ def test_weights_are_smoothed_as_by_arviz(draws, made):
     np.testing.assert_allclose(khat[judged], wanted_khat[judged], rtol=1e-9, atol=1e-9)
 
 
-def test_a_row_is_judged_alike_whoever_is_beside_it():
-    log_weight = RNG.normal(size=(500, 300))
+def test_a_row_is_judged_alike_whoever_is_beside_it(rng):
+    log_weight = rng.normal(size=(500, 300))
     log_weight[3] = np.nan
     smooth, khat = pareto_smooth(log_weight)
     for row in (0, 3, 499):

@@ -1,0 +1,1 @@
+"""Jobs in other processes, and what they have said there."""
