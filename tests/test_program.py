@@ -206,8 +206,12 @@ def test_latents_that_all_observations_share_are_given_by_draws_of_the_guide(her
     assert refined is not None
     assert refined.attrs["shared_draws"] == 5
     held_out = torch.from_numpy(tree["observed_data"]["x"].values).double()
-    found = refined["log_evidence"].values[0, 0, : len(held_out)]
-    assert found == pytest.approx(exact.log_prob(held_out).numpy(), abs=0.15)
+    found, error = (
+        refined[name].values[0, 0, : len(held_out)] for name in ("log_evidence", "log_evidence_se")
+    )
+    assert error.max() < 0.15
+    # five errors of the weights, and what loc's 1e-3 is worth at a slope of a few nats
+    assert (np.abs(found - exact.log_prob(held_out).numpy()) < 5 * error + 0.02).all()
     assert "given 5 draws of the latents that all observations share" in " ".join(study.verdict.sentences)
     assert "shared latents" in (here / "run" / "report.html").read_text()
     assert Study.load("run").answer == study.answer
