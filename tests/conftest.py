@@ -38,7 +38,7 @@ def digits_study(tmp_path_factory: pytest.TempPathFactory) -> "Study":
     from pyro_vae.study import StudyConfig, run_study
 
     torch.set_default_dtype(torch.float32)
-    with no_seed_shifted():
+    with no_seed_shifted(), coarse_figures():
         return run_study(StudyConfig(**SMALL), out=tmp_path_factory.mktemp("runs") / "digits", progress=False)
 
 
@@ -52,7 +52,7 @@ def small_study(tmp_path_factory: pytest.TempPathFactory) -> "Study":
     np.save(folder / "counts.npy", np.random.default_rng(0).poisson(3.0, (60, 4)))
     options = SMALL | {"scales": ("abs", "softplus"), "seeds": 1, "hidden": (4,), "gap_observations": 2}
     config = StudyConfig(str(folder / "counts.npy"), batch_size=10, **options)
-    with no_seed_shifted(), without_figures():
+    with no_seed_shifted(), briefly():
         return run_study(config, out=folder / "run", progress=False)
 
 
@@ -88,12 +88,24 @@ def pytest_collection_finish() -> None:
 
 
 @contextmanager
-def without_figures() -> Iterator[None]:
-    """Runs inside have a page without figures, which take longer than all the rest of a small run."""
-    from pyro_vae.study import completion
+def briefly() -> Iterator[None]:
+    """Runs inside have few simulations for calibration, and a page without figures, which take longer than
+    all the rest of a small run."""
+    from pyro_vae.study import completion, measures
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "SIMULATIONS", 40)
         patch.setattr(completion, "draw_figures", lambda _folder, _findings: [])
+        yield
+
+
+@contextmanager
+def coarse_figures() -> Iterator[None]:
+    """Figures that are drawn inside have a sixth of the points; most of their time goes into files."""
+    from pyro_vae.report import pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "DPI", 80)
         yield
 
 

@@ -11,10 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from pyro_vae.cli import app
-from pyro_vae.study import StudyConfig, completion
+from pyro_vae.study import StudyConfig, completion, measures
 from pyro_vae.study.config import NAMED_ONCE
 from tests import processes
-from tests.conftest import without_figures
+from tests.conftest import briefly
 
 SMALL = ["--epochs", "1", "--seeds", "1", "--latent-dim", "2", "--hidden", "4"]
 SMALL += ["--draws", "100", "--gap-observations", "2"]
@@ -29,8 +29,9 @@ def _counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("counts.npy", np.random.default_rng(0).poisson(3.0, (40, 4)))
 
 
-def draw_nothing() -> None:
-    """Figures take longer than all the rest of a small run."""
+def hurry() -> None:
+    """As ``briefly``, in a process of its own."""
+    measures.SIMULATIONS = 40
     completion.draw_figures = lambda _folder, _findings: []
 
 
@@ -38,7 +39,7 @@ def draw_nothing() -> None:
 @pytest.mark.usefixtures("_counts")
 def test_compare_prints_one_table_and_one_answer_and_then_json(tmp_path: Path) -> None:
     words = ["compare", str(tmp_path / "counts.npy"), *QUICK, "--out", str(tmp_path / "here")]
-    code, output, errors = processes.command(*words, first=draw_nothing).end(300)
+    code, output, errors = processes.command(*words, first=hurry).end(300)
     assert code == 0, errors
     lines = output.splitlines()
     assert sum("softplus" in line and "%" in line for line in lines) >= 1
@@ -71,7 +72,7 @@ def test_compare_prints_one_table_and_one_answer_and_then_json(tmp_path: Path) -
 @pytest.mark.arviz
 @pytest.mark.usefixtures("_counts")
 def test_fit_then_diagnose_and_report(tmp_path: Path) -> None:
-    with without_figures():
+    with briefly():
         done = CliRunner().invoke(app, ["fit", "counts.npy", *SMALL, "--scale", "abs", "--out", "one"])
         assert done.exit_code == 0, done.stderr
         assert "abs reaches a log evidence of" in done.stdout

@@ -22,7 +22,7 @@ from pyro_vae.study import Study, resume_study
 from pyro_vae.study.config import read_config
 from pyro_vae.svi import Checkpoint, Fit, fit
 from pyro_vae.svi.state.saved import read
-from tests.conftest import without_figures
+from tests.conftest import briefly
 from tests.svi.pairs import PAIRS, observations
 
 OWN_SEEDS = True
@@ -118,7 +118,7 @@ def check(
 @pytest.fixture
 def run(small_study: Study, tmp_path: Path) -> Iterator[Path]:
     torch.set_default_dtype(torch.float32)
-    with without_figures():
+    with briefly():
         yield Path(shutil.copytree(small_study.folder, tmp_path / "run"))
 
 

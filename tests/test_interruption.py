@@ -31,7 +31,7 @@ from pyro_vae.study import (
 )
 from pyro_vae.svi import Fit
 from pyro_vae.svi.state.saved import read
-from tests.conftest import without_figures
+from tests.conftest import briefly
 from tests.processes import Forked, command
 from tests.svi.pairs import PAIRS, observations
 
@@ -52,7 +52,7 @@ def whole(small_study: Study) -> Path:
 @pytest.fixture(autouse=True)
 def _as_users_run_it() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
-    with without_figures():
+    with briefly():
         yield
 
 
@@ -63,7 +63,7 @@ def contents(run: Path) -> dict[Path, bytes]:
 
 def carry_out(config: StudyConfig, out: Path, figures: bool) -> None:
     """Begin the study, or go on with it."""
-    with nullcontext() if figures else without_figures():
+    with nullcontext() if figures else briefly():
         if (out / "run.json").exists():
             resume_study(out, progress=False, checkpoint_seconds=0)
         else:

@@ -25,7 +25,7 @@ from pyro_vae.storage.lock import locked
 from pyro_vae.storage.netcdf import netcdf_bytes, read_dataset, read_tree
 from pyro_vae.storage.records import checksum, write_record
 from pyro_vae.study import Study, completion, diagnose_again, phases
-from tests.conftest import without_figures
+from tests.conftest import briefly
 
 OWN_SEEDS = True
 
@@ -294,7 +294,7 @@ def test_a_diagnosis_that_is_interrupted_leaves_the_run_as_it_was(
     assert done.exit_code == 130
     assert f"interrupted; the run in {run} is as it was" in done.stderr
     assert {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    with without_figures():
+    with briefly():
         assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
         again = CliRunner().invoke(
             app, ["diagnose", str(run), "--draws", "120", "--gap-observations", "0", "--json"]

@@ -43,8 +43,7 @@ SMALL = {"seeds": 1, "epochs": 2, "draws": 100, "gap_observations": 2, "device":
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with data and a program. Nothing here asks how well guides are calibrated or how fine figures
-    are, so few simulations are made, and coarse figures."""
+    """A folder with data and a program, for few simulations and coarse figures: none asks for better."""
     import torch
 
     torch.set_default_dtype(torch.float32)

@@ -31,7 +31,7 @@ TINY = StudyConfig(
 @pytest.fixture(autouse=True)
 def _as_users_run_it() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
-    with conftest.without_figures():
+    with conftest.briefly():
         yield
 
 

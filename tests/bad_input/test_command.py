@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from pyro_vae.cli import app
 from pyro_vae.storage.records import write_record
-from tests.conftest import without_figures
+from tests.conftest import briefly
 
 pytestmark = pytest.mark.arviz
 
@@ -130,7 +130,7 @@ def test_a_guide_that_cannot_be_fitted_is_left_out_and_named() -> None:
     """At lr 10 an exponential map overflows; the other guide is fitted, diagnosed and reported."""
     small = "--epochs 4 --seeds 1 --latent-dim 2 --draws 100 --gap-observations 0 --hidden 32 --held-out 0.05"
     words = ["compare", "digits", "-s", "logvar", "-s", "softclip", "--lr", "10", *small.split()]
-    with without_figures():
+    with briefly():
         done = CliRunner().invoke(app, [*words, "--out", "run"])
     assert done.exit_code == 0, done.output
     failed = next(line for line in done.stdout.splitlines() if line.startswith("Failed: "))

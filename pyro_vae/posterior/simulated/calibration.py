@@ -155,7 +155,7 @@ def _ready(
     model: Callable[..., Any], guide: Callable[..., Any], data: Any, repeated: tuple[Any, ...]
 ) -> Pair:
     """The pair, ready for repeated data. Raises ValueError if the guide is one for ``data`` alone."""
-    if len(as_parts(data)[0]) > PREPARED_ON:
+    if as_parts(data)[0].shape[0] > PREPARED_ON:
         with suppress(ValueError):  # told of the data as they are
             pair = prepare(model, guide, repeated)
             if not pair.whole:
