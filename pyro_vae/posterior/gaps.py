@@ -26,7 +26,7 @@ from pyro_vae.posterior.evaluation.sites import SharedLatentError
 from pyro_vae.posterior.importance import FEWEST_ADVICE, FEWEST_DRAWS, diagnose_pair
 from pyro_vae.posterior.local import ROUNDS, NormalSite, fit_local, local_sites
 from pyro_vae.posterior.pareto import evidence_error, khat_threshold, pareto_khat
-from pyro_vae.posterior.repair.climbing import ROWS, Ladder
+from pyro_vae.posterior.repair.climbing import Ladder
 from pyro_vae.posterior.repair.judging import LARGEST_KHAT
 from pyro_vae.posterior.repair.ladder import ready, together_ladder
 from pyro_vae.posterior.repair.together import Together
@@ -137,18 +137,19 @@ def inference_gaps(
     here = making_tensors_on(torch.device("cpu"))  # whatever the user's default is; the model has its own
     with here, progress_bar(n, "local posteriors", enabled=progress) as show:
         for group in ladder.groups():
-            values = {site: value[:, group] for site, value in ladder.values.items()}
-            posterior, free = UnconstrainedPosterior.of(pair, group, values, min(chunk, ROWS), ladder.graphs)
+            posterior, free = given = ladder.posterior(group)
+            near = None
             with posterior.evaluation():
                 start = (
                     _normals_of_the_guide(sites, posterior, group) if together is None else _of_all(together)
                 )
-                found = None if start is None else _by_natural_gradients(posterior, start, free, steps)
-            if found is None:
+                if start is not None:
+                    near, found = _by_natural_gradients(posterior, start, free, steps)
+            if near is None:
                 found = _by_stochastic_gradients(pair, group, draws, seed, steps, particles, chunk)
             for name, values_of_group in zip(columns, found, strict=True):
                 columns[name][group] = values_of_group
-            for _ in ladder.climb(group, ("resample", "local")):
+            for _ in ladder.climb(group, ("resample", "local"), given, near):
                 pass
             show(int(group[-1]) + 1, "")
     converged, local = columns["converged"] > 0, columns["elbo"]
@@ -219,9 +220,9 @@ def _normals_of_the_guide(
 
 def _by_natural_gradients(
     posterior: UnconstrainedPosterior, start: Normals, free: Tensor, steps: int
-) -> tuple[Array, ...]:
-    """ELBO of q*, k̂ of its draws and the evidence by them with its error, and whether it has converged. Its
-    draws have the guide's noise."""
+) -> tuple[Normals, tuple[Array, ...]]:
+    """q*, and of it the ELBO, k̂ of its draws and the evidence by them with its error, and whether it has
+    converged. Its draws have the guide's noise."""
     found = posterior.refined(*start, steps=max(1, steps // STEPS_PER_NEWTON), stop=PROMISED)
     apart, (loc, factor) = free - start.loc, found.normals
     if start.factor.dim() == 2:
@@ -235,7 +236,7 @@ def _by_natural_gradients(
     log_weight = (posterior.log_density(draws) + white.square().sum(-1) / 2 + constant).numpy().T
     khat, evidence = pareto_khat(log_weight), logsumexp(log_weight, axis=1) - np.log(len(free))
     error = evidence_error(log_weight, khat)
-    return log_weight.mean(axis=1), khat, evidence, error, found.converged.numpy()
+    return found.normals, (log_weight.mean(axis=1), khat, evidence, error, found.converged.numpy())
 
 
 def _by_stochastic_gradients(

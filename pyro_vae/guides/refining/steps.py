@@ -99,6 +99,10 @@ class Normals(NamedTuple):
         """These for the chosen observations, (n,), and others for the rest."""
         return Normals(*(_chosen(chosen, a, b) for a, b in zip(self, other, strict=True)))
 
+    def full(self) -> "Normals":
+        """The same Normals with matrices as factors."""
+        return self if self.factor.dim() == 3 else Normals(self.loc, torch.diag_embed(self.factor))
+
     def triangular(self) -> "Normals":
         """The same Normals with Cholesky factors."""
         if self.factor.dim() == 2:

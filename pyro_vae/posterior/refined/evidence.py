@@ -13,7 +13,6 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from pyro_vae.guides.refining.density import LocalDensity
-from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.pareto import effective_draws, evidence_error, khat_threshold, pareto_khat
 from pyro_vae.posterior.refined.rows import RefinedRows, evaluating_model
@@ -90,7 +89,7 @@ def evidence_columns(pair: Pair, part: RefinedRows, draws: int, seed: int) -> di
 def _group(pair: Pair, part: RefinedRows, draws: int, seed: int, rows: NDArray[np.int64]) -> dict[str, Array]:
     place, like = torch.from_numpy(rows), part.refinement.normals.loc
     normals = part.refinement.normals.rows(place.to(like.device))
-    proposal = Proposal(normals.loc.double().cpu(), _full(normals).double().cpu())
+    proposal = Proposal(normals.loc.double().cpu(), normals.full().factor.double().cpu())
     numbers = {
         name: np.full(len(rows), np.nan) for name in ("log_evidence", "log_evidence_se", "khat", "ess")
     }
@@ -147,7 +146,3 @@ def _of_the_normals(proposal: Proposal, weighted: Weighted) -> dict[str, Array]:
 
     kl, reconstruction = mean(log_normal - weighted.log_prior), mean(weighted.log_likelihood)
     return {"elbo": reconstruction - kl, "kl": kl, "reconstruction": reconstruction}
-
-
-def _full(normals: Normals) -> Tensor:
-    return normals.factor if normals.factor.dim() == 3 else torch.diag_embed(normals.factor)

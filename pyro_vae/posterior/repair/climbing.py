@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.guides.refining.captured import Graphs
+from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.naming import named
 from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.pareto import khat_threshold
@@ -67,7 +68,7 @@ HARDER = 2.0
 GROUP = 5_000_000
 """Coordinates of candidates that are held at once."""
 
-ROWS = 1024
+ROWS = 2048
 """An observation and a point each, that go through the model at once."""
 
 NUTS_GROUP = 25
@@ -112,14 +113,25 @@ class Ladder:
         everyone = np.arange(self.pair.observations)
         self._note("guide", everyone, judged(log_weight), UNWEIGHTED_SHARE * self.draws)
 
-    def climb(self, group: Rows, steps: Sequence[str]) -> Iterator[str]:
-        """Look around some observations, then take the steps, each with those that the one before left."""
+    def posterior(self, group: Rows) -> tuple[UnconstrainedPosterior, Tensor]:
+        """Of some observations, and the draws at hand as its coordinates."""
         values = {site: value[:, group] for site, value in self.values.items()}
-        posterior, free = UnconstrainedPosterior.of(
-            self.pair, group, values, min(self.chunk, ROWS), self.graphs
-        )
+        return UnconstrainedPosterior.of(self.pair, group, values, min(self.chunk, ROWS), self.graphs)
+
+    def climb(
+        self,
+        group: Rows,
+        steps: Sequence[str],
+        given: tuple[UnconstrainedPosterior, Tensor] | None = None,
+        near: Normals | None = None,
+    ) -> Iterator[str]:
+        """Look around some observations, then take the steps, each with those that the one before left.
+
+        ``given`` is their :meth:`posterior`, and ``near`` what comes closer to it than the guide, if these
+        are known."""
+        posterior, free = self.posterior(group) if given is None else given
         with posterior.evaluation(draws=self.draws):
-            reached = self._looked_around(posterior, free, group)
+            reached = self._looked_around(posterior, free, group, near)
         left = np.flatnonzero(~self.believable[group])
         yield "guide"
         for step in steps:
@@ -176,10 +188,16 @@ class Ladder:
         )
         return named(found)
 
-    def _looked_around(self, posterior: UnconstrainedPosterior, free: Tensor, rows: Rows) -> _Reached:
+    def _looked_around(
+        self, posterior: UnconstrainedPosterior, free: Tensor, rows: Rows, near: Normals | None
+    ) -> _Reached:
         """Modes that the guide's draws have missed make them unbelievable."""
         guide = matched(free, torch.zeros_like(free[..., 0]))
-        refined = posterior.refined(guide.loc, guide.tril, steps=REFINING_STEPS, stop=REFINED)
+        start = Normals(guide.loc, guide.tril)
+        if near is not None:
+            known = torch.isfinite(near.loc).all(-1) & torch.isfinite(near.factor).flatten(1).all(-1)
+            start = near.full().where(known, start)
+        refined = posterior.refined(*start, steps=REFINING_STEPS, stop=REFINED)
         self.elbo[rows] = refined.elbo.numpy()
         pool, self.sources = dispersed(posterior, free, self.values, rows, self.seed)
         modes = find_modes(posterior, Proposal(*refined.normals), refined.elbo, pool)

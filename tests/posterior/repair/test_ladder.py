@@ -12,9 +12,12 @@ from sklearn.datasets import load_digits
 
 import pyro_vae
 from pyro_vae.guides import AmortizedNormal
+from pyro_vae.guides.refining.steps import Normals
 from pyro_vae.models import VAE, MLPDecoder, MLPEncoder, likelihoods
 from pyro_vae.posterior import from_pyro_svi
-from pyro_vae.posterior.repair.ladder import repair
+from pyro_vae.posterior.repair.climbing import Ladder
+from pyro_vae.posterior.repair.ladder import ready, repair
+from pyro_vae.posterior.repair.search import REFINED
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, diagonal, observations
 from tests.posterior.repair.targets import funnel
 
@@ -51,6 +54,31 @@ def shares_of_bad(report):
     """Share of all observations with k̂ above 0.5 after each step that any of them tried."""
     tried = [step for step in report["tried"].values if report["ess"].sel(tried=step).notnull().any()]
     return [float((report["khat"].sel(tried=step) > 0.5).mean()) for step in tried]
+
+
+def test_a_climb_from_near_the_posterior_ends_where_that_from_the_guide_does():
+    """What is known of some observations is used, for the others the guide's draws are where it begins."""
+    model = dense()
+    x = observations(model, 20)
+    group = np.arange(20)
+
+    def climbed(known):
+        ladder = Ladder(ready(model, GaussianGuide.exact(model, 0.5), x), 1000, 0, 4096, 2, 1)
+        ladder.judge_guide()
+        size = ladder.latent_dim
+        near = Normals(model.mean(x).double(), torch.ones(20, size, dtype=torch.float64))
+        near.loc[known:] = torch.nan
+        given = (ladder.posterior(group), near) if known is not None else ()
+        assert list(ladder.climb(group, ("resample",), *given)) == ["guide", "resample"]
+        return ladder
+
+    alone, unknown, told = map(climbed, (None, 0, 20))
+    np.testing.assert_array_equal(alone.log_evidence, unknown.log_evidence)
+    np.testing.assert_allclose(told.elbo, alone.elbo, atol=2 * REFINED)
+    for ladder in (alone, told):
+        exact = model.log_evidence(x).numpy()
+        assert (abs(ladder.log_evidence - exact) < 5 * ladder.log_evidence_se).all()
+        assert ladder.believable.all()
 
 
 def test_a_guide_that_is_too_narrow_by_half():
