@@ -118,9 +118,10 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(small_study: Study, tmp_pa
 @pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times(small_study: Study, tmp_path: Path) -> None:
     config = dataclasses.replace(small_study.config, seeds=3, epochs=12)
-    wanted = run_study(config, out=tmp_path / "whole", progress=False).folder
+    code, _, errors = Forked(carry_out, config, tmp_path / "whole", True).end(600)
+    assert code == 0, errors
     kill_often(config, tmp_path / "run", 20, 4.0, figures=True)
-    assert_same_run(tmp_path / "run", wanted)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def finished(run: Path) -> dict[str, int]:
