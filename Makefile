@@ -21,7 +21,7 @@ help:  ## the targets
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else f"pyro-vae needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is {v[0]}.{v[1]}: name another one, make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(RUN)python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 compare: $(STAMP)  ## the main job: guides compared on real handwritten digits, into runs/digits/

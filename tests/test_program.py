@@ -10,8 +10,6 @@ import xarray as xr
 from pyro_vae.report import pictures
 from pyro_vae.study import Study, StudyConfig, completion, measures, refined_again, resume_study, run_study
 
-pytestmark = pytest.mark.arviz
-
 PROGRAM = """
 import pyro, pyro.distributions as dist, torch
 from torch import nn

@@ -11,8 +11,6 @@ from pyro_vae.cli import app
 from pyro_vae.storage.records import write_record
 from tests.conftest import briefly
 
-pytestmark = pytest.mark.arviz
-
 COMMANDS = ("compare", "fit")
 WRONG = (
     (["digitz"], "'digitz'", "Did you mean 'digits'"),
