@@ -27,7 +27,7 @@ WRONG = (
     (["digits", "--batch-size", "0"], "batch_size is 0", "at least 1"),
     (["digits", "--lr", "0"], "lr is 0.0", "positive number"),
     (["digits", "--lr", "nan"], "lr is nan", "positive number"),
-    (["digits", "--lr", "fast"], "'--lr'", "is not a valid"),
+    (["digits", "--lr", "fast"], "'--lr'", "a valid"),
     (["digits", "--latent-dim", "0"], "latent_dim is 0", "at least 1"),
     (["digits", "--hidden", "0"], "hidden is (0,)", "hidden layers"),
     (["digits", "--init-scale", "-1"], "init_scale is -1.0", "positive number"),
