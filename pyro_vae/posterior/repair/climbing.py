@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from pyro_vae.posterior.evaluation.drawing import Pair
 from pyro_vae.posterior.pareto import khat_threshold
 from pyro_vae.posterior.repair.edges import Edge, look_beyond
 from pyro_vae.posterior.repair.judging import LARGEST_KHAT, Verdict, judged
-from pyro_vae.posterior.repair.mixture import GUIDE_SHARE, NEW_SHARE, Adapted, Mixture, adapt_mixture
+from pyro_vae.posterior.repair.mixture import GUIDE_SHARE, NEW_SHARE, Mixture
 from pyro_vae.posterior.repair.mode import fit_mode
 from pyro_vae.posterior.repair.nuts import whitened_nuts
 from pyro_vae.posterior.repair.proposals import Proposal, matched, round_draws
+from pyro_vae.posterior.repair.reached import Group, Reached, Rows, adapted_twice
 from pyro_vae.posterior.repair.resampling import resampled
 from pyro_vae.posterior.repair.search import (
     NOT_LOOKED_AT,
@@ -35,7 +36,6 @@ from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from pyro_vae.posterior.truth.chains import LARGEST_RHAT, SMALLEST_ESS_PER_CHAIN
 
 Array = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 STEPS = ("guide", "resample", "local", "nuts")
 
@@ -61,9 +61,6 @@ posterior has no edges to look beyond."""
 
 FEWEST_CANDIDATES = int(SMALLEST_ESS / EASY)
 """So that as many can be effective as belief asks for."""
-
-HARDER = 2.0
-"""How many times more candidates are taken where it did."""
 
 GROUP = 5_000_000
 """Coordinates of candidates that are held at once."""
@@ -190,7 +187,7 @@ class Ladder:
 
     def _looked_around(
         self, posterior: UnconstrainedPosterior, free: Tensor, rows: Rows, near: Normals | None
-    ) -> _Reached:
+    ) -> Reached:
         """Modes that the guide's draws have missed make them unbelievable."""
         guide = matched(free, torch.zeros_like(free[..., 0]))
         start = Normals(guide.loc, guide.tril)
@@ -203,13 +200,13 @@ class Ladder:
         modes = find_modes(posterior, Proposal(*refined.normals), refined.elbo, pool)
         self.modes[rows] = modes.counted()
         self.believable[rows] &= modes.reached_by(free, torch.from_numpy(self.log_evidence[rows])).numpy()
-        return _Reached(modes.mixture(), guide, free, torch.from_numpy(self.log_weight[rows].T))
+        return Reached(modes.mixture(), guide, free, torch.from_numpy(self.log_weight[rows].T))
 
-    def _weigh(self, step: str, posterior: UnconstrainedPosterior, start: _Reached, rows: Rows) -> _Reached:
+    def _weigh(self, step: str, posterior: UnconstrainedPosterior, start: Reached, rows: Rows) -> Reached:
         """Resampled draws of a mixture from where the step before or a fit left it; again, and more of them,
         where few are effective; and of one that has adapted itself where hardly any are."""
         generators = [np.random.default_rng([self.seed, STEPS.index(step), row]) for row in rows.tolist()]
-        group, mixture = _Group(posterior, rows, generators), start.mixture
+        group, mixture = Group(posterior, rows, generators), start.mixture
         if step == "local":
             mixture = Mixture.of(fit_mode(posterior, start.unit)).joined(mixture, 0.5)
         first = mixture.joined(Mixture.of(start.guide), GUIDE_SHARE)
@@ -224,13 +221,13 @@ class Ladder:
         if len(hard) == 0:
             return start
         at, group = torch.from_numpy(hard), group.part(hard)
-        adapted = _adapted_twice(group, mixture.part(at), start.part(hard))
+        adapted = adapted_twice(group, mixture.part(at), start.part(hard))
         self.least_evidence[group.rows] = np.fmax(self.least_evidence[group.rows], adapted.least.numpy())
         _, seen = self._draw(step, group, adapted.mixture, adapted.mixture, adapted.worth.numpy())
         return replace(start, mixture=start.mixture.replaced(at, seen))
 
     def _draw(
-        self, step: str, group: _Group, proposal: Mixture, mixture: Mixture, worth: Array
+        self, step: str, group: Group, proposal: Mixture, mixture: Mixture, worth: Array
     ) -> tuple[Array, Mixture]:
         """Judge as many candidates as it takes if that share of them is effective, and keep draws of them by
         their weights. Returned is which share really was, and the mixture with a component beyond the
@@ -274,7 +271,7 @@ class Ladder:
             for start in range(0, len(few), size):
                 yield few[start : start + size], candidates
 
-    def _move(self, posterior: UnconstrainedPosterior, reached: _Reached, rows: Rows) -> None:
+    def _move(self, posterior: UnconstrainedPosterior, reached: Reached, rows: Rows) -> None:
         """Chains from draws of every component, the guide's among them. Where one diverges, observations are
         taken apart until it is known whose it was."""
         each = 2 * max(-(-self.draws // self.chains), SMALLEST_ESS_PER_CHAIN)
@@ -307,64 +304,3 @@ class Ladder:
     def _keep(self, rows: Rows, values: dict[str, Tensor]) -> None:
         for site, value in values.items():
             self.values[site][:, rows] = value
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Observations that go through a step together."""
-
-    posterior: UnconstrainedPosterior
-    rows: Rows
-    """Which of all they are."""
-    generators: Sequence[np.random.Generator]
-    """One of each."""
-
-    def part(self, few: Rows) -> _Group:
-        """Some of them, counted from 0."""
-        generators = [self.generators[i] for i in few.tolist()]
-        return _Group(self.posterior.part(few), self.rows[few], generators)
-
-
-@dataclass(frozen=True)
-class _Reached:
-    """Where a group of observations stands: what is known of the posterior, and where the guide is."""
-
-    mixture: Mixture
-    guide: Proposal
-    free: Tensor
-    log_weight: Tensor
-    """The guide's draws as coordinates, (draws, observations, size), and what they weigh."""
-
-    @property
-    def weighted(self) -> Proposal:
-        """With the moments of the guide's weighted draws."""
-        return matched(self.free, self.log_weight)
-
-    @property
-    def unit(self) -> Proposal:
-        """With the moments of the mixture."""
-        return self.mixture.moments()
-
-    def part(self, rows: Rows) -> _Reached:
-        at = torch.from_numpy(rows)
-        return _Reached(self.mixture.part(at), self.guide.part(at), self.free[:, at], self.log_weight[:, at])
-
-    def replaced(self, rows: Rows, other: _Reached) -> _Reached:
-        return replace(self, mixture=self.mixture.replaced(torch.from_numpy(rows), other.mixture))
-
-
-def _adapted_twice(group: _Group, mixture: Mixture, start: _Reached) -> Adapted:
-    """A mixture of two that adapt independently of each other: what one misses, the other may find."""
-    n = len(group.rows)
-    twice = torch.arange(n).repeat(2)
-    mixture = mixture.joined(Mixture.of(start.weighted), 0.5)
-    generators = [own for pair in zip(*(g.spawn(2) for g in group.generators), strict=True) for own in pair]
-    both = adapt_mixture(
-        group.posterior.part(twice.numpy()), mixture.part(twice), start.guide.part(twice), generators
-    )
-    one, other = (both.part(rows) for rows in torch.arange(2 * n).split(n))
-    return Adapted(
-        one.mixture.joined(other.mixture, 0.5),
-        torch.minimum(one.worth, other.worth) / HARDER,
-        torch.maximum(one.least, other.least),
-    )
