@@ -11,8 +11,6 @@ import pyro_vae
 from pyro_vae.guides import AmortizedNormal, Refined
 from pyro_vae.models import VAE
 
-pytestmark = pytest.mark.arviz
-
 Pair = tuple[VAE, AmortizedNormal]
 
 ASKED: dict[str, Callable[[Pair, Tensor], Any]] = {

@@ -11,8 +11,6 @@ from pyro_vae.study import Study, StudyConfig, diagnose_again, make_pair, report
 from pyro_vae.study.config import read_config
 from tests.bad_input.cases import Case, check, table
 
-pytestmark = pytest.mark.arviz
-
 FIELDS = tuple(
     Case(f"{name}={value!r}", lambda n=name, v=value: StudyConfig(**{n: v}), ValueError, f"{name} is", remedy)
     for name, values, remedy in (

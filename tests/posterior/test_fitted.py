@@ -14,8 +14,6 @@ from pyro_vae.posterior import answer, compare, diagnose, from_pyro_svi, inferen
 from pyro_vae.posterior.evaluation.preparation import prepare
 from pyro_vae.svi import fit
 
-pytestmark = pytest.mark.arviz
-
 
 def digits(n=400):
     return torch.tensor(load_digits().data[:n], dtype=torch.float32)

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 import pyro_vae
 from pyro_vae import devices
 
-pytestmark = pytest.mark.arviz
-
 DIAGNOSTICS: dict[str, Callable[[Any, Any, Tensor], object]] = {
     "diagnose": lambda model, guide, x: pyro_vae.diagnose(model, guide, x, draws=50),
     "diagnose, refined": lambda model, guide, x: pyro_vae.diagnose(model, guide, x, draws=50, refined=True),

@@ -21,8 +21,6 @@ from pyro_vae.posterior.repair.search import REFINED
 from tests.posterior.gaussians import GaussianGuide, LinearGaussian, dense, diagonal, observations
 from tests.posterior.repair.targets import funnel
 
-pytestmark = pytest.mark.arviz
-
 
 def assert_exact(tree, model, x, rows):
     """Means and standard deviations within five standard errors of half as many independent draws."""

@@ -5,8 +5,6 @@ import pytest
 from pyro_vae.posterior.repair.ladder import repair
 from tests.posterior.repair.targets import Rate, all_targets, false_believable, few_targets
 
-pytestmark = pytest.mark.arviz
-
 
 def believed_and_wrong(targets):
     """Of all that is believed together, where the guide's draws reach every mode and where they do not."""
