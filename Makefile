@@ -36,7 +36,7 @@ test: check  ## check, then the whole test suite with the doctests; SEED=1: on o
 	OMP_NUM_THREADS=1 SEED=$(SEED) ORDER=$(ORDER) $(RUN)python -m pytest -n auto -m 'not slow' --hypothesis-seed=$(SEED)
 
 arviz: $(STAMP)  ## the tests that face ArviZ (for the other line: make arviz VENV=.venv-3.12 PYTHON=python3.12)
-	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto -m 'arviz and not slow' tests
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto -m 'arviz and not slow' $$(grep -rl --include='test_*.py' 'mark\.arviz' tests)
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(RUN)python -m pytest -m slow
