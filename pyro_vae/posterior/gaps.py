@@ -29,12 +29,12 @@ from pyro_vae.posterior.pareto import evidence_error, khat_threshold, pareto_kha
 from pyro_vae.posterior.repair.climbing import Ladder
 from pyro_vae.posterior.repair.judging import LARGEST_KHAT
 from pyro_vae.posterior.repair.ladder import ready, together_ladder
+from pyro_vae.posterior.repair.reached import Rows
 from pyro_vae.posterior.repair.together import Together
 from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 from pyro_vae.progress import progress_bar
 
 Array = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 STEPS_PER_NEWTON = 6
 """Steps of stochastic gradients that are worth one natural-gradient step."""

@@ -92,7 +92,7 @@ def _check_sweep(make_pair: Any, seeds: Any, options: dict[str, Any]) -> None:
     if options.get("checkpoint") is not None:
         raise TypeError("sweep takes no checkpoint; give each fit its own, fit(..., seed=0, checkpoint=...)")
     if not isinstance(seeds, Iterable) or isinstance(seeds, bytes):
-        raise TypeError(f"seeds is {brief(seeds)}; give one seed for each fit, such as range({seeds!r})")
+        raise TypeError(f"seeds is {brief(seeds)}; give one seed for each fit, such as range({brief(seeds)})")
     seeds = list(seeds)
     if not seeds:
         raise ValueError("seeds is empty; give at least one seed")

@@ -137,7 +137,8 @@ def fit_together(make_pair: MakePair, seeds: list[int], data: Any, options: dict
     for seed in seeds:
         pairs.append(seeded_pair(make_pair, seed))
         require_new(pairs[-1], pairs[:-1])
-    tensors, batch_size = _as_floats(data, pairs[0], seeds[0], options), options.get("batch_size", 128)
+    batch_size = options.get("batch_size", 128)
+    tensors = _as_floats(data, pairs[0], seeds[0], batch_size)
     how = Optimization(**{name: options[name] for name in OF_OPTIMIZATION & {*options} if options[name]})
     how = dataclasses.replace(how, objective=as_objective(how.objective))
     how = _about_all_data(how, pairs[0], ArrayBatches(tensors, batch_size, seeds[0]))
@@ -184,13 +185,13 @@ def _run_on_threads(fits: list[SeedFit], total: int, threads: int) -> None:
 
 
 def _as_floats(
-    data: Any, pair: tuple[Program, Program], seed: int, options: dict[str, Any]
+    data: Any, pair: tuple[Program, Program], seed: int, batch_size: int
 ) -> tuple[torch.Tensor, ...]:
     """The data as tensors, whole numbers made floats where :func:`fit` makes them so; or an error where they
     are outside the model's support."""
-    dtype, rows = float_dtype(*pair), options.get("batch_size", 128)
+    dtype = float_dtype(*pair)
     whole = as_tensors(data, device=torch.device("cpu"), dtype=dtype)
-    floats = meant_as_floats(*pair, tuple(part[:rows] for part in whole), dtype, seed=seed)
+    floats = meant_as_floats(*pair, tuple(part[:batch_size] for part in whole), dtype, seed=seed)
     check_support(pair[0], data, "data")
     return tuple(part.to(dtype) if i in floats else part for i, part in enumerate(whole))
 

@@ -199,7 +199,7 @@ def _refuse_what_cannot_move(pair: Pair) -> None:
 
 def _check_steps(steps: Sequence[str], chains: int, warmup: int) -> None:
     if isinstance(steps, str):
-        raise TypeError(f"steps is {brief(steps)}; give a sequence, ({steps!r},)")
+        raise TypeError(f"steps is {brief(steps)}; give a sequence, ({brief(steps)},)")
     unknown = [step for step in steps if step not in STEPS[1:]]
     if unknown:
         raise ValueError(f"steps has {unknown[0]!r}; the steps are {list(STEPS[1:])}")

@@ -17,7 +17,7 @@ from pyro_vae.posterior.repair.unconstrained import UnconstrainedPosterior
 Rows = NDArray[np.int64]
 
 HARDER = 2.0
-"""How many times more candidates are taken where it did."""
+"""How many times more candidates are taken where a mixture has adapted itself."""
 
 
 @dataclass(frozen=True)
